@@ -167,9 +167,7 @@ def test_images_arrays_and_tensors_give_the_same_page(noise: np.ndarray) -> None
 
 
 @pytest.mark.parametrize(("size", "kind", "error"), [(256, "png", 0.0), (257, "jpeg", 3.0)])
-def test_small_faces_are_stored_without_loss_and_large_ones_compactly(
-    size: int, kind: str, error: float
-) -> None:
+def test_small_faces_are_stored_without_loss_and_large_ones_compactly(size: int, kind: str, error: float) -> None:
     faces = world_faces(size, 95.0)
     found = re.findall(rf'src="data:image/{kind};base64,([^"]+)" alt="(\w+) face"', viewer_html(faces))
     assert tuple(name for _, name in found) == FACES
@@ -257,9 +255,7 @@ def test_faces_without_overlap_meet_without_a_line(open_page: Opener) -> None:
 
 
 def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders(open_page: Opener) -> None:
-    colors = np.array(
-        [[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250], [250, 20, 250]]
-    )
+    colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250], [250, 20, 250]])
     faces = np.broadcast_to(colors[:, None, None].astype(np.uint8), (6, 32, 32, 3))
     page = open_page(faces, width=200, height=200, fov=95.0)
     t = math.tan(math.radians(47.5))
@@ -267,9 +263,7 @@ def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders
         rays = directions(200, yaw, pitch, 60)
         weights = []
         for name in FACES:
-            right, up, axis = (rays @ rotation_matrix(*map(float, LOOKS[name])).double().numpy()).transpose(
-                2, 0, 1
-            )
+            right, up, axis = (rays @ rotation_matrix(*map(float, LOOKS[name])).double().numpy()).transpose(2, 0, 1)
             reach = np.maximum(np.abs(right), np.abs(up)) / np.where(axis > 0, axis, np.nan)
             weights.append(np.nan_to_num(np.clip((t - reach) / (t - 1), 0, 1)))
         blend = np.moveaxis(np.array(weights), 0, -1)
@@ -280,16 +274,12 @@ def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders
 
 def test_a_photograph_looks_as_it_does_in_the_panorama(open_page: Opener) -> None:
     with Image.open(SAMPLES / "potsdamer_platz.jpg") as image:
-        panorama = (
-            torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].double() / 127.5 - 1
-        )
+        panorama = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].double() / 127.5 - 1
     size = panorama.shape[-1] * 3 // 8
     faces = equirect_to_cube(panorama, size, 95.0, mode="bicubic")[0]
     page = open_page(faces.float(), width=256, height=256)
     for yaw, pitch in [(0, 0), (45, 30), (-120, -40)]:
-        truth = (
-            equirect_to_perspective(panorama, 256, 80.0, float(yaw), float(pitch), mode="bicubic")[0] + 1
-        ) * 127.5
+        truth = (equirect_to_perspective(panorama, 256, 80.0, float(yaw), float(pitch), mode="bicubic")[0] + 1) * 127.5
         error = seen(page, yaw, pitch, 80) - truth.clamp(0, 255).permute(1, 2, 0).numpy()
         assert 10 * math.log10(255**2 / (error**2).mean()) > 36
 
@@ -298,9 +288,7 @@ def test_a_photograph_looks_as_it_does_in_the_panorama(open_page: Opener) -> Non
 
 
 @pytest.fixture(scope="module")
-def shared_page(
-    browser: Browser, noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Page]:
+def shared_page(browser: Browser, noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with opened(browser, tmp_path_factory.mktemp("viewer")) as open_page:
         yield open_page(noise, width=400, height=300, prompt="a quiet hall", title="The hall")
 
@@ -394,9 +382,7 @@ def test_full_screen_by_button_and_by_key(page: Page) -> None:
 def test_keys_move_smoothly_unless_the_user_wants_no_motion(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, motion="no-preference")
     page.keyboard.press("ArrowRight")
-    first = page.evaluate(
-        "new Promise(done => requestAnimationFrame(() => done(cubediffViewer.getShown().yaw)))"
-    )
+    first = page.evaluate("new Promise(done => requestAnimationFrame(() => done(cubediffViewer.getShown().yaw)))")
     page.evaluate("cubediffViewer.settled()")
     assert 0 < first < page.evaluate("cubediffViewer.getShown().yaw") == pytest.approx(7.5)
 
@@ -446,9 +432,7 @@ def test_a_hostile_prompt_is_shown_and_not_run(open_page: Opener, noise: np.ndar
     assert page.evaluate("typeof window.hacked") == "undefined"
 
 
-def test_without_webgl2_the_page_says_so_and_shows_the_faces_flat(
-    open_page: Opener, noise: np.ndarray
-) -> None:
+def test_without_webgl2_the_page_says_so_and_shows_the_faces_flat(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(
         noise,
         width=900,

@@ -50,9 +50,7 @@ _COARSE = 1.25  # source pixels per output pixel, at a face's centre, from which
 # ------------------------------------------------------------------------------------------------ rays
 
 
-def face_directions(
-    size: int, fov: float = 95.0, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "6 s s 3"]:
+def face_directions(size: int, fov: float = 95.0, dtype: torch.dtype = torch.float32) -> Float[Tensor, "6 s s 3"]:
     """Unit vectors through the pixel centres of six `size` × `size` faces of `fov` degrees, in FACES order.
 
     Samples that lie on the face's border instead (linspace with both ends, as py360convert and the public SD
@@ -61,9 +59,7 @@ def face_directions(
     tan = _tan_half(fov)
     _check_size(size, "size")
     across = tan * ((2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1)
-    plane = torch.stack(
-        [across.expand(size, size), -across[:, None].expand(size, size), torch.ones(size, size)], -1
-    )
+    plane = torch.stack([across.expand(size, size), -across[:, None].expand(size, size), torch.ones(size, size)], -1)
     rays = torch.einsum("ijk,fkw->fijw", plane, torch.tensor(_FRAMES, dtype=torch.float64))
     return F.normalize(rays, dim=-1).to(dtype)
 
@@ -97,9 +93,7 @@ def position_map(size: int, fov: float = 95.0, encoding: str = "uv") -> Float[Te
         channels = rays
     elif encoding in ("uv", "uv_pi"):
         yaw, pitch = _angles(rays)
-        channels = torch.stack(
-            [yaw / math.tau + 0.5, pitch / (math.pi if encoding == "uv" else math.tau) + 0.5], -1
-        )
+        channels = torch.stack([yaw / math.tau + 0.5, pitch / (math.pi if encoding == "uv" else math.tau) + 0.5], -1)
     else:
         raise ValueError(f"unknown position encoding {encoding!r}: use 'uv', 'uv_pi' or 'xyz'")
     return channels.movedim(-1, 1).float().contiguous()
@@ -140,18 +134,21 @@ def equirect_to_cube(
     _check_panorama(panorama)
     _check_size(size, "size")
     batch, _, height, width = panorama.shape
+    if rotation is not None and rotation.shape != (batch, 3, 3):
+        raise ValueError(f"rotation must be (B, 3, 3) with B = {batch}, not {tuple(rotation.shape)}")
+    if batch > 1 and panorama.device.type == "cpu":  # one after the other: a whole batch leaves the caches
+        turns = [None] * batch if rotation is None else rotation.split(1)
+        each = zip(panorama.split(1), turns, strict=True)
+        return torch.cat([equirect_to_cube(p, size, fov, r, mode=mode, antialias=antialias) for p, r in each])
     work = _work_dtype(panorama)
     ratio = width / math.pi * _tan_half(fov) / size if antialias else 1.0
     image, margin, fine = _prepared(panorama, work, ratio)
     if rotation is None:
         grid = _cube_grid(fine * size, fov, height, margin, work, panorama.device)
-    elif rotation.shape == (batch, 3, 3):
-        rays = face_directions(fine * size, fov, torch.float64).to(panorama.device, work)
-        rays = _turned(rays[None], rotation.to(panorama.device, work))
-        grid = _panorama_grid(rays, height, margin)
     else:
-        raise ValueError(f"rotation must be (B, 3, 3) with B = {batch}, not {tuple(rotation.shape)}")
-    if batch == 1:  # grid_sample's threads share the batch: six faces of one panorama, or many panoramas
+        rays = face_directions(fine * size, fov, torch.float64).to(panorama.device, work)
+        grid = _panorama_grid(_turned(rays[None], rotation.to(panorama.device, work)), height, margin)
+    if batch == 1:  # the CPU's threads share a batch: let it be the faces
         faces = _lookup(image.expand(6, -1, -1, -1), grid[0], mode, fine)[None]
     else:
         grid = grid.flatten(1, 2).expand(batch, -1, -1, -1)
@@ -181,9 +178,7 @@ def equirect_to_perspective(
     _check_size(columns, "width")
     work = _work_dtype(panorama)
     device = panorama.device
-    narrowest = min(
-        _tan_half(value) for value in (fov.flatten().tolist() if isinstance(fov, Tensor) else [fov])
-    )
+    narrowest = min(_tan_half(value) for value in (fov.flatten().tolist() if isinstance(fov, Tensor) else [fov]))
     half, *turns = (torch.as_tensor(a, dtype=work, device=device) for a in (fov, yaw, pitch, roll))
     tan = torch.deg2rad(half / 2).tan()
     turn = rotation_matrix(*turns)
@@ -228,6 +223,8 @@ def cube_to_equirect(
         raise ValueError(f"fov is {fov}°: six faces cover the sphere from 90° on, and must stay below 180°")
     _check_size(height, "height")
     batch, size = faces.shape[0], faces.shape[-1]
+    if batch > 1 and faces.device.type == "cpu":
+        return torch.cat([cube_to_equirect(cube, height, fov, overlap, mode) for cube in faces.split(1)])
     work = _work_dtype(faces)
     fine = 1
     while size * math.pi > _COARSE * fine * 2 * height * _tan_half(fov):
@@ -236,7 +233,11 @@ def cube_to_equirect(
     atlas = F.pad(faces.to(work).flatten(0, 1), (margin,) * 4, mode="replicate")
     atlas = atlas.unflatten(0, (batch, 6)).transpose(1, 2).flatten(2, 3)  # (B, C, 6·(S + 4), S + 4)
     (_, grid, _), *overlapping = _cube_layers(fine * height, fov, overlap, size, margin, work, faces.device)
-    nearest = _lookup(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
+    if batch == 1:
+        bands = grid[0].unflatten(0, (math.gcd(height, 8), -1))
+        nearest = _lookup(atlas.expand(len(bands), -1, -1, -1), bands, mode).transpose(0, 1).flatten(1)[None]
+    else:
+        nearest = _lookup(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
     panorama = nearest
     for where, grid, weight in overlapping:
         other = _lookup(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
@@ -256,9 +257,7 @@ def _cube_layers(
     step = math.pi / height
     yaw = (torch.arange(2 * height, dtype=torch.float64) + 0.5) * step - math.pi
     pitch = math.pi / 2 - (torch.arange(height, dtype=torch.float64)[:, None] + 0.5) * step
-    rays = torch.stack(
-        torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1
-    )
+    rays = torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1)
     local = torch.einsum("fkw,nw->kfn", torch.tensor(_FRAMES, dtype=torch.float64), rays.flatten(0, 1))
     u, v = local[:2] / local[2]  # (6, N) each
     reach = torch.where(local[2] > 0, torch.maximum(u.abs(), v.abs()), torch.inf)
@@ -326,9 +325,7 @@ def _prepared(panorama: Tensor, work: torch.dtype, ratio: float) -> tuple[Tensor
     image[..., :m] = image[..., width : width + m].clone()
     image[..., -m:] = image[..., m : 2 * m].clone()
     if shrink > 1:
-        image = F.interpolate(
-            image, [round(n / shrink) for n in image.shape[-2:]], mode="bilinear", antialias=True
-        )
+        image = F.interpolate(image, [round(n / shrink) for n in image.shape[-2:]], mode="bilinear", antialias=True)
     return image, m, 2 if ratio > _COARSE else 1
 
 
@@ -362,9 +359,7 @@ def _tan_half(fov: float) -> float:
 
 def _check_panorama(panorama: Tensor) -> None:
     if panorama.ndim != 4 or panorama.shape[-1] != 2 * panorama.shape[-2] or panorama.shape[-2] == 0:
-        raise ValueError(
-            f"a panorama must be (B, C, H, 2H), twice as wide as high, not {tuple(panorama.shape)}"
-        )
+        raise ValueError(f"a panorama must be (B, C, H, 2H), twice as wide as high, not {tuple(panorama.shape)}")
 
 
 def _check_size(size: int, name: str) -> None:

@@ -1,0 +1,41 @@
+"""Panoramas from folders to batches: sources → write → stream → shards, and procedural ones where there
+are none (the paper's training data: panoramas with one caption each, or one per face)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cubediff.data.example import create_example_dataset
+    from cubediff.data.shards import PanoramaDataModule
+    from cubediff.data.sources import DataError
+    from cubediff.data.stream import CubeBatch, PanoramaBatch
+    from cubediff.data.write import build_shards
+
+__all__ = [
+    "CubeBatch",
+    "DataError",
+    "PanoramaBatch",
+    "PanoramaDataModule",
+    "build_shards",
+    "create_example_dataset",
+]
+
+_ROOMS = {
+    "CubeBatch": "stream",
+    "DataError": "sources",
+    "PanoramaBatch": "stream",
+    "PanoramaDataModule": "shards",
+    "build_shards": "write",
+    "create_example_dataset": "example",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

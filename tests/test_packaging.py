@@ -1,0 +1,195 @@
+"""What leaves the checkout works outside it: wheels, the light import, the command lines, the pins."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+import cubediff
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/cubediff"
+ENTRIES = sorted(
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    for file in PACKAGE.rglob("*.py")
+    if 'if __name__ == "__main__":' in file.read_text()
+)
+
+
+def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command away from the checkout's environment variables and shows what it printed if it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+    result = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command} failed:\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+    return result
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    built = {}
+    for name, options in {"from the checkout": ["--wheel"], "from the sdist": []}.items():
+        folder = tmp_path_factory.mktemp("dist")
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, *options, ROOT)
+        (built[name],) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.parametrize("way", ["from the checkout", "from the sdist"])
+def test_wheel_holds_every_config_and_every_file_of_the_package(wheels: dict[str, Path], way: str) -> None:
+    files = {f"cubediff/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    files |= {
+        f"cubediff/{path.relative_to(PACKAGE)}"
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    assert "cubediff/conf/train.yaml" in files
+    assert "cubediff/py.typed" in files
+    with zipfile.ZipFile(wheels[way]) as wheel:
+        inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert inside == files
+
+
+def test_version_is_the_same_in_the_package_the_wheels_and_the_changelog(wheels: dict[str, Path]) -> None:
+    for wheel in wheels.values():
+        assert wheel.name == f"cubediff-{cubediff.__version__}-py3-none-any.whl"
+    assert f"## [{cubediff.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_importing_cubediff_imports_no_library_at_all() -> None:
+    code = "import sys; before = {*sys.modules}; import cubediff; print(*{*sys.modules} - before)"
+    imported = {name.split(".")[0] for name in run(sys.executable, "-c", code).stdout.split()}
+    assert imported - sys.stdlib_module_names == {"cubediff"}
+
+
+def test_pipeline_arrives_when_it_is_asked_for_and_a_typo_is_an_attribute_error() -> None:
+    from cubediff.pipeline import CubeDiffPipeline
+
+    assert cubediff.CubeDiffPipeline is CubeDiffPipeline
+    assert "CubeDiffPipeline" in dir(cubediff)
+    with pytest.raises(AttributeError, match="CubeDifPipeline"):
+        _ = cubediff.CubeDifPipeline
+
+
+def test_the_command_lines_of_the_readme_exist() -> None:
+    named = set(re.findall(r"python -m cubediff\.([\w.]+)", (ROOT / "README.md").read_text()))
+    assert {"prepare", "train", "generate"} <= named <= set(ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_answers_within_two_seconds_of_cpu_and_without_torch(entry: str, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = run(sys.executable, "-X", "importtime", "-m", f"cubediff.{entry}", "--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "diffusers", "transformers"}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    assert len(result.stdout) > 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_constraints_pin_all_that_an_installation_here_brings() -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = [Requirement(line) for line in lines if line]
+    assert all(str(pin.specifier).startswith("==") and pin.url is None for pin in pins)
+    here = {canonicalize_name(pin.name): pin for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    queue = [("cubediff", frozenset({"test", "dev", ""}))]
+    seen = set()
+    while queue:
+        name, extras = queue.pop()
+        seen.add((name, extras))
+        for line in distribution(name).requires or []:
+            need = Requirement(line)
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
+                key = canonicalize_name(need.name)
+                assert key in here, f"{name} needs {need}, which constraints.txt does not pin"
+                assert need.specifier.contains(str(here[key].specifier)[2:], prereleases=True), f"{name}: {need}"
+                if (item := (key, frozenset({*need.extras, ""}))) not in seen:
+                    queue.append(item)
+
+
+def walk_the_whole_way(python: Path, folder: Path) -> None:
+    """Examples, shards, two training steps and a panorama by a wheel, nothing of the checkout in reach."""
+    place = json.loads(
+        run(python, "-c", "import cubediff, json, sys; print(json.dumps([cubediff.__file__, *sys.path]))").stdout
+    )
+    assert not any(Path(path).is_relative_to(ROOT / part) for path in place for part in ("src", "conf", "tests"))
+    assert str(ROOT) not in place
+    example = "import cubediff.data; cubediff.data.create_example_dataset(4, 'panoramas')"
+    run(python, "-c", example, cwd=folder)
+    run(
+        python,
+        "-m",
+        "cubediff.prepare",
+        "panoramas",
+        "shards",
+        "--captions",
+        "panoramas/captions.jsonl",
+        cwd=folder,
+    )
+    run(
+        *(python, "-m", "cubediff.train", "experiment=tiny_cpu", "model=tiny_random", "data.path=shards"),
+        *("run_dir=run", "trainer.max_steps=2"),
+        cwd=folder,
+    )
+    run(
+        *(
+            python,
+            "-m",
+            "cubediff.generate",
+            "--model",
+            "run/export",
+            "--prompt",
+            "a red room",
+            "--output",
+            "out",
+        ),
+        *("--steps", "2", "--seed", "1", "--save-faces"),
+        cwd=folder,
+    )
+    with Image.open(folder / "out/panorama.jpg") as panorama:
+        assert panorama.width == 2 * panorama.height
+    faces = {path.stem for path in (folder / "out/faces").glob("*.png")}
+    assert faces == {"front", "right", "back", "left", "up", "down"}
+    assert "<html" in (folder / "out/viewer.html").read_text()
+    assert json.loads((folder / "out/generation.json").read_text())["seed"] == 1
+
+
+def test_wheel_goes_the_whole_way_on_borrowed_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """A .pth file lends this environment's libraries; the editable checkout's own .pth is not followed."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    with zipfile.ZipFile(wheels["from the checkout"]) as wheel:
+        wheel.extractall(site)
+    walk_the_whole_way(python, tmp_path)
+
+
+@pytest.mark.slow
+def test_wheel_of_the_sdist_goes_the_whole_way_in_a_clean_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    pip = (
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--constraint",
+        ROOT / "constraints.txt",
+    )
+    run(*pip, wheels["from the sdist"])
+    walk_the_whole_way(python, tmp_path)

@@ -1,0 +1,418 @@
+"""What a training step gets from shards: every panorama as often as it should, turned, with true captions."""
+
+import itertools
+import json
+import logging
+import multiprocessing
+import random
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cubediff.data import DataError, PanoramaDataModule, build_shards
+from cubediff.data.stream import draw_view, resize_panorama
+from cubediff.geometry import FACES, equirect_to_cube
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+
+SAMPLES = Path(__file__).parents[1] / "data" / "samples"
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "yellow": (230, 220, 30),
+    "white": (250, 250, 250),
+    "black": (10, 10, 10),
+}
+
+
+def room() -> Image.Image:
+    """Four walls, ceiling and floor in the colours of COLOURS, in FACES order."""
+    yaw = ((np.arange(128) + 0.5) / 128 - 0.5) * 360
+    pitch = (0.5 - (np.arange(64) + 0.5) / 64) * 180
+    wall = np.round(yaw / 90).astype(int) % 4
+    index = np.where(pitch[:, None] > 50, 4, np.where(pitch[:, None] < -50, 5, wall))
+    return Image.fromarray(np.array(list(COLOURS.values()), np.uint8)[index])
+
+
+def shards(path: Path, count: int, *, val: float = 0.0, shard_size: int = 4, faces: bool = False) -> Path:
+    source = path / "source"
+    source.mkdir(parents=True)
+    records = []
+    for i in range(count):
+        coarse = np.random.default_rng(i).integers(0, 256, (2, 4, 3), np.uint8)
+        (room() if faces else Image.fromarray(coarse).resize((64, 32))).save(source / f"{i:03d}.png")
+        record = {"file": f"{i:03d}.png", "caption": f"panorama {i:03d}"}
+        records.append(record | ({"faces": dict(zip(FACES, COLOURS, strict=True))} if faces else {}))
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    build_shards(source, path / "shards", val_fraction=val, shard_size=shard_size)
+    return path / "shards"
+
+
+def data(path: Path, rank: int = 0, world: int = 1, step: int | None = None, **options: Any) -> PanoramaDataModule:
+    module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=0, current_epoch=0)
+    if step is not None:
+        module.load_state_dict({"seed": 0, "epoch": 1, "step": step})
+    module.setup("fit")
+    return module
+
+
+def keys(loader: Any) -> list[str]:
+    return [key for batch in loader for key in batch["key"]]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 panoramas: some 16 to train on and 8 to validate with, in shards of 4."""
+    return shards(tmp_path_factory.mktemp("many"), 24, val=0.3)
+
+
+# ---- one sample --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", ["faces", "panorama"])
+def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str) -> None:
+    """Walls of known colours: after the turn, the colour at a face's centre is the one its caption names."""
+    module = data(shards(tmp_path, 8, faces=True), batch_size=8, face_caption_probability=float(shown == "faces"))
+    yaws = []
+    for batch in itertools.chain(*([module.train_dataloader()] * 4)):
+        cube = module.on_after_batch_transfer(batch, 0)
+        yaws += cube["yaw"].tolist()
+        for faces, prompts, yaw in zip(cube["faces"], cube["prompts"], cube["yaw"], strict=True):
+            if shown == "panorama":
+                assert len(set(prompts)) == 1
+                assert prompts[0].startswith("panorama")
+                continue
+            centres = (faces[:, :, 7:9, 7:9].mean((-1, -2)) + 1) * 127.5
+            for centre, name in zip(centres, prompts, strict=True):
+                assert (centre - torch.tensor(COLOURS[name])).abs().max() < 25, (float(yaw), name)
+    turns = {round(yaw / 90) % 4 for yaw in yaws}
+    assert turns == {0, 1, 2, 3}
+    off = max(abs((yaw + 45) % 90 - 45) for yaw in yaws)
+    assert off > 30 if shown == "panorama" else 5 < off <= 15
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 45), st.booleans())
+def test_captions_of_the_faces_are_rolled_with_the_turn(
+    seed: int, probability: float, jitter: float, turn: bool
+) -> None:
+    faces = {face: face for face in FACES}
+    view = draw_view("all", faces, random.Random(seed), probability, jitter, turn)
+    if view.prompts != ["all"] * 6:
+        quarter = round(view.yaw / 90) if jitter < 45 else FACES.index(view.prompts[0])
+        assert view.prompts == [FACES[(i + quarter) % 4] for i in range(4)] + ["up", "down"]
+        assert abs(view.yaw - 90 * quarter) <= jitter
+    assert turn or view.yaw == 0
+    assert draw_view("all", None, random.Random(seed), probability, jitter, turn).prompts == ["all"] * 6
+
+
+def test_without_turning_the_faces_are_those_of_the_panorama(tmp_path: Path) -> None:
+    module = data(shards(tmp_path, 2, faces=True), yaw="none", face_caption_probability=1.0)
+    batch = next(iter(module.train_dataloader()))
+    assert batch["yaw"].tolist() == [0, 0]
+    assert batch["prompts"] == [list(COLOURS)] * 2
+    panorama = batch["panorama"].double() / 127.5 - 1
+    expected = equirect_to_cube(panorama, 16, 95.0, mode="bicubic").clamp(-1, 1)
+    cube = module.on_after_batch_transfer(batch, 0)
+    assert set(cube) == {"faces", "yaw", "prompts", "key"}
+    assert cube["faces"].dtype == torch.float32
+    assert cube["faces"].shape == (2, 6, 3, 16, 16)
+    torch.testing.assert_close(cube["faces"].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_sample_panoramas_arrive_at_any_size_as_they_are(tmp_path: Path) -> None:
+    build_shards(SAMPLES, tmp_path / "shards", val_fraction=0.9)
+    module = data(tmp_path / "shards", face_size=64)
+    assert module.panorama_height == 128
+    for batch in module.val_dataloader():
+        assert batch["panorama"].shape[1:] == (3, 128, 256)
+        assert batch["panorama"].dtype == torch.uint8
+        for image, key in zip(batch["panorama"], batch["key"], strict=True):
+            with Image.open(SAMPLES / f"{key}.jpg") as file:
+                expected = np.asarray(file.convert("RGB").reduce(file.height // 128), np.float64)
+            assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 1
+
+
+@pytest.mark.parametrize(("height", "wanted"), [(64, 96), (48, 64), (30, 64), (31, 64), (64, 65)])
+def test_enlarging_treats_the_seam_like_any_other_column(height: int, wanted: int) -> None:
+    """Turning by a quarter before or after enlarging gives the same picture, seam and poles included."""
+    image = np.random.default_rng(0).integers(0, 256, (height, 2 * height, 3), np.uint8)
+    turned = resize_panorama(np.roll(image, height, axis=1), wanted)
+    expected = np.roll(resize_panorama(image, wanted), wanted, axis=1)
+    assert turned.shape == (wanted, 2 * wanted, 3)
+    assert np.abs(turned.astype(int) - expected).max() <= 1
+    plain = cv2.resize(image, (2 * wanted, wanted), interpolation=cv2.INTER_CUBIC)
+    inside = np.s_[4:-4, 4:-4]
+    assert np.abs(resize_panorama(image, wanted)[inside].astype(int) - plain[inside]).max() <= 1
+
+
+def test_shrinking_keeps_the_mean_and_the_turn() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 192, 3), np.uint8)
+    small = resize_panorama(image, 40)
+    assert abs(small.mean(dtype=np.float64) - image.mean(dtype=np.float64)) < 0.5
+    turned = resize_panorama(np.roll(image, 96, axis=1), 40)
+    assert np.abs(turned.astype(int) - np.roll(small, 40, axis=1)).max() <= 1
+
+
+# ---- the training stream -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_shows_every_panorama_equally_often(many: Path, workers: int) -> None:
+    """No matter where epochs end: each reader goes through all of its shards before it sees one again."""
+    module = data(many, num_workers=workers, batch_size=3, shuffle_buffer=5)
+    total = module.samples("train")
+    loader = module.train_dataloader()
+    epochs = [keys(loader) for _ in range(12)]
+    assert {len(epoch) for epoch in epochs} == {total // 3 * 3}
+    counts = Counter(itertools.chain(*epochs))
+    assert len(counts) == total
+    assert max(counts.values()) <= 12 + 4  # a buffer's worth of luck for each reader, not more
+    assert min(counts.values()) >= 12 - 6
+    assert len({tuple(epoch) for epoch in epochs}) == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stream_is_a_function_of_the_seed(many: Path, workers: int) -> None:
+    def stream(**options: Any) -> list[tuple]:
+        module = data(many, num_workers=workers, **options)
+        loader = module.train_dataloader()
+        return [(b["key"], b["yaw"].tolist(), b["prompts"]) for _ in range(2) for b in loader]
+
+    first = stream()
+    assert stream() == first
+    others = [stream(seed=1), stream(rank=1, world=2), stream(step=100)]
+    assert all(other != first for other in others)
+    assert others[0] != others[1] != others[2]
+
+
+def test_two_workers_and_two_ranks_draw_different_streams_from_one_shard(tmp_path: Path) -> None:
+    """One shard for four readers: none hangs, none starves, no two see the same order."""
+    path = shards(tmp_path, 12, shard_size=12)
+    orders = []
+    for rank in range(2):
+        module = data(path, rank, 2, num_workers=2, batch_size=1)
+        loader = module.train_dataloader()
+        seen = keys(itertools.chain(loader, loader))
+        assert len(seen) == 2 * (12 // 2)
+        orders += [tuple(seen[0::2]), tuple(seen[1::2])]
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_an_epoch_is_as_many_batches_as_all_devices_fill_together(many: Path, world: int) -> None:
+    module = data(many, 0, world, batch_size=2)
+    loader = module.train_dataloader()
+    assert len(loader) == module.samples("train") // (2 * world) == len(list(loader))
+    assert len(list(data(many, batch_size=1000).train_dataloader())) == 1
+
+
+def test_a_batch_larger_than_the_data_is_filled(tmp_path: Path) -> None:
+    (batch,) = data(shards(tmp_path, 3), batch_size=8).train_dataloader()
+    assert len(batch["key"]) == 8
+    assert set(batch["key"]) == {"000", "001", "002"}
+
+
+# ---- validation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_validation_shows_every_panorama_once_over_all_readers(many: Path, world: int, workers: int) -> None:
+    parts = []
+    for rank in range(world):
+        module = data(many, rank, world, num_workers=workers, batch_size=3)
+        loader = module.val_dataloader()
+        for _ in range(2):  # a second epoch shows the same
+            batches = list(loader)
+            assert len(batches) == len(loader)
+            seen = keys(batches)
+        parts.append(seen)
+        assert all(yaw == 0 for batch in batches for yaw in batch["yaw"])
+        for batch in batches:
+            assert batch["prompts"] == [[f"panorama {key}"] * 6 for key in batch["key"]]
+    everything = list(itertools.chain(*parts))
+    assert len(everything) == len(set(everything)) == module.samples("val")
+    training = set(keys(data(many, batch_size=1).train_dataloader()))
+    assert training.isdisjoint(everything)
+
+
+def test_fewer_shards_than_readers_and_more_readers_than_panoramas_do_no_harm(tmp_path: Path) -> None:
+    path = shards(tmp_path, 3, val=0.4, shard_size=100)
+    module = data(path, num_workers=4)
+    assert module.samples("val") < 4
+    assert len(keys(module.val_dataloader())) == module.samples("val")
+    with pytest.raises(DataError, match=r"validation panoramas for 5 devices.*--val-fraction"):
+        data(path, 4, 5).val_dataloader()
+
+
+def test_limit_val_takes_the_first(many: Path) -> None:
+    all_of_them = keys(data(many).val_dataloader())
+    assert keys(data(many, limit_val=3).val_dataloader()) == all_of_them[:3]
+    assert keys(data(many, limit_val=1000).val_dataloader()) == all_of_them
+
+
+def test_no_validation_panoramas_give_no_loader(tmp_path: Path) -> None:
+    assert data(shards(tmp_path, 3)).val_dataloader() == []
+
+
+# ---- damage ------------------------------------------------------------------------------------------------
+
+
+def spoil(path: Path, *names: str) -> None:
+    """Overwrites the middle of members of a shard, leaving the tar in order."""
+    with tarfile.open(path) as tar:
+        places = [(tar.getmember(n).offset_data, tar.getmember(n).size) for n in names]
+    with path.open("r+b") as file:
+        for start, size in places:
+            file.seek(start + size // 2)
+            file.write(b"\xff\x00damage")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_damaged_is_skipped_counted_and_said(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shards(tmp_path, 6, shard_size=6)
+    spoil(path / "train-000000.tar", "002.jpg", "004.json")
+    module = data(path, num_workers=workers, batch_size=4)
+    with caplog.at_level(logging.WARNING):
+        seen = Counter(keys(itertools.chain(*[module.train_dataloader()] * 6)))
+    assert set(seen) == {"000", "001", "003", "005"}
+    assert module.skipped >= 4
+    if workers == 0:  # the workers' own go to their standard error
+        messages = [r.getMessage() for r in caplog.records]
+        assert "1 samples skipped so far" in messages[0]
+        assert "train-000000.tar" in messages[0]
+        assert len(messages) <= 3
+
+
+def test_a_shard_that_breaks_off_inside_counts_what_is_lost(tmp_path: Path) -> None:
+    """A damaged tar header hides the rest of its shard: the other shards go on, and the loss is counted."""
+    path = shards(tmp_path, 8, val=0.0, shard_size=4)
+    with tarfile.open(path / "train-000000.tar") as tar:
+        members = tar.getmembers()
+    with (path / "train-000000.tar").open("r+b") as file:
+        file.seek(members[4].offset)
+        file.write(b"x" * 512)
+    module = data(path, batch_size=6)
+    lost = {m.name.partition(".")[0] for m in members[4:]}
+    assert set(keys(itertools.chain(*[module.train_dataloader()] * 8))) == {f"{i:03d}" for i in range(8)} - lost
+    assert module.skipped % 2 == 0
+    assert module.skipped > 0
+
+
+def test_validation_skips_damage_once_and_training_on_nothing_else_is_an_error(tmp_path: Path) -> None:
+    path = shards(tmp_path, 6, val=0.4, shard_size=6)
+    for name in ("train", "val"):
+        with tarfile.open(path / f"{name}-000000.tar") as tar:
+            names = [n for n in tar.getnames() if n.endswith(".jpg")]
+        spoil(path / f"{name}-000000.tar", *(names if name == "train" else names[:1]))
+    module = data(path)
+    assert len(keys(module.val_dataloader())) == module.samples("val") - 1
+    assert module.skipped == 1
+    with pytest.raises(DataError, match="samples in a row cannot be read"):
+        list(module.train_dataloader())
+
+
+def test_a_folder_that_is_no_dataset_is_refused_before_training(tmp_path: Path, many: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no manifest\.json.*data\.path="):
+        data(tmp_path)
+    shutil.copytree(many, tmp_path / "copy")
+    shard = tmp_path / "copy" / "train-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1000])
+    with pytest.raises(DataError, match=r"train-000001\.tar has \d+ bytes instead of"):
+        data(tmp_path / "copy")
+    shard.unlink()
+    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
+        data(tmp_path / "copy")
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.write_text('{"format": "cubediff-shards", "version": 99}')
+    with pytest.raises(DataError, match="version 99"):
+        data(tmp_path / "copy")
+    manifest.write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        data(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"batch_size": 0},
+        {"yaw": "random"},
+        {"face_caption_probability": 1.5},
+        {"face_caption_jitter": 50.0},
+        {"limit_val": 0},
+        {"num_workers": -1},
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=next(iter(option))):
+        PanoramaDataModule(tmp_path, **{"batch_size": 2, "face_size": 16} | option)
+
+
+# ---- with Lightning ----------------------------------------------------------------------------------------
+
+
+class Recorder(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[str, list[str]] = {"train": [], "val": []}
+
+    def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
+        self.seen["train"] += batch["key"]
+        return self.weight * batch["faces"].mean()
+
+    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        self.seen["val"] += batch["key"]
+        self.log("val/mean", batch["faces"].mean(), batch_size=len(batch["key"]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lightning_trains_validates_and_resumes_with_another_stream(many: Path, tmp_path: Path, workers: int) -> None:
+    def fit(steps: int, checkpoint: Path | None = None) -> tuple[Recorder, L.Trainer]:
+        module = PanoramaDataModule(many, batch_size=2, face_size=16, num_workers=workers)
+        model = Recorder()
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, module, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        return model, trainer
+
+    before = set(multiprocessing.active_children())
+    first, trainer = fit(9)
+    assert set(multiprocessing.active_children()) <= before  # the workers have ended with the training
+    assert len(first.seen["train"]) == 2 * 9
+    assert set(first.seen["val"]) == set(keys(data(many).val_dataloader()))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=False)["PanoramaDataModule"]
+    assert state == {"seed": 0, "epoch": trainer.current_epoch, "step": 9}
+    resumed, _ = fit(14, tmp_path / "a.ckpt")
+    replay, _ = fit(5)
+    assert len(resumed.seen["train"]) == 2 * 5
+    assert replay.seen["train"] == first.seen["train"][:10]
+    assert resumed.seen["train"] != replay.seen["train"]

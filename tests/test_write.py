@@ -1,0 +1,453 @@
+"""What prepare accepts, refuses and writes."""
+
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image, ImageCms
+from typer.testing import CliRunner
+
+from cubediff.data import write
+from cubediff.data.sources import DataError, load_panorama, tone_map
+from cubediff.data.write import build_shards
+from cubediff.geometry import FACES
+from cubediff.prepare import app
+
+SAMPLES = Path(__file__).parents[1] / "data" / "samples"
+FACE_CAPTIONS = {face: f"the {face}" for face in FACES}
+
+
+def picture(seed: int = 0, width: int = 64, height: int = 32) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def folder(path: Path, count: int = 5, **extra: object) -> Path:
+    """A source folder of small JPEG panoramas with a caption each."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        picture(i).save(path / f"pano {i}.jpg", quality=90)
+    captions(path, [{"file": f"pano {i}.jpg", "caption": f"caption {i}", **extra} for i in range(count)])
+    return path
+
+
+def captions(path: Path, records: list[dict]) -> None:
+    (path / "captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar}
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in output.iterdir()}
+
+
+def refusals(output: Path) -> dict[str, str]:
+    lines = (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return {r["file"]: r["reason"] for r in map(json.loads, lines)}
+
+
+# ---- what is written ---------------------------------------------------------------------------------------
+
+
+def test_the_sample_panoramas_become_shards_that_hold_their_own_bytes(tmp_path: Path) -> None:
+    manifest = build_shards(SAMPLES, tmp_path / "out", val_fraction=0.2)
+    records = [json.loads(line) for line in (SAMPLES / "captions.jsonl").read_text("utf-8").splitlines()]
+    assert manifest["samples"] == len(records) == manifest["with_face_captions"]
+    assert sum(manifest["widths"].values()) == len(records)
+    assert refusals(tmp_path / "out") == {}
+    stored = {}
+    for shard in (tmp_path / "out").glob("*.tar"):
+        stored |= members(shard)
+    for record in records:
+        key = Path(record["file"]).stem
+        assert stored[f"{key}.jpg"] == (SAMPLES / record["file"]).read_bytes()
+        sample = json.loads(stored[f"{key}.json"])
+        assert sample["caption"] == record["caption"]
+        assert list(sample["faces"]) == list(FACES)
+        assert sample["faces"] == record["faces"]
+        assert sample["metadata"]["licence"] == record["licence"]
+
+
+def test_the_manifest_describes_the_shards(tmp_path: Path) -> None:
+    manifest = build_shards(folder(tmp_path / "in", 7), tmp_path / "out", val_fraction=0.3, shard_size=2)
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for name, split in manifest["splits"].items():
+        sizes = [shard["samples"] for shard in split["shards"]]
+        assert sum(sizes) == split["samples"]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= 2
+        for i, shard in enumerate(split["shards"]):
+            data = (tmp_path / "out" / shard["file"]).read_bytes()
+            assert shard["file"] == f"{name}-{i:06d}.tar"
+            assert shard["bytes"] == len(data)
+            assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+            assert len(members(tmp_path / "out" / shard["file"])) == 2 * shard["samples"]
+
+
+def test_a_second_build_is_identical_to_the_byte_whatever_the_threads_and_times(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 6)
+    picture(9).save(source / "pano 0.jpg", progressive=True)  # re-encoded
+    build_shards(source, tmp_path / "a", shard_size=2)
+    for file in source.iterdir():
+        file.touch()
+    build_shards(source, tmp_path / "b", shard_size=2, workers=3)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with tarfile.open(tmp_path / "a" / "train-000000.tar") as tar:
+        assert all((m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) == (0, 0, 0, "", "", 0o644) for m in tar)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files to the GC
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    build_shards(folder(tmp_path / "in", 5), tmp_path / "out", val_fraction=0.0, shard_size=2)
+    urls = sorted(str(f) for f in (tmp_path / "out").glob("train-*.tar"))
+    samples = list(wds.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert sorted(s["json"]["caption"] for s in samples) == [f"caption {i}" for i in range(5)]
+    assert {s["jpg"].shape for s in samples} == {(32, 64, 3)}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "kept"),
+    [
+        (".jpg", {}, True),
+        (".JPG", {}, True),
+        (".jpg", {"progressive": True}, False),
+        (".jpg", {"mode": "L"}, False),
+        (".jpg", {"mode": "CMYK"}, False),
+        (".png", {}, False),
+        (".png", {"mode": "RGBA"}, False),
+        (".png", {"mode": "P"}, False),
+        (".png", {"mode": "I;16"}, False),
+        (".webp", {"lossless": True}, False),
+        (".tif", {}, False),
+    ],
+)
+def test_every_kind_of_image_becomes_the_same_picture(tmp_path: Path, suffix: str, options: dict, kept: bool) -> None:
+    options = dict(options)
+    mode = options.pop("mode", "RGB")
+    image = picture()
+    expected = np.asarray(image.convert("L").convert("RGB") if mode in ("L", "I;16") else image, np.float64)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode == "P":
+        image = image.quantize(256)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / f"a{suffix}", **options)
+    result = load_panorama(tmp_path / f"a{suffix}")
+    assert result.original == kept
+    assert (result.jpeg == (tmp_path / f"a{suffix}").read_bytes()) == kept
+    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(decoded - expected).mean() < (8 if mode in ("CMYK", "P") else 3)
+
+
+def test_a_turned_jpeg_and_a_foreign_colour_profile_are_put_right(tmp_path: Path) -> None:
+    upright = picture()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright.rotate(180).save(tmp_path / "turned.jpg", exif=exif, quality=95, subsampling=0)
+    result = load_panorama(tmp_path / "turned.jpg")
+    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(decoded - np.asarray(upright, np.float64)).mean() < 3
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    upright.save(tmp_path / "srgb.jpg", icc_profile=srgb)
+    assert load_panorama(tmp_path / "srgb.jpg").original
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    assert swapped != srgb
+    upright.save(tmp_path / "swap.jpg", icc_profile=swapped, quality=95, subsampling=0)
+    result = load_panorama(tmp_path / "swap.jpg")
+    assert not result.original
+    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(decoded - np.asarray(upright, np.float64)[..., [1, 0, 2]]).mean() < 3
+
+
+def test_keys_suit_tar_and_webdataset_and_stay_unique(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    names = ["a b.v2.jpg", "a_b_v2.jpg", "sub/x.jpg", "sub_x.png", "草原.jpg", "山.jpg", "n" * 120 + ".jpg"]
+    for i, name in enumerate(names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(source / name)
+    captions(source, [{"file": n, "caption": n} for n in names])
+    build_shards(source, tmp_path / "out", val_fraction=0.0)
+    stored = members(tmp_path / "out" / "train-000000.tar")
+    keys = [name[:-5] for name in stored if name.endswith(".json")]
+    assert len(keys) == len({k.lower() for k in keys}) == len(names)
+    assert all(k.isascii() and "." not in k and "/" not in k and len(k) < 95 for k in keys)
+    assert {json.loads(stored[f"{k}.json"])["caption"] for k in keys} == set(names)
+
+
+# ---- the split ---------------------------------------------------------------------------------------------
+
+
+def split_of(output: Path, name: str) -> set[str]:
+    stored = [members(f) for f in output.glob(f"{name}-*.tar")]
+    return {json.loads(d)["file"] for shard in stored for n, d in shard.items() if n.endswith(".json")}
+
+
+def test_a_scene_stays_on_one_side_of_the_split(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 12)
+    captions(source, [{"file": f"pano {i}.jpg", "caption": "c", "asset": f"room {i % 3}"} for i in range(12)])
+    build_shards(source, tmp_path / "out", val_fraction=0.4)
+    sides = [{int(f[5:-4]) % 3 for f in split_of(tmp_path / "out", s)} for s in ("train", "val")]
+    assert sides[0].isdisjoint(sides[1])
+    assert sides[0]
+    assert sides[1]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+def test_two_scenes_always_give_a_training_and_a_validation_one(tmp_path: Path, fraction: float) -> None:
+    manifest = build_shards(folder(tmp_path / "in", 2), tmp_path / "out", val_fraction=fraction)
+    assert [manifest["splits"][s]["samples"] for s in ("train", "val")] == [1, 1]
+
+
+def test_one_scene_or_no_fraction_gives_no_validation(tmp_path: Path) -> None:
+    one = build_shards(folder(tmp_path / "one", 3, asset="same"), tmp_path / "a", val_fraction=0.5)
+    none = build_shards(folder(tmp_path / "in", 3), tmp_path / "b", val_fraction=0.0)
+    for manifest in (one, none):
+        assert manifest["splits"]["train"]["samples"] == 3
+        assert manifest["splits"]["val"] == {"samples": 0, "with_face_captions": 0, "shards": []}
+
+
+def test_more_panoramas_move_no_scene_across_the_split(tmp_path: Path) -> None:
+    build_shards(folder(tmp_path / "in", 30), tmp_path / "a", val_fraction=0.3)
+    build_shards(folder(tmp_path / "in", 40), tmp_path / "b", val_fraction=0.3)
+    assert split_of(tmp_path / "a", "val") < split_of(tmp_path / "b", "val")
+    assert split_of(tmp_path / "a", "train") < split_of(tmp_path / "b", "train")
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+def test_each_unusable_panorama_is_listed_with_its_reason(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 2)
+    picture(0, 100, 40).save(source / "wide.png")
+    picture(0, 16, 8).save(source / "tiny.png")
+    picture(0, 512, 256).save(source / "huge.png")
+    (source / "text.jpg").write_text("no image")
+    (source / "empty.jpg").write_bytes(b"")
+    whole = (source / "pano 0.jpg").read_bytes()
+    (source / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    picture().save(source / "cut.png")
+    (source / "cut.png").write_bytes((source / "cut.png").read_bytes()[:900])
+    Image.new("RGB", (64, 32), (5, 90, 7)).save(source / "plain.jpg")
+    radiance = np.random.default_rng(0).random((32, 64, 3), np.float32)
+    cv2.imwrite(str(source / "sky.hdr"), radiance)
+    (source / "cut.hdr").write_bytes((source / "sky.hdr").read_bytes()[:700])
+    (source / "head.hdr").write_bytes(b"#?RADIANCE\n")
+    (source / "black.hdr").write_bytes((source / "sky.hdr").read_bytes())
+    cv2.imwrite(str(source / "black.hdr"), 0 * radiance)
+    radiance[3, 4] = np.nan
+    radiance[5, 6] = np.inf
+    cv2.imwrite(str(source / "nan.tif"), radiance)
+    (source / "movie.exr").write_bytes(b"v/1\x01")
+    files = [f.name for f in source.iterdir() if f.name != "captions.jsonl"]
+    captions(source, [{"file": f, "caption": "c"} for f in files])
+    manifest = build_shards(source, tmp_path / "out", max_width=256, workers=2)
+    reasons = refusals(tmp_path / "out")
+    assert manifest["samples"] == 3  # two JPEG and sky.hdr
+    assert manifest["rejected"] == len(reasons) == len(files) - 3
+    for file, words in {
+        "wide.png": "100x40 is not 2:1: a full sphere 100 wide is 50 high",
+        "tiny.png": "too small",
+        "huge.png": "512x256 is too large: shrink it, or raise --max-width 256",
+        "text.jpg": "unreadable",
+        "empty.jpg": "unreadable",
+        "cut.jpg": "truncated",
+        "cut.png": "truncated",
+        "plain.jpg": "all one colour",
+        "cut.hdr": "truncated",
+        "head.hdr": "unreadable: no resolution",
+        "black.hdr": "all one colour",
+        "nan.tif": "2 pixels are NaN or infinite",
+        "movie.exr": ".exr is not read",
+    }.items():
+        assert words in reasons[file], (file, reasons[file])
+
+
+def test_the_size_is_read_before_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that promises 60000 x 30000 pixels is refused without decoding anything."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 30000, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 9) + b"IDAT")
+    (tmp_path / "bomb.hdr").write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 60000\n")
+    captions(tmp_path, [{"file": f, "caption": "c"} for f in ("bomb.png", "bomb.hdr")])
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="no panorama"):
+        build_shards(tmp_path, tmp_path / "out")
+    assert all("60000x30000 is too large" in reason for reason in refusals(tmp_path / "out").values())
+
+
+def test_captions_and_files_that_do_not_match_are_listed(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 6)
+    lines = [
+        {"file": "pano 0.jpg", "caption": "first"},
+        {"file": "./pano 0.jpg", "caption": "again"},
+        {"file": "gone.jpg", "caption": "c"},
+        {"file": "pano 1.jpg", "caption": "  "},
+        {"file": "pano 2.jpg", "caption": "c", "faces": {"front": "only this"}},
+        {"file": "pano 3.jpg", "caption": "c", "faces": FACE_CAPTIONS | {"up": ""}},
+        {"file": "../outside.jpg", "caption": "c"},
+        {"file": "pano 4.jpg", "caption": "c", "asset": 7},
+        {"caption": "of what?"},
+    ]
+    captions(source, lines)
+    with (source / "captions.jsonl").open("a") as file:
+        file.write('\n{"file": \n')
+    manifest = build_shards(source, tmp_path / "out", val_fraction=0.0)
+    reasons = refusals(tmp_path / "out")
+    assert manifest["samples"] == 1
+    assert "first" in members(tmp_path / "out" / "train-000000.tar")["pano_0.json"].decode()
+    for file, words in {
+        "pano 0.jpg": "listed twice (again in line 2)",
+        "gone.jpg": "missing",
+        "pano 1.jpg": "empty caption",
+        "pano 2.jpg": "faces must be a caption for each of front, right",
+        "pano 3.jpg": "empty caption of face up",
+        "../outside.jpg": "outside SOURCE",
+        "pano 4.jpg": "asset",
+        "pano 5.jpg": "has no caption",
+        "captions.jsonl:9": "names no panorama",
+        "captions.jsonl:11": "not a line of JSON",
+    }.items():
+        assert words in reasons[file]
+    assert len(reasons) == 10
+
+
+def test_prompts_txt_goes_line_by_line_with_the_sorted_files(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 3)
+    (source / "captions.jsonl").unlink()
+    (source / "prompts.txt").write_text("zero\n\ntwo\n\n")
+    manifest = build_shards(source, tmp_path / "out", val_fraction=0.0)
+    stored = members(tmp_path / "out" / "train-000000.tar")
+    assert manifest["with_face_captions"] == 0
+    assert json.loads(stored["pano_0.json"])["caption"] == "zero"
+    assert json.loads(stored["pano_2.json"])["caption"] == "two"
+    assert refusals(tmp_path / "out") == {"pano 1.jpg": "empty caption"}
+    (tmp_path / "short.txt").write_text("zero\none\n")
+    with pytest.raises(DataError, match=r"short\.txt has 2 lines but there are 3 panoramas"):
+        build_shards(source, tmp_path / "other", tmp_path / "short.txt")
+    assert not (tmp_path / "other").exists()
+
+
+def test_high_dynamic_range_is_exposed_alike_however_bright_it_is(tmp_path: Path) -> None:
+    scene = np.random.default_rng(0).gamma(1.0, 1.0, (32, 64, 3)).astype(np.float32)
+    scene[4, 5] = 5e4  # the sun
+    shown = tone_map(scene)
+    np.testing.assert_allclose(tone_map(1000 * scene), shown, atol=1)
+    assert 90 < np.median(shown) < 140
+    assert shown.max() == 255
+
+
+# ---- never half a dataset ----------------------------------------------------------------------------------
+
+
+def test_a_build_that_is_cut_short_leaves_no_shard_and_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "in", 5)
+    real, calls = write._add, []
+
+    def fails_at_the_third(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(write, "_add", fails_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(source, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 6)
+    build_shards(source, tmp_path / "out", shard_size=1)
+    before = contents(tmp_path / "out")
+    with pytest.raises(DataError, match=r"already holds shards.*--overwrite"):
+        build_shards(source, tmp_path / "out")
+    with pytest.raises(DataError, match="val-fraction"):
+        build_shards(source, tmp_path / "out", val_fraction=1.0, overwrite=True)
+    assert contents(tmp_path / "out") == before
+    build_shards(source, tmp_path / "out", shard_size=6, val_fraction=0.0, overwrite=True)
+    assert sorted(contents(tmp_path / "out")) == ["manifest.json", "rejected.jsonl", "train-000000.tar"]
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder(tmp_path / "in", 2)
+
+    def changes(*args: object) -> set[str]:
+        picture(99).save(source / "pano 1.jpg")
+        return set()
+
+    monkeypatch.setattr(write, "_val_scenes", changes)
+    with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
+        build_shards(source, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 4, faces=FACE_CAPTIONS)
+    picture(0, 60, 20).save(source / "bad.png")
+    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25"])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert "4 with face captions" in result.stdout
+    assert f"1 rejected, reasons in {tmp_path / 'out' / 'rejected.jsonl'}" in result.stdout
+    again = CliRunner().invoke(app, [str(source), str(tmp_path / "out")])
+    assert again.exit_code == 1
+    assert "--overwrite" in again.stderr
+    assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--overwrite"]).exit_code == 0
+
+
+def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    picture(0, 60, 20).save(bad / "a.png")
+    picture(0).save(bad / "b.png")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    picture(0).save(bare / "a.png")
+    captions(bad, [{"file": "a.png", "caption": "c"}])
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for arguments, words in (
+        ([tmp_path / "nowhere"], "is not a folder"),
+        ([tmp_path / "empty"], "holds no panorama"),
+        ([bare], "name one with --captions FILE"),
+        ([bare, "--captions", tmp_path / "no.jsonl"], "does not exist"),
+        ([bare, "--captions", tmp_path / "latin.txt"], "not UTF-8"),
+        ([bad], "the first is a.png: 60x20 is not 2:1"),
+        ([bad, "--shard-size", 0], "--shard-size 0"),
+    ):
+        command = [str(arguments[0]), str(tmp_path / "out"), *map(str, arguments[1:])]
+        result = CliRunner().invoke(app, command)
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("reading")]
+        assert result.exit_code == 1
+        assert len([line for line in lines if line.startswith("error: ")]) == 1
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert set(refusals(tmp_path / "out")) == {"a.png", "b.png"}
+
+
+def test_help_comes_without_the_heavy_imports() -> None:
+    code = "import sys, cubediff.prepare, cubediff.data.example as e; print({'torch', 'cv2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
