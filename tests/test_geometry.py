@@ -2,6 +2,7 @@
 sample panoramas (CubeDiff, section 3)."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cubediff import resample
 from cubediff.geometry import (
     FACE_ORDERS,
     FACES,
@@ -196,17 +198,34 @@ def border_fov(size: int) -> float:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
-def test_faces_agree_with_py360convert_and_pytorch360convert(path: Path):
+@pytest.mark.parametrize("convert", [Tensor.byte, Tensor.float], ids=["uint8", "float32"])
+def test_faces_agree_with_py360convert(path: Path, convert: Callable[[Tensor], Tensor]):
     panorama = read(path)
     size = panorama.shape[-1] // 4
-    ours = equirect_to_cube(panorama, size, border_fov(size), antialias=False)[0]
+    ours = equirect_to_cube(convert(panorama), size, border_fov(size), antialias=False)[0]
     theirs = py360convert.e2c(panorama[0].permute(1, 2, 0).numpy(), size, cube_format="list")
-    torch_s = pytorch360convert.e2c(panorama[0].float(), size, cube_format="stack")
     for k, face in enumerate(FACES):
         assert psnr(ours[k], torch.from_numpy(theirs[k]).permute(2, 0, 1)) >= 50, face
-        # it clamps at the wrap-around column and at the poles, so those faces differ rightly
-        if face in ("front", "right", "left"):
-            assert psnr(ours[k], torch_s[k]) >= 50, face
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
+def test_all_faces_agree_with_pytorch360convert_up_to_its_clamped_border(path: Path):
+    """It takes the nearest pixel where a sample lies beyond the centres of the outermost columns and rows, so that
+    there, behind the viewer and at the poles, it rightly differs: on these panoramas a whole back face agrees to 39.5
+    dB at worst, up to 46.3, down to 58.9, and everything else to 109."""
+    panorama = read(path).float()
+    height, width = panorama.shape[-2:]
+    size = width // 2  # finer than the panorama, so that many samples lie there
+    ours = equirect_to_cube(panorama, size, border_fov(size), antialias=False)[0]
+    theirs = pytorch360convert.e2c(panorama[0], size, cube_format="stack")
+    x, y, z = face_directions(size, border_fov(size), torch.float64).unbind(-1)
+    column = (torch.atan2(x, z) / (2 * math.pi) + 0.5) * width - 0.5
+    row = (0.5 - torch.asin(y) / math.pi) * height - 0.5
+    between = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
+    assert (~between).flatten(1).sum(1).tolist()[:2] == [0, 0]  # front, right
+    assert 0.99 < between.double().mean() < 1
+    for k, face in enumerate(FACES):
+        assert psnr(ours[k][:, between[k]], theirs[k][:, between[k]]) >= 100, face
 
 
 def test_perspective_views_agree_with_py360convert():
@@ -266,9 +285,16 @@ def test_opencubediff_order_and_every_way_back():
 @pytest.mark.parametrize("overlap", ["blend", "crop"])
 def test_a_direction_coloured_cube_becomes_the_direction_coloured_sphere(fov: float, overlap: str):
     cube = face_directions(64, fov, torch.float64).movedim(-1, 1)[None]
-    # at 90° a sample within half a pixel of a face's border has no neighbour on the face
-    error = (cube_to_equirect(cube, 128, fov, overlap) - SPHERE).abs().max()
-    assert error < (0.01 if fov == 90 else 1e-3)
+    assert (cube_to_equirect(cube, 128, fov, overlap) - SPHERE).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+def test_faces_of_90_degrees_are_interpolated_across_their_edges(size: int, dtype: torch.dtype):
+    colours = (face_directions(size, 90.0, torch.float64).movedim(-1, 1)[None] * 127 + 128).to(dtype)
+    error = (cube_to_equirect(colours, 128, 90.0).double() - 128) / 127 - SPHERE
+    # samples that stop at the border: 0.05, 0.024 and 0.0056; uint8's steps are 0.008
+    assert error.abs().max() < {8: 0.016, 16: 0.004, 64: 0.0004}[size] + (0.014 if dtype == torch.uint8 else 0)
 
 
 def test_blend_weights_are_the_documented_ones():
@@ -413,6 +439,80 @@ def test_position_maps_are_the_paper_s_formulas():
     assert inside[4, 1].min() > inside[0, 1].mean() > inside[5, 1].max()  # v grows upwards
 
 
+# ------------------------------------------------------------------------------------------ uint8 on the CPU
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
+def test_uint8_samples_of_photographs_are_the_float_ones_to_a_level_or_two(path: Path):
+    panorama = read(path)
+    height, width = panorama.shape[-2:]
+    faces = equirect_to_cube(panorama, width // 4, 90.0, antialias=False)
+    again = cube_to_equirect(faces, height, 90.0)
+    for ours, exact in (
+        (faces, equirect_to_cube(panorama.float(), width // 4, 90.0, antialias=False)),
+        (again, cube_to_equirect(faces.float(), height, 90.0)),
+    ):
+        off = (ours - exact).abs()
+        assert (off <= 1).double().mean() >= 0.96  # measured: mean 99.2 %, worst 96.3 %
+        assert (off <= 2).double().mean() >= 0.99  # 99.9 %, 99.5 %
+        assert off.max() <= 7  # 5.7, on the hardest edges
+        assert psnr(ours, exact) >= 54  # 57.9, 54.7
+
+
+@pytest.mark.parametrize("fov", [90.0, 91.0, 95.0])
+@pytest.mark.parametrize("size", [1, 6, 7, 33])
+def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_at_seams_and_poles_too(size: int, fov: float):
+    generator = torch.Generator().manual_seed(0)
+    panorama = torch.randint(0, 256, (1, 3, 8, 16), generator=generator, dtype=torch.uint8)
+    cube = torch.randint(0, 256, (1, 6, 3, size, size), generator=generator, dtype=torch.uint8)
+    bound = 2 * 255 / 64 + 1
+    faces = equirect_to_cube(panorama, size, fov, antialias=False)
+    assert (faces - equirect_to_cube(panorama.float(), size, fov, antialias=False)).abs().max() <= bound
+    height = max(24, 2 * size)  # finer than the faces
+    assert (
+        cube_to_equirect(cube, height, fov, "crop") - cube_to_equirect(cube.float(), height, fov, "crop")
+    ).abs().max() <= bound
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_uint8_batches_of_any_memory_are_their_panoramas_one_by_one(channels: int, threads: int):
+    panoramas = torch.randint(0, 256, (5, channels, 16, 32), dtype=torch.uint8)
+    cubes = torch.randint(0, 256, (5, 6, channels, 9, 9), dtype=torch.uint8)
+    singly = torch.cat([equirect_to_cube(p, 8, antialias=False) for p in panoramas.split(1)])
+    singly_back = torch.cat([cube_to_equirect(c, 20, 90.0) for c in cubes.split(1)])
+    assert (singly - equirect_to_cube(panoramas.float(), 8, antialias=False)).abs().max() <= 2 * 255 / 64 + 1
+    assert (singly_back - cube_to_equirect(cubes.float(), 20, 90.0)).abs().max() <= 2 * 255 / 64 + 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for memory in (Tensor.contiguous, channels_last, lambda image: image.mT.contiguous().mT):
+            torch.testing.assert_close(equirect_to_cube(memory(panoramas), 8, antialias=False), singly)
+            torch.testing.assert_close(cube_to_equirect(memory(cubes), 20, 90.0), singly_back)
+    finally:
+        torch.set_num_threads(before)
+
+
+def channels_last(image: Tensor) -> Tensor:
+    return image.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def test_uint8_images_too_long_for_opencv_go_the_float_way(monkeypatch: pytest.MonkeyPatch):
+    side = np.zeros((1, resample.LONGEST), np.uint8)
+    near = np.zeros((1, 4), np.float32)
+    cv2.remap(side, *cv2.convertMaps(near, near, cv2.CV_16SC2), cv2.INTER_LINEAR)
+    with pytest.raises(cv2.error):
+        cv2.remap(np.pad(side, ((0, 0), (0, 1))), *cv2.convertMaps(near, near, cv2.CV_16SC2), cv2.INTER_LINEAR)
+    panorama = (SPHERE * 100 + 128).byte()
+    faces = equirect_to_cube(panorama, 64)
+    again = cube_to_equirect(faces, 64, 95.0, "crop")
+    monkeypatch.setattr(resample, "LONGEST", 257)
+    exact = equirect_to_cube(panorama, 64)
+    assert (exact.double() - faces).abs().max() <= 1
+    torch.testing.assert_close(exact, equirect_to_cube(panorama.float(), 64).round().byte())
+    assert (cube_to_equirect(faces, 64, 95.0, "crop").double() - again).abs().max() <= 1
+
+
 # --------------------------------------------------------------------------------------- gradients and dtypes
 
 
@@ -444,7 +544,9 @@ def test_every_pixel_type_comes_back_as_itself(dtype: torch.dtype):
         faces = equirect_to_cube(panorama, 24, 95.0, rotation, antialias=False)
         assert faces.dtype == dtype
         wanted = equirect_to_cube(exact, 24, 95.0, rotation, antialias=False)
-        tolerance = {torch.uint8: 0.51, torch.float16: 0.07, torch.bfloat16: 0.51}.get(dtype, 1e-3)
+        tolerance = {torch.uint8: 0.7 if rotation is None else 0.51, torch.float16: 0.07, torch.bfloat16: 0.51}.get(
+            dtype, 1e-3
+        )
         torch.testing.assert_close(faces.double(), wanted, atol=tolerance, rtol=0)
     assert cube_to_equirect(faces, 32).dtype == dtype
     assert equirect_to_perspective(panorama, 16, 60.0, 10.0).dtype == dtype
