@@ -63,7 +63,9 @@ def shards(path: Path, count: int, *, val: float = 0.0, shard_size: int = 4, fac
 
 def data(path: Path, rank: int = 0, world: int = 1, step: int | None = None, **options: Any) -> PanoramaDataModule:
     module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=0, current_epoch=0)
+    module.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world, global_step=0, current_epoch=0, accumulate_grad_batches=1
+    )
     if step is not None:
         module.load_state_dict({"seed": 0, "epoch": 1, "step": step})
     module.setup("fit")
@@ -219,6 +221,13 @@ def test_an_epoch_is_as_many_batches_as_all_devices_fill_together(many: Path, wo
     loader = module.train_dataloader()
     assert len(loader) == module.samples("train") // (2 * world) == len(list(loader))
     assert len(list(data(many, batch_size=1000).train_dataloader())) == 1
+
+
+def test_an_epoch_is_made_up_to_whole_optimizer_steps(tmp_path: Path) -> None:
+    """Lightning steps at the end of an epoch whatever has accumulated: five batches and three a step make six."""
+    module = data(shards(tmp_path, 5), batch_size=1)
+    module.trainer.accumulate_grad_batches = 3
+    assert len(module.train_dataloader()) == 6
 
 
 def test_a_batch_larger_than_the_data_is_filled(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--start", type=Path, help="go on from this autoencoder")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--whole-share", type=float, default=0.3, help="share of the time on whole views")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -67,7 +68,8 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     train, held_out = (Views(args.panoramas, SIZE, held_out=h, seed=args.seed) for h in (False, True))
-    vae = build().to(args.device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(args.start, use_safetensors=True).train() if args.start else build()
+    vae = vae.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     start, steps, seen = time.monotonic(), 0, 0
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")

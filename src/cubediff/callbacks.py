@@ -3,16 +3,17 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 from cubediff.module import CubeDiffModule
 from cubediff.pipeline import to_pil
@@ -27,6 +28,7 @@ class UNetEMA(Callback):
         self.average: EMAModel | None = None
         self._restored: dict[str, Any] | None = None
         self._seen_step = 0
+        self._validation = ExitStack()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         parameters = pl_module.trained_parameters
@@ -37,8 +39,11 @@ class UNetEMA(Callback):
         self.average = EMAModel(parameters.values(), decay=self.decay, foreach=True)
         if self._restored is not None:
             self.average.load_state_dict(self._restored)
+            self._restored = None
         self.average.to(pl_module.device)
-        self._seen_step = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+        self._seen_step = trainer.global_step  # known only now where a run resumes
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: CubeDiffModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,12 +66,13 @@ class UNetEMA(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if self.average is not None:
-            self._block = self.averaged(pl_module)
-            self._block.__enter__()
+            self._validation.enter_context(self.averaged(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
-        if self.average is not None:
-            self._block.__exit__(None, None, None)
+        self._validation.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: CubeDiffModule, exception: BaseException) -> None:
+        self._validation.close()  # a checkpoint written now must hold the trained weights
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()
@@ -131,6 +137,45 @@ class SampleLogger(Callback):
             elif isinstance(logger, TensorBoardLogger):
                 for i, panorama in enumerate(panoramas):
                     logger.experiment.add_image(f"samples/{kind}_{i}", (panorama + 1) / 2, trainer.global_step)
+
+
+class StepProgress(ProgressBar):
+    """One bar over the run's optimizer steps, where Lightning's own counts the batches of an epoch, of which a small
+    set of panoramas has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar = tqdm(disable=True)
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps, done = trainer.estimated_stepping_batches, trainer.global_step
+        self._bar = tqdm(desc="training", total=steps, initial=done, unit="step", disable=not self._enabled)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar.update(trainer.global_step - self._bar.n):  # it was drawn: metrics are read from the device then
+            self._bar.set_postfix(trainer.progress_bar_metrics, refresh=False)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bar.set_description("validating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bar.set_description("training")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bar.set_postfix(trainer.progress_bar_metrics)
+        self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._bar.close()
 
 
 class Throughput(Callback):

@@ -1,6 +1,14 @@
-"""Where the Hydra configs are: inside an installed package, or at the top of a checkout."""
+"""The Hydra configs: where they are, and how one becomes objects, with errors that name the override to give."""
 
+import re
 from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
 def _find() -> str:
@@ -12,3 +20,49 @@ def _find() -> str:
 
 
 CONFIG_DIR = _find()
+
+
+def check(config: DictConfig) -> None:
+    """Raises ValueError, before anything is loaded, where a value is missing or the devices are not there."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if "data.path" in missing:
+        raise ValueError("data.path is missing: give data.path=SHARDS, a folder that python -m cubediff.prepare wrote")
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing: give {' '.join(f'{key}=VALUE' for key in missing)}")
+    trainer = config.trainer
+    devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
+    if not isinstance(devices, int):
+        return
+    if trainer.accelerator in ("gpu", "cuda"):
+        import torch
+
+        present = torch.cuda.device_count()
+        if not present:
+            raise ValueError(f"trainer.devices={trainer.devices} of GPUs, and this machine has none: give trainer=cpu")
+        if devices > present:
+            raise ValueError(
+                f"trainer.devices={trainer.devices} of GPUs, and this machine has {present}: "
+                f"give trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
+            )
+    if devices > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} in a sweep, which every device's process would repeat as a whole: "
+            "give trainer.devices=1, or start the runs one by one without -m"
+        )
+
+
+def build(config: DictConfig, **options: Any) -> Any:
+    """What the config's `_target_` makes of it and `options`; a failure is a ValueError that names the config's key."""
+    try:
+        return hydra.utils.instantiate(config, **options)
+    except InstantiationException as error:
+        key = re.search(r"full_key: (\S+)", str(error))
+        where, cause = key[1] if key else "the configuration", error.__cause__ or error
+        path = OmegaConf.select(config, "pipeline.path") if where == "model.pipeline" else None
+        if path is not None and isinstance(cause, OSError):
+            raise ValueError(
+                f"model.pipeline.path={path} cannot be loaded: {cause}\n"
+                "give model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
+                "or model=tiny_random for random weights"
+            ) from error
+        raise ValueError(f"{where}: {cause}") from error

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 class FrozenEncoders:
     """A VAE whose GroupNorms see all six faces, and a text encoder with its tokenizer; neither is ever trained."""
 
+    _told_truncated = False
+
     def __init__(self, vae: AutoencoderKL, text_encoder: torch.nn.Module, tokenizer) -> None:
         self.vae = sync_group_norm_(vae).requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self._told_truncated = False
 
     def to(self, device: torch.device | str) -> "FrozenEncoders":
         self.vae.to(device)
@@ -53,8 +54,8 @@ class FrozenEncoders:
                 told = f"the prompt {prompt[:40]!r}… has {len(ids) - 2} tokens and the text encoder takes {limit - 2}"
                 if not truncate:
                     raise ValueError(f"{told}: shorten it, or give one prompt per face")
-                if not self._told_truncated:
+                if not FrozenEncoders._told_truncated:
                     log.warning("%s: it is cut, as others may be (told once)", told)
-                self._told_truncated = True
+                FrozenEncoders._told_truncated = True
         ids = self.tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         return self.text_encoder(ids.input_ids.to(self.text_encoder.device))[0]

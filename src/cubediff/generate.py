@@ -35,42 +35,9 @@ def generate(
         raise typer.BadParameter("give --prompt TEXT, --image PHOTO, or both")
     if prompt is not None and len(prompt) not in (1, 6):
         raise typer.BadParameter(f"{len(prompt)} prompts: give one, or six (front, right, back, left, up, down)")
-    try:
-        written = _generate(
-            model,
-            output,
-            prompt,
-            image,
-            steps,
-            guidance_scale,
-            guidance_rescale,
-            seed,
-            height,
-            device,
-            save_faces,
-        )
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    for path in written:
-        typer.echo(path)
-
-
-def _generate(
-    model: str,
-    output: Path,
-    prompt: list[str] | None,
-    image: Path | None,
-    steps: int,
-    guidance_scale: float,
-    guidance_rescale: float,
-    seed: int,
-    height: int | None,
-    device: str | None,
-    save_faces: bool,
-) -> list[Path]:
     import diffusers
     import PIL.Image
+    import PIL.ImageOps
     import torch
     import transformers
 
@@ -78,51 +45,61 @@ def _generate(
     from cubediff.outputs import write_generation
     from cubediff.pipeline import CubeDiffPipeline
 
-    photo, photo_record = None, None
-    if image is not None:
+    try:
+        photo, photo_record = None, None
+        if image is not None:
+            try:
+                with PIL.Image.open(image) as opened:
+                    photo = PIL.ImageOps.exif_transpose(opened)
+            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+                raise ValueError(f"--image {image}: not a readable picture ({error})") from error
+            photo_record = {"file": str(image), "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         try:
-            photo = PIL.Image.open(image)
-            photo.load()
-        except OSError as error:
-            raise ValueError(f"--image {image}: not a readable picture ({error})") from error
-        photo_record = {"file": str(image), "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    pipeline = CubeDiffPipeline.from_pretrained(model).to(device)
-    texts: Any = prompt[0] if prompt and len(prompt) == 1 else prompt
-    settings = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "guidance_rescale": guidance_rescale,
-        "panorama_height": height,
-    }
-    # Noise is drawn on the CPU, so that a seed means the same panorama on every device.
-    made = pipeline(texts, image=photo, generator=torch.Generator("cpu").manual_seed(seed), **settings)
-    record = {
-        "model": model,
-        "prompt": texts,
-        "image": photo_record,
-        "seed": seed,
-        **settings,
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
-        "device": device,
-        "versions": {
-            "cubediff": cubediff.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    caption = " · ".join(prompt) if prompt else ""
-    return write_generation(
-        output,
-        made.panoramas[0],
-        made.faces[0],
-        record,
-        fov=pipeline.config.fov,
-        prompt=caption,
-        save_faces=save_faces,
-    )
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {device}: not on this machine; leave it out for the best there is") from error
+        pipeline = CubeDiffPipeline.from_pretrained(model).to(device)
+        output.mkdir(parents=True, exist_ok=True)  # fails before the sampling, where it must fail
+        texts: Any = prompt[0] if prompt and len(prompt) == 1 else prompt
+        settings = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "panorama_height": height,
+        }
+        # Noise is drawn on the CPU, so that a seed means the same panorama on every device.
+        made = pipeline(texts, image=photo, generator=torch.Generator("cpu").manual_seed(seed), **settings)
+        record = {
+            "model": model,
+            "prompt": texts,
+            "image": photo_record,
+            "seed": seed,
+            **settings,
+            "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
+            "device": device,
+            "versions": {
+                "cubediff": cubediff.__version__,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        written = write_generation(
+            output,
+            made.panoramas[0],
+            made.faces[0],
+            record,
+            fov=pipeline.config.fov,
+            prompt=" · ".join(prompt or []),
+            save_faces=save_faces,
+        )
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for path in written:
+        typer.echo(path)
 
 
 if __name__ == "__main__":

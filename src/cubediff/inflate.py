@@ -41,7 +41,6 @@ class CubeAttnProcessor:
         hidden_states: Float[Tensor, "b6 n c"],
         encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
     ) -> Float[Tensor, "b6 n c"]:
         if attention_mask is not None:
             raise ValueError("inflated attention takes no attention mask: leave attention_mask and "
@@ -49,7 +48,7 @@ class CubeAttnProcessor:
         joined = _by_panorama(hidden_states).flatten(1, 2)
         if encoder_hidden_states is not None:
             encoder_hidden_states = _by_panorama(encoder_hidden_states).flatten(1, 2)
-        attended = self.inner(attn, joined, encoder_hidden_states, None, temb)
+        attended = self.inner(attn, joined, encoder_hidden_states)
         return attended.reshape(hidden_states.shape)
 
 

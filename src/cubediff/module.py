@@ -13,6 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from cubediff.objective import Objective
 from cubediff.pipeline import CubeDiffPipeline
@@ -55,6 +56,7 @@ class CubeDiffModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.pipeline = pipeline
+        self.encoders = pipeline.encoders
         self.unet = select_trainable_(pipeline.unet, trainable).train()
         if gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
@@ -64,14 +66,15 @@ class CubeDiffModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
         self.seed = seed
+        self.val_loss = MeanMetric()  # self.log's own mean over devices is wrong where they see unequal numbers
 
     @property
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def setup(self, stage: str) -> None:
-        self.pipeline.encoders.to(self.device)
-        self.empty_text = self.pipeline.encoders.encode_text([""])  # (1, L, D)
+        self.encoders.to(self.trainer.strategy.root_device)
+        self.empty_text = self.encoders.encode_text([""])  # (1, L, D)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.trained_parameters.values())
@@ -103,22 +106,21 @@ class CubeDiffModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at the same noise, timesteps and drops every time."""
-        losses = self._losses(batch, (self.seed, 1, self.global_rank, batch_idx))
-        self.log("val/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
+        self.val_loss.update(self._losses(batch, (self.seed, 1, self.global_rank, batch_idx)))
+        self.log("val/loss", self.val_loss, prog_bar=True)
 
     def _losses(self, batch: dict[str, Any], place: tuple[int, ...]) -> Tensor:
         """The loss (B,) of each panorama, with noise drawn from `place` alone."""
         state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(state >> 1))
-        encoders = self.pipeline.encoders
         prompts = [prompt for faces in batch["prompts"] for prompt in faces]
         texts = sorted(set(prompts))
-        states = encoders.encode_text(texts, truncate=True)
+        states = self.encoders.encode_text(texts, truncate=True)
         order = torch.tensor([texts.index(prompt) for prompt in prompts], device=states.device)
         losses, _, _ = self.objective.loss(
             self.unet,
             self.noise_scheduler,
-            encoders.encode_faces(batch["faces"]),
+            self.encoders.encode_faces(batch["faces"]),
             states[order].unflatten(0, (-1, 6)).float(),
             self.empty_text.float(),
             fov=self.pipeline.config.fov,

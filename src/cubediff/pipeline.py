@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cubediff.encoders import FrozenEncoders
 from cubediff.geometry import FACES, cube_to_equirect
-from cubediff.inflate import inflate_, widen_conv_in_
+from cubediff.inflate import inflate_, sync_group_norm_, widen_conv_in_
 from cubediff.objective import front_mask, input_channels, unet_input
 
 Prompt = str | Sequence[str] | Mapping[str, str]
@@ -72,7 +72,7 @@ class CubeDiffPipeline(DiffusionPipeline):
                 "folder use CubeDiffPipeline.from_2d(folder)"
             )
         inflate_(unet, sync_group_norm, cross_attention)
-        self.encoders = FrozenEncoders(vae, text_encoder, tokenizer)
+        sync_group_norm_(vae)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(
             fov=fov,
@@ -81,13 +81,23 @@ class CubeDiffPipeline(DiffusionPipeline):
             cross_attention=cross_attention,
         )
 
+    @property
+    def encoders(self) -> FrozenEncoders:
+        """Of the components as they are now: `pipeline.vae = another` is a usual thing to do."""
+        return FrozenEncoders(self.vae, self.text_encoder, self.tokenizer)
+
     # ------------------------------------------------------------------------------------------ loading
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "CubeDiffPipeline":
-        """Loads a CubeDiff folder (`run_dir/export/`, or what save_pretrained wrote) or Hub id; safetensors only."""
+        """Loads a CubeDiff folder (`run_dir/export/`, or what save_pretrained wrote) or Hub id; safetensors only.
+
+        All models arrive in float32, or in the dtype given, however they are stored.
+        """
         _check_folder(pretrained_model_name_or_path)
-        return super().from_pretrained(str(pretrained_model_name_or_path), use_safetensors=True, **kwargs)
+        pipeline = super().from_pretrained(str(pretrained_model_name_or_path), use_safetensors=True, **kwargs)
+        pipeline.text_encoder.to(pipeline.unet.dtype)  # which alone would keep the stored dtype by default
+        return pipeline
 
     @classmethod
     def from_2d(cls, path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> "CubeDiffPipeline":
@@ -148,6 +158,8 @@ class CubeDiffPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={output_type!r}: use 'pil', 'pt' or 'latent'")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+        # Anew, because pipeline.unet = another and enable_attention_slicing() leave a UNet that is not inflated.
+        inflate_(self.unet, self.config.sync_group_norm, self.config.cross_attention)
         device = self._execution_device
         scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         h = latents.shape[-1] if latents is not None else self.unet.config.sample_size
@@ -240,7 +252,7 @@ def load_pipeline(path: str | Path, **options: Any) -> CubeDiffPipeline:
     index = Path(path) / "model_index.json"
     if not (index.is_file() and json.loads(index.read_text()).get("_class_name") == CubeDiffPipeline.__name__):
         return CubeDiffPipeline.from_2d(path, **options)
-    pipeline = CubeDiffPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    pipeline = CubeDiffPipeline.from_pretrained(path)
     differing = {k: (v, pipeline.config[k]) for k, v in options.items() if pipeline.config[k] != v}
     if differing:
         told = ", ".join(f"{k} {theirs!r} and not {ours!r}" for k, (ours, theirs) in differing.items())
@@ -289,6 +301,8 @@ def _six(prompt: Prompt) -> list[str]:
 def _front_photos(image: Photo, size: int) -> Tensor:
     """(B, 3, S, S) in [−1, 1] of a photo; one that has the size already passes through unchanged."""
     if isinstance(image, PIL.Image.Image):
+        if image.mode[0] in "IF":  # convert() would cut everything above 255 off
+            raise ValueError(f"image has mode {image.mode!r}, more than 8 bits a channel: save it as 8-bit RGB")
         image = image.convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

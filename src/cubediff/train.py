@@ -1,88 +1,93 @@
 """Trains CubeDiff: python -m cubediff.train [experiment=NAME] data.path=SHARDS [key=value …]."""
 
+import logging
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.configs import CONFIG_DIR
-
-if TYPE_CHECKING:
-    from cubediff.module import CubeDiffModule
-
-
-def check_devices(trainer: DictConfig) -> None:
-    """Raises ValueError where the trainer asks for GPUs that are not there, before anything is loaded."""
-    import torch
-
-    if trainer.accelerator in ("gpu", "cuda") and isinstance(trainer.devices, int):
-        present = torch.cuda.device_count()
-        if trainer.devices > present:
-            fewer = f"trainer.devices={present}, " if present else ""
-            raise ValueError(
-                f"trainer.devices={trainer.devices} GPUs, and this machine has {present}: "
-                f"give {fewer}trainer=gpu (one GPU) or trainer=cpu"
-            )
-
-
-def load(config: DictConfig) -> "CubeDiffModule":
-    """The module that `model` describes; raises ValueError with the override to give where its weights are missing."""
-    try:
-        return hydra.utils.instantiate(config)
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError | ValueError):
-            raise ValueError(
-                f"model.pipeline.path={config.pipeline.path} cannot be loaded: {cause}\n"
-                "give model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
-                "or model=tiny_random for random weights"
-            ) from error
-        raise
+from cubediff.configs import CONFIG_DIR, build, check
 
 
 def fit(config: DictConfig, run_dir: Path) -> Path:
     """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export."""
-    check_devices(config.trainer)
+    check(config)
     import lightning as L
 
     from cubediff.callbacks import UNetEMA
     from cubediff.export import export_pipeline
 
-    # Lightning 2.6 against torch 2.13: nothing a user could do about it.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-    # Logging goes by steps, not by epochs, so short epochs lose nothing.
-    warnings.filterwarnings("ignore", message="The number of training batches")
+    silence()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    datamodule = hydra.utils.instantiate(config.data)
+    datamodule = build(config.data)
     datamodule.setup()
-    module = load(config.model)
-    callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
-    loggers = [hydra.utils.instantiate(c) for c in config.logger.values()]
-    trainer: Any = hydra.utils.instantiate(
-        config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir)
-    )
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-    trainer.fit(module, datamodule=datamodule)
+    module = build(config.model)
+    callbacks = [build(c) for c in config.callbacks.values()]
+    loggers = [build(c) for c in config.logger.values()]
+    options = {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(run_dir)}
+    trainer: Any = build(config.trainer, **options)
+    if trainer.is_global_zero:
+        batch = config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        print(
+            f"{config.name}: {sum(p.numel() for p in module.trained_parameters.values()):,} of "
+            f"{sum(p.numel() for p in module.unet.parameters()):,} UNet parameters, "
+            f"{datamodule.samples('train')} panoramas and {datamodule.samples('val')} to validate with, "
+            f"{batch} a step; everything goes to {run_dir}"
+        )
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        trainer.fit(module, datamodule=datamodule)
+    finally:
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.finish(exit_code=int(sys.exc_info()[0] is not None))  # else a sweep's next run would go on in this
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
     if trainer.is_global_zero:
         export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
+        print(f"trained: {run_dir / 'export'}")
     trainer.strategy.barrier()
     return run_dir / "export"
 
 
+def silence() -> None:
+    """Turns off what libraries say to everyone and nobody could act on; their warnings about a run stay."""
+    import diffusers.utils.logging as diffusers_logging
+    import huggingface_hub.utils as hub
+    import transformers.utils.logging as transformers_logging
+
+    # Lightning 2.6 against torch 2.13, and diffusers 0.42 against huggingface_hub 1.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument", category=UserWarning)
+    # The line that a run begins with says how many panoramas were held out.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    # Logging goes by steps, not by epochs, so short epochs lose nothing.
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # of files read in a moment; it turns off those of downloads too
+    hub.enable_progress_bars()
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡")
+
+
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def main(config: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        folder = fit(config, run_dir)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(f"trained: {folder}")
+        fit(config, Path(HydraConfig.get().runtime.output_dir))
+    except Exception as error:
+        wandb = type(error).__module__.startswith("wandb.")
+        told = wandb or isinstance(error, ValueError | FloatingPointError)
+        if not told or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        remedy = "\ngive logger=csv, or set WANDB_MODE=offline, which needs no account" if wandb else ""
+        sys.exit(f"error: {error}{remedy}")
 
 
 if __name__ == "__main__":

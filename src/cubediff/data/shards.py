@@ -3,6 +3,7 @@ workers as equirectangular uint8 and become faces on the batch's own device."""
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,10 +113,12 @@ class PanoramaDataModule(L.LightningDataModule):
         return sum(int(skips.counts.sum()) for skips in self._skips.values())
 
     def train_dataloader(self) -> Any:
-        """An epoch of as many batches as the training panoramas fill on all devices together, at least
-        one."""
+        """An epoch of as many batches as the training panoramas fill on all devices together, made up to whole
+        optimizer steps: Lightning steps at an epoch's end whatever has accumulated."""
         rank, world = self._place()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         batches = max(1, self.samples("train") // (self.batch_size * world))
+        batches = math.ceil(batches / accumulate) * accumulate
         stream = TrainStream(
             *self._reading("train"),
             batches_per_epoch=batches,

@@ -1,0 +1,285 @@
+"""python -m cubediff.generate: what it writes, that its record makes the same again, and how it refuses."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from awake import awaken_
+from click.testing import Result
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from typer.testing import CliRunner
+
+from cubediff import CubeDiffPipeline
+from cubediff.generate import app
+from cubediff.geometry import FACES
+from cubediff.outputs import write_panorama
+from cubediff.tiny import tiny_random
+
+SAMPLES = Path(__file__).parents[1] / "data" / "samples"
+GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
+PROMPT = 'a hall with "arches" & <light>'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CubeDiff folder; its weights are awake, so that prompt, photo and seed all show."""
+    folder = tmp_path_factory.mktemp("model")
+    pipeline = tiny_random()
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        awaken_(part)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A square out of a sample panorama, lighter above than below."""
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    panorama = PIL.Image.open(SAMPLES / "courtyard.jpg")
+    side = panorama.height // 2
+    panorama.crop((side, side // 2, 2 * side, side + side // 2)).resize((64, 64)).save(path)
+    return path
+
+
+def run(model: Path | str, output: Path, *arguments: object, prompt: str | None = None) -> Result:
+    given = ["--model", model, "--output", output, "--steps", 2, *(["--prompt", prompt] if prompt else []), *arguments]
+    return CliRunner().invoke(app, [str(argument) for argument in given])
+
+
+def picture(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as image:
+        return np.array(image)
+
+
+def pixels(folder: Path) -> np.ndarray:
+    return picture(folder / "panorama.jpg")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "generation.json").read_text(encoding="utf-8"))
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def test_a_panorama_carries_the_tags_of_a_photo_sphere(tmp_path):
+    image = PIL.Image.open(SAMPLES / "courtyard.jpg").resize((200, 100))
+    path = write_panorama(tmp_path / "p.jpg", image)
+    back = PIL.Image.open(path)
+    assert (back.format, back.mode, back.size) == ("JPEG", "RGB", (200, 100))
+    assert np.abs(np.array(back).astype(int) - np.array(image)).mean() < 3
+    (description,) = ET.fromstring(back.info["xmp"].strip(b"\x00")).iter(
+        "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
+    )
+    tags = {name.removeprefix(GPANO): value for name, value in description.attrib.items() if name.startswith(GPANO)}
+    assert tags == {
+        "ProjectionType": "equirectangular",
+        "UsePanoramaViewer": "True",
+        "FullPanoWidthPixels": "200",
+        "FullPanoHeightPixels": "100",
+        "CroppedAreaImageWidthPixels": "200",
+        "CroppedAreaImageHeightPixels": "100",
+        "CroppedAreaLeftPixels": "0",
+        "CroppedAreaTopPixels": "0",
+        "PoseHeadingDegrees": "0",
+        "PosePitchDegrees": "0",
+        "PoseRollDegrees": "0",
+    }
+    assert b"http://ns.adobe.com/xap/1.0/\x00" in path.read_bytes()[:4096]  # the segment that viewers look for
+
+
+def test_everything_asked_for_is_written_listed_and_of_the_right_size(model, photo, tmp_path):
+    result = run(model, tmp_path / "new" / "out", "--image", photo, "--save-faces", prompt=PROMPT)
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "new" / "out"
+    assert result.stdout.split("\n")[:-1] == [
+        str(out / name) for name in ("panorama.jpg", "faces", "viewer.html", "generation.json")
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["faces", "generation.json", "panorama.jpg", "viewer.html"]
+    assert pixels(out).shape == (128, 256, 3)
+    assert sorted(path.name for path in (out / "faces").iterdir()) == sorted(f"{face}.png" for face in FACES)
+    assert {picture(out / "faces" / f"{face}.png").shape for face in FACES} == {(64, 64, 3)}
+    page = (out / "viewer.html").read_text(encoding="utf-8")
+    assert "a hall with" in page
+    assert "<light>" not in page
+    kept = record(out)
+    assert kept["prompt"] == PROMPT
+    assert kept["image"] == {"file": str(photo), "sha256": hashlib.sha256(photo.read_bytes()).hexdigest()}
+    assert kept["scheduler"]["class"] == "DDIMScheduler"
+    assert kept["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("prompts", "with_photo"),
+    [([], True), ([PROMPT], False), ([PROMPT], True), ([f"the {face}, größer" for face in FACES], False)],
+)
+def test_the_record_suffices_to_make_the_same_again(model, photo, tmp_path, prompts, with_photo):
+    first = [argument for prompt in prompts for argument in ("--prompt", prompt)]
+    first += ["--image", photo] if with_photo else []
+    options = ("--seed", 7, "--guidance-scale", 2.5, "--guidance-rescale", 0.5, "--height", 60)
+    result = run(model, tmp_path / "first", *first, *options)
+    assert result.exit_code == 0, result.output
+    kept = record(tmp_path / "first")
+    assert pixels(tmp_path / "first").shape == (60, 120, 3)
+
+    texts = [] if kept["prompt"] is None else [kept["prompt"]] if isinstance(kept["prompt"], str) else kept["prompt"]
+    assert texts == prompts
+    again = [argument for text in texts for argument in ("--prompt", text)]
+    again += ["--image", kept["image"]["file"]] if kept["image"] else []
+    again += ["--steps", kept["num_inference_steps"], "--seed", kept["seed"], "--height", kept["panorama_height"]]
+    again += ["--guidance-scale", kept["guidance_scale"], "--guidance-rescale", kept["guidance_rescale"]]
+    result = run(kept["model"], tmp_path / "second", *again, "--device", kept["device"])
+    assert result.exit_code == 0, result.output
+    for name in ("panorama.jpg", "viewer.html", "generation.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    run(model, tmp_path / "other", *first, *options, "--seed", 8)
+    assert not np.array_equal(pixels(tmp_path / "other"), pixels(tmp_path / "first"))
+
+
+def test_prompt_photo_and_both_are_what_the_pipeline_makes_of_them(model, photo, tmp_path):
+    pipeline = CubeDiffPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    for number, (prompt, image) in enumerate([(PROMPT, None), (None, photo), (PROMPT, photo)]):
+        out = tmp_path / str(number)
+        result = run(model, out, *(["--image", image] if image else []), "--save-faces", "--seed", 3, prompt=prompt)
+        assert result.exit_code == 0, result.output
+        made = pipeline(
+            prompt,
+            image=PIL.Image.fromarray(picture(image)) if image else None,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(3),
+        )
+        for name, face in zip(FACES, made.faces[0], strict=True):
+            assert np.array_equal(picture(out / "faces" / f"{name}.png"), np.array(face))
+        seen.append(pixels(out).astype(int))
+    assert all(np.abs(seen[a] - seen[b]).mean() > 1 for a, b in [(0, 1), (0, 2), (1, 2)])
+
+
+def test_a_photo_that_its_camera_turned_is_upright(model, photo, tmp_path):
+    upright = PIL.Image.fromarray(picture(photo))
+    turned = upright.transpose(PIL.Image.Transpose.ROTATE_90)  # as a camera held upright stores it …
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # … with the tag that says: turn by 90° clockwise to show
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for name in (photo, tmp_path / "turned.png"):
+        result = run(model, tmp_path / name.stem, "--image", name)
+        assert result.exit_code == 0, result.output
+    assert np.array_equal(pixels(tmp_path / "turned"), pixels(tmp_path / "photo"))
+
+
+def test_it_runs_as_a_module(model, tmp_path):
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "cubediff.generate", "--model", model, "--steps", "1"]
+    result = subprocess.run(
+        [*command, "--prompt", PROMPT, "--output", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(tmp_path / "out" / n) for n in
+                                     ("panorama.jpg", "viewer.html", "generation.json")]  # fmt: skip
+    again = run(model, tmp_path / "again", "--steps", 1, prompt=PROMPT)
+    assert again.exit_code == 0
+    assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "again"))
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def refused(result: Result, told: str, code: int = 1) -> None:
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)  # no traceback
+    assert told in result.stderr, result.stderr
+    if code == 1:
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "give --prompt TEXT, --image PHOTO, or both"),
+        (("--prompt", "a", "--prompt", "b"), "2 prompts: give one, or six"),
+        (("--prompt", "a", "--steps", "0"), "--steps"),
+        (("--prompt", "a", "--guidance-rescale", "1.5"), "--guidance-rescale"),
+        (("--prompt", "a", "--seed", "-1"), "--seed"),
+    ],
+)
+def test_a_wrong_use_is_told_with_exit_code_2(model, tmp_path, arguments, told):
+    result = run(model, tmp_path / "out", *arguments)
+    refused(result, told, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--prompt", "  "), "a prompt is empty"),
+        (("--prompt", "word " * 200), "'word word word word word word word word '… has 800 tokens"),
+        (("--prompt", "a", "--device", "abacus"), "--device abacus: not on this machine"),
+        (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not on this machine"),
+        (("--prompt", "a", "--steps", "5000"), "5000"),
+    ],
+)
+def test_what_the_pipeline_refuses_is_one_line(model, tmp_path, arguments, told):
+    refused(run(model, tmp_path / "out", *arguments), told)
+
+
+def test_photos_that_are_none_are_named(model, photo, tmp_path):
+    text = tmp_path / "text.jpg"
+    text.write_text("no photo")
+    cut = tmp_path / "cut.jpg"
+    whole = (SAMPLES / "courtyard.jpg").read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    broken = tmp_path / "broken.png"
+    data = photo.read_bytes()
+    broken.write_bytes(data[:60] + b"\x00" * 40 + data[100:])
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    for path in (text, cut, broken, empty, tmp_path / "missing.jpg", tmp_path):
+        refused(run(model, tmp_path / "out", "--image", path), f"error: --image {path}: not a readable picture (")
+    assert not (tmp_path / "out").exists()
+    deep = tmp_path / "deep.png"
+    PIL.Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(deep)
+    refused(run(model, tmp_path / "out", "--image", deep), "more than 8 bits a channel")
+
+
+def test_a_photo_of_absurd_size_is_refused_before_it_fills_the_memory(model, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    refused(run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable picture (Image size")
+
+
+def test_model_folders_that_are_no_cubediff_are_named(model, tmp_path):
+    refused(run(tmp_path / "nowhere", tmp_path / "out", prompt="a"), "nowhere: no such model folder")
+    refused(run(SAMPLES, tmp_path / "out", prompt="a"), f"{SAMPLES}: no model_index.json in it")
+
+    other = tmp_path / "other"
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(other)
+    refused(run(other, tmp_path / "out", prompt="a"), "expected")
+
+    for damage in ("cut", "missing", "index"):
+        folder = tmp_path / damage
+        shutil.copytree(model, folder)
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        if damage == "cut":
+            weights.write_bytes(weights.read_bytes()[:10_000])
+        elif damage == "missing":
+            shutil.rmtree(folder / "unet")
+        else:
+            (folder / "model_index.json").write_text("{")
+        refused(run(folder, tmp_path / "out", prompt="a"), str(folder))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_sampling(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(CubeDiffPipeline, "__call__", lambda *_, **__: pytest.fail("sampled for nothing"))
+    refused(run(model, tmp_path / "file", prompt="a"), str(tmp_path / "file"))

@@ -1,0 +1,261 @@
+"""What the training step trains and how: the weights, the gradient, the schedule, and draws that the place decides."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cubediff.data import PanoramaDataModule
+from cubediff.module import CubeDiffModule
+from cubediff.objective import Objective
+from cubediff.tiny import tiny_random
+
+Batch = dict[str, Any]
+KEEP_ALL = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_shards: Path) -> Batch:
+    """Two real batches' worth: four turned panoramas with captions of their own."""
+    data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64)
+    batch = next(iter(data.train_dataloader()))
+    return dict(data.on_after_batch_transfer(batch, 0))
+
+
+class OwnDraws(Objective):
+    """Noise and timestep of each panorama follow from it alone, so that a batch's loss is the mean of its
+    panoramas' however they are split into batches."""
+
+    def loss(self, unet: Any, scheduler: Any, latents: Tensor, text: Tensor, empty_text: Tensor, **options: Any) -> Any:
+        losses = []
+        for one, states in zip(latents, text, strict=True):
+            options["generator"] = torch.Generator().manual_seed(int(one.double().abs().sum() * 1e6))
+            losses.append(super().loss(unet, scheduler, one[None], states[None], empty_text, **options)[0])
+        return torch.cat(losses), None, None
+
+
+class Recorder(L.Callback):
+    """Gradients and learning rate of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        parameters = pl_module.trained_parameters.items()
+        self.gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
+
+
+def module_of(**options: Any) -> CubeDiffModule:
+    settings: dict[str, Any] = {"objective": Objective(), "optimizer": partial(torch.optim.AdamW, lr=1e-3)}
+    return CubeDiffModule(tiny_random(), **settings | options)
+
+
+def fitted(module: CubeDiffModule, batches: list[Batch], steps: int, **options: Any) -> Recorder:
+    """Trains on the batches over and over; the module keeps the result."""
+    recorder = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        limit_val_batches=0,
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[recorder],
+        **options,
+    )
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, loader)
+    return recorder
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return {name: values[start:stop] for name, values in batch.items()}
+
+
+def weights(module: CubeDiffModule) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.unet.state_dict().items()}
+
+
+# ---- what is trained -----------------------------------------------------------------------------------------
+
+
+def test_attention_training_moves_every_attention_layer_and_conv_in_and_not_a_bit_of_anything_else(
+    batch: Batch,
+) -> None:
+    module = module_of(objective=Objective(**KEEP_ALL), optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    before, encoders = weights(module), [module.pipeline.vae, module.pipeline.text_encoder]
+    frozen = [{k: v.clone() for k, v in encoder.state_dict().items()} for encoder in encoders]
+    fitted(module, [batch], steps=3)
+    changed = {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
+    wanted = {name for name in before if ".attn1." in name or ".attn2." in name or name.startswith("conv_in.")}
+    assert changed == wanted
+    assert {name.split(".")[0] for name in wanted} == {"conv_in", "down_blocks", "mid_block", "up_blocks"}
+    for encoder, old in zip(encoders, frozen, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in encoder.state_dict().items())
+
+
+def test_position_and_mask_channels_act_after_the_first_step(batch: Batch) -> None:
+    module = module_of()
+    assert not module.unet.conv_in.weight[:, 4:].any()
+    fitted(module, [batch], steps=1)
+    assert module.unet.conv_in.weight[:, 4:].flatten(2).any(2).all()
+
+
+def test_full_training_moves_every_weight_of_the_unet(batch: Batch) -> None:
+    module = module_of(trainable="full")
+    before = weights(module)
+    fitted(module, [batch], steps=2)
+    still = {name for name, value in weights(module).items() if torch.equal(value, before[name])}
+    assert not still
+
+
+def test_lightning_sees_the_unet_alone() -> None:
+    module = module_of()
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"unet"}
+    assert {name.split(".")[0] for name in module.state_dict()} == {"unet"}
+
+
+@pytest.mark.parametrize(("trainable", "rate", "goal"), [("full", 3e-3, 0.6), ("attention", 1e-2, 0.8)])
+def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, rate: float, goal: float) -> None:
+    """Over eight fixed draws of noise and timestep on the panorama that is trained on with other draws."""
+    one = part(batch, 0, 1)
+    module = module_of(trainable=trainable, optimizer=partial(torch.optim.AdamW, lr=rate))
+    module.empty_text = module.pipeline.encoders.encode_text([""])
+
+    def fixed_loss() -> float:
+        with torch.no_grad():
+            return torch.stack([module._losses(one, (9, draw)) for draw in range(8)]).mean().item()
+
+    before = fixed_loss()
+    fitted(module, [one], steps=30)
+    assert fixed_loss() < goal * before
+
+
+# ---- draws ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_place_draws_the_same_and_every_other_place_draws_otherwise(batch: Batch) -> None:
+    module = module_of()
+    fitted(module, [batch], steps=1)
+    places = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1), (0, 1, 0, 0)]
+    with torch.no_grad():
+        losses = [module._losses(batch, place) for place in places]
+        again = [module._losses(batch, place) for place in places]
+    assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
+    assert len({tuple(loss.tolist()) for loss in losses}) == len(places)
+
+
+def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_of(objective=Objective(**KEEP_ALL))
+    fitted(module, [batch], steps=1)
+    prompts = [[f"panorama {p} face {f}" for f in range(6)] for p in range(3, -1, -1)]
+    seen = []
+    monkeypatch.setattr(Objective, "loss", lambda self, *given, **options: (seen.append(given) or torch.zeros(4), 0, 0))
+    module._losses(batch | {"prompts": prompts}, (0,))
+    latents, text = seen[0][2:4]
+    assert torch.equal(latents, module.pipeline.encoders.encode_faces(batch["faces"]))
+    for i, six in enumerate(prompts):
+        for j, prompt in enumerate(six):
+            expected = module.pipeline.encoders.encode_text([prompt])[0]
+            torch.testing.assert_close(text[i, j], expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- the gradient --------------------------------------------------------------------------------------------
+
+
+def test_two_batches_of_one_accumulated_are_one_batch_of_two(batch: Batch) -> None:
+    """The loss is divided by the accumulation once."""
+    options: dict[str, Any] = {"objective": OwnDraws(**KEEP_ALL), "optimizer": partial(torch.optim.SGD, lr=1e-3)}
+    whole = fitted(module_of(**options), [part(batch, 0, 2), part(batch, 2, 4)], steps=2)
+    singles = [part(batch, i, i + 1) for i in range(4)]
+    split = fitted(module_of(**options), singles, steps=2, accumulate_grad_batches=2)
+    assert len(whole.gradients) == len(split.gradients) == 2
+    for one, other in zip(whole.gradients, split.gradients, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(batch: Batch) -> None:
+    calls = []
+    gradients = []
+    for enabled in (False, True):
+        module = module_of(gradient_checkpointing=enabled, trainable="full")
+        block = module.unet.down_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+        gradients.append(fitted(module, [batch], steps=1).gradients[0])
+        calls.append(0)
+    assert calls == [1, 0, 1, 1, 0]  # forward once more, when the gradient needs it
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradient_is_clipped_by_its_norm_which_is_logged_before(batch: Batch) -> None:
+    free = fitted(module_of(), [batch], steps=1)
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in free.gradients[0].values()))
+    module = module_of()
+    clipped: list[Tensor] = []
+    logged: dict[str, Tensor] = {}
+    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    for name, parameter in module.trained_parameters.items():
+        parameter.grad = free.gradients[0][name].clone()
+    module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), norm / 4)
+    clipped = [p.grad for p in module.trained_parameters.values() if p.grad is not None]
+    assert math.sqrt(sum(g.double().square().sum().item() for g in clipped)) == pytest.approx(norm / 4, rel=1e-4)
+    assert logged["optim/grad_norm"].item() == pytest.approx(norm, rel=1e-5)
+    with pytest.raises(ValueError, match="only 'norm'"):
+        module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1.0, "value")
+
+
+def test_without_a_limit_the_gradient_is_left_alone(batch: Batch) -> None:
+    free, limited = (fitted(module_of(), [batch], 1, gradient_clip_val=v).gradients[0] for v in (None, 1e9))
+    assert all(torch.equal(free[name], limited[name]) for name in free)
+
+
+# ---- the schedule --------------------------------------------------------------------------------------------
+
+
+def warmed_up(step: int, warmup: int, steps: int) -> float:
+    return min(1.0, step / warmup)
+
+
+def cosine(step: int, warmup: int, steps: int) -> float:
+    return step / warmup if step < warmup else (1 + np.cos(np.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("name", "share"), [("constant_with_warmup", warmed_up), ("cosine", cosine)])
+def test_the_learning_rate_goes_by_optimizer_steps(
+    batch: Batch, name: str, share: Callable[[int, int, int], float], accumulate: int
+) -> None:
+    steps, warmup, rate = 6, 3, 1e-3
+    module = module_of(lr_schedule=name, warmup_steps=warmup, optimizer=partial(torch.optim.SGD, lr=rate))
+    one = part(batch, 0, 1)
+    rates = fitted(module, [one, one], steps, accumulate_grad_batches=accumulate).rates
+    assert rates == pytest.approx([rate * share(step, warmup, steps) for step in range(steps)])
+    assert all(a < b for a, b in pairwise(rates[: warmup + 1]))
+
+
+# ---- precision -----------------------------------------------------------------------------------------------
+
+
+def test_bf16_mixed_keeps_float32_weights_and_gradients_near_those_of_float32(batch: Batch) -> None:
+    exact, mixed = module_of(), module_of()
+    reference = fitted(exact, [batch], steps=1).gradients[0]
+    gradients = fitted(mixed, [batch], steps=1, precision="bf16-mixed").gradients[0]
+    assert {p.dtype for p in mixed.unet.parameters()} == {g.dtype for g in gradients.values()} == {torch.float32}
+    stacked = [torch.cat([g[name].flatten() for name in reference]) for g in (reference, gradients)]
+    assert torch.nn.functional.cosine_similarity(*stacked, dim=0) > 0.99
+    assert not torch.equal(*stacked)

@@ -1,0 +1,325 @@
+"""`python -m cubediff.train`: what a run leaves behind, what decides it, and how it ends where it cannot work."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import FEW_SAMPLING_STEPS, QUICK, train
+from torch import Tensor
+
+from cubediff import CubeDiffPipeline
+from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
+from cubediff.module import CubeDiffModule
+from cubediff.objective import Objective
+from cubediff.tiny import tiny_random
+from cubediff.train import main
+
+AVERAGED = ("callbacks.ema.decay=0.6", "model.optimizer.lr=1e-2")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps with the average, a validation after every second one, and all callbacks."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        train(tiny_shards, folder, *AVERAGED, "trainer.max_steps=4", "trainer.val_check_interval=2")
+        assert list(Path().iterdir()) == []
+    return folder
+
+
+def metrics(run: Path) -> dict[str, dict[int, float]]:
+    """Each metric of logs/metrics.csv by step."""
+    with (run / "logs/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in rows[0]}
+
+
+def exported(run: Path) -> dict[str, Tensor]:
+    unet: torch.nn.Module = CubeDiffPipeline.from_pretrained(run / "export").unet
+    return unet.state_dict()
+
+
+def checkpoint(run: Path) -> dict[str, dict[str, Tensor]]:
+    content: dict[str, dict[str, Tensor]] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return content
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- what a run leaves behind --------------------------------------------------------------------------------
+
+
+def test_metrics_are_logged_by_step(run: Path) -> None:
+    logged = metrics(run)
+    assert set(logged["train/loss"]) == set(logged["optim/grad_norm"]) == set(logged["lr-AdamW"]) == {0, 1, 2, 3}
+    assert set(logged["val/loss"]) == {1, 3}
+    assert set(logged["lr-AdamW"].values()) == {0.01}
+    assert all(0 < rate < 1000 for rate in logged["perf/panoramas_per_s"].values())
+    assert set(logged["data/skipped"].values()) == {0.0}
+    assert all(0.3 < loss < 3 for loss in (*logged["train/loss"].values(), *logged["val/loss"].values()))
+
+
+def test_samples_of_text_and_of_text_and_photo_are_written_after_each_validation(run: Path) -> None:
+    names = {f"step000000{step}_{kind}_{i}.jpg" for step in (2, 4) for kind in ("text", "text_photo") for i in (0, 1)}
+    assert {file.name for file in (run / "samples").iterdir()} == names
+    for name in names:
+        with Image.open(run / "samples" / name) as image:
+            assert image.size == (256, 128)
+
+
+def test_the_last_checkpoint_is_of_the_last_step_and_holds_the_weights_of_the_unet_alone(run: Path) -> None:
+    content = checkpoint(run)
+    assert content["global_step"] == 4
+    assert set(content["state_dict"]) == {f"unet.{name}" for name in tiny_random().unet.state_dict()}
+
+
+def test_the_export_is_a_pipeline_with_the_averaged_weights_and_says_so(run: Path) -> None:
+    pipeline = CubeDiffPipeline.from_pretrained(run / "export")
+    content = checkpoint(run)
+    trained = [n for n in exported(run) if ".attn" in n or n.startswith("conv_in.")]
+    average = {name: value for name, value in pipeline.unet.named_parameters() if name in trained}
+    shadow = content["callbacks"]["UNetEMA"]["shadow_params"]
+    assert all(torch.equal(a, b) for a, b in zip(average.values(), shadow, strict=True))
+    assert not any(torch.equal(value, content["state_dict"][f"unet.{name}"]) for name, value in average.items())
+    record = json.loads((run / "export/training.json").read_text())
+    assert record == {"weights": "ema", "steps": 4, "seed": 0}
+    panorama = pipeline("a room", num_inference_steps=2, output_type="pt").panoramas
+    assert panorama.shape == (1, 3, 128, 256)
+    assert panorama.isfinite().all()
+
+
+def test_what_is_not_trained_leaves_as_it_came(run: Path) -> None:
+    start, end = tiny_random(), CubeDiffPipeline.from_pretrained(run / "export")
+    assert same(start.vae.state_dict(), end.vae.state_dict())
+    assert same(start.text_encoder.state_dict(), end.text_encoder.state_dict())
+    before, after = start.unet.state_dict(), end.unet.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".attn" in name or name.startswith("conv_in.")}
+
+
+def test_without_callbacks_the_export_holds_the_trained_weights_and_nothing_else_is_written(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = train(tiny_shards, tmp_path / "run", "callbacks=none")
+    assert {file.name for file in run.iterdir()} == {"export", "logs"}
+    assert json.loads((run / "export/training.json").read_text())["weights"] == "raw"
+    assert not same(exported(run), tiny_random().unet.state_dict())
+
+
+# ---- what decides a run --------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_every_bit(run: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    options = (*AVERAGED, "trainer.max_steps=4", "trainer.limit_val_batches=0")
+    again = train(tiny_shards, tmp_path / "again", *options)
+    other = train(tiny_shards, tmp_path / "other", *options, "seed=1")
+    assert same(checkpoint(run)["state_dict"], checkpoint(again)["state_dict"])
+    assert same(exported(run), exported(again))
+    assert not same(exported(run), exported(other))
+    assert "val/loss" not in metrics(again)
+    assert not (again / "samples").exists()
+
+
+def test_shards_without_validation_panoramas_train(tmp_path: Path) -> None:
+    source = create_example_dataset(3, tmp_path / "panoramas", size=(32, 64))
+    build_shards(source, tmp_path / "shards", source / "captions.jsonl", val_fraction=0.0)
+    run = train(tmp_path / "shards", tmp_path / "run", "trainer.val_check_interval=1")
+    assert (run / "export/model_index.json").is_file()
+    assert "val/loss" not in metrics(run)
+
+
+def test_validation_goes_by_batches_across_epochs_and_accumulation(tiny_shards: Path, tmp_path: Path) -> None:
+    """Five panoramas make epochs of two batches of two, which are one step: after 3 and 6 batches are one and three
+    steps."""
+    run = train(
+        tiny_shards,
+        tmp_path / "run",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=3",
+        "~callbacks.samples",
+    )
+    assert len(metrics(run)["val/loss"]) == 2
+    assert len(metrics(run)["optim/grad_norm"]) == 4
+
+
+def test_bf16_mixed_trains_float32_weights_on_the_cpu_and_the_average_moves(tiny_shards: Path, tmp_path: Path) -> None:
+    run = train(tiny_shards, tmp_path / "run", *AVERAGED, "trainer.precision=bf16-mixed", "~callbacks.samples")
+    start, weights, trained = tiny_random().unet.state_dict(), exported(run), checkpoint(run)["state_dict"]
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    changed = [name for name in start if not torch.equal(start[name], weights[name])]
+    assert "conv_in.weight" in changed
+    assert not torch.equal(weights["conv_in.weight"], trained["unet.conv_in.weight"])
+
+
+# ---- loggers -------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_metrics_and_samples(tiny_shards: Path, tmp_path: Path) -> None:
+    run = train(tiny_shards, tmp_path / "run", "logger=tensorboard", "trainer.val_check_interval=2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's own imports
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "val/loss", "optim/grad_norm", "lr-AdamW"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {f"samples/{kind}_{i}" for kind in ("text", "text_photo") for i in (0, 1)}
+    (image,) = events.Images("samples/text_photo_0")
+    assert (image.step, image.width, image.height) == (2, 256, 128)
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, str]]:
+    """The command itself, two runs that differ in their seed, logged to W&B with no account; its output."""
+    folder = tmp_path_factory.mktemp("sweep")
+    options = (
+        *QUICK,
+        FEW_SAMPLING_STEPS,
+        f"data.path={tiny_shards}",
+        "seed=0,1",
+        "logger=wandb",
+        "trainer.val_check_interval=2",
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "cubediff.train", "-m", *options],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout, result.stderr
+
+
+def test_a_sweep_makes_a_folder_for_every_run_under_one_for_all(sweep: tuple[Path, str, str]) -> None:
+    folder, out, _ = sweep
+    (stamped,) = (folder / "experiments/runs/train").iterdir()
+    runs = [stamped / "0", stamped / "1"]
+    assert [folder.name for folder in sorted(stamped.iterdir()) if folder.is_dir()] == ["0", "1"]
+    assert [json.loads((run / "export/training.json").read_text())["seed"] for run in runs] == [0, 1]
+    assert not same(exported(runs[0]), exported(runs[1]))
+    assert {path.name for path in folder.iterdir()} == {"experiments"}
+    assert [line for line in out.splitlines() if line.startswith("trained: ")] == [
+        f"trained: {run / 'export'}" for run in runs
+    ]
+
+
+def test_every_run_of_a_sweep_is_a_wandb_run_of_its_own_with_its_samples(sweep: tuple[Path, str, str]) -> None:
+    (stamped,) = (sweep[0] / "experiments/runs/train").iterdir()
+    for run in (stamped / "0", stamped / "1"):
+        (offline,) = (run / "wandb").glob("offline-run-*")
+        (log,) = offline.glob("run-*.wandb")
+        assert b"train/loss" in log.read_bytes()
+        assert {path.name.rsplit("_", 2)[0] for path in offline.glob("files/media/images/samples/*.png")} == {
+            "text",
+            "text_photo",
+        }
+
+
+def test_the_command_shows_its_progress_and_no_advertisements(sweep: tuple[Path, str, str]) -> None:
+    _, out, err = sweep
+    assert "5 panoramas and 3 to validate with, 2 a step" in out
+    assert "training: 100%" in err
+    assert "2/2" in err
+    assert not any(noise in out + err for noise in ("Tip:", "Writing model shards", "Loading weights", "Warning:"))
+
+
+# ---- two devices ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panoramas(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    """Three validation panoramas are one for the first process and two for the second; the exported weights at the
+    same noise give each its loss."""
+    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    options = (*QUICK, *devices, *AVERAGED, f"data.path={tiny_shards}", "trainer.val_check_interval=2")
+    command = [sys.executable, "-m", "cubediff.train", *options, FEW_SAMPLING_STEPS]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained: ") == 1
+    assert "4 a step" in result.stdout
+    (run,) = (tmp_path / "experiments/runs/train").iterdir()
+    data = PanoramaDataModule(tiny_shards, batch_size=3, face_size=64)
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    pipeline = CubeDiffPipeline.from_pretrained(run / "export")
+    module = CubeDiffModule(pipeline, Objective(), optimizer=torch.optim.AdamW).eval()
+    module.empty_text = pipeline.encoders.encode_text([""])
+    losses = []
+    for rank, seen in enumerate((slice(0, 1), slice(1, 3))):
+        with torch.no_grad():
+            losses.append(module._losses({name: values[seen] for name, values in batch.items()}, (0, 1, rank, 0)))
+    assert metrics(run)["val/loss"][1] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+# ---- how it ends where it cannot work ------------------------------------------------------------------------
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> str:
+    """What the command says at its end when it fails in an orderly way: an exit with a message, no traceback."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments), "run_dir=run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, str), "Hydra printed a traceback"
+    assert not (folder / "run/export").exists()
+    return end.value.code
+
+
+def test_four_gpus_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}")
+    assert told == "error: trainer.devices=4 of GPUs, and this machine has none: give trainer=cpu"
+
+
+def test_weights_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what the variable sets, read at import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}", "trainer=cpu")
+    assert told.startswith("error: model.pipeline.path=stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded")
+    assert "give model.pipeline.path=FOLDER with a local Stable Diffusion" in told
+
+
+def test_no_data_and_data_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "data.path=SHARDS" in ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu")
+    (tmp_path / "photos").mkdir()
+    for path in ("photos", "nowhere"):
+        told = ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu", f"data.path={path}")
+        assert told.startswith(f"error: {path} holds no manifest.json: build them with python -m cubediff.prepare")
+        assert len(told.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*QUICK, "callbacks.finite.every_n_steps=1", "model.optimizer.lr=1e30", "trainer.limit_val_batches=0")
+    told = ended(monkeypatch, tmp_path, *options, f"data.path={tiny_shards}", "trainer.max_steps=5")
+    assert told.startswith("error: the loss is ")
+    assert "example_00000" in told
+    assert told.endswith("lower model.optimizer.lr, or look at them")
+    assert (tmp_path / "run/logs/metrics.csv").is_file()
+
+
+def test_wandb_without_an_account(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    told = ended(monkeypatch, tmp_path, *QUICK, f"data.path={tiny_shards}", "logger=wandb")
+    assert told == "error: No API key configured.\ngive logger=csv, or set WANDB_MODE=offline, which needs no account"
