@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3#    the interpreter that .venv is made with
 PROMPT ?= Dewy grass meadow at sunrise with strong golden sun and long shadows
 PHOTO ?= data/photo.jpg#    what `make demo` turns into a panorama
+TRAIN_STEPS ?= 60#    training steps of `make demo`
 STEPS ?= 50#    denoising steps of `make demo`
 PYTEST ?= -n logical --dist loadfile#    one worker a core, a test file never split
 DEMO := experiments/runs/demo
@@ -64,7 +65,8 @@ $(DEMO)/shards/manifest.json: $(wildcard data/samples/*) | $(INSTALLED)
 $(DEMO)/train/export/model_index.json: $(DEMO)/shards/manifest.json
 	@echo "== 2/4 training"
 	@rm -rf $(DEMO)/train
-	$(PY) -m cubediff.train experiment=tiny_cpu model=cubediff_tiny data.path=$(DEMO)/shards run_dir=$(DEMO)/train
+	$(PY) -m cubediff.train experiment=tiny_cpu data.path=$(DEMO)/shards run_dir=$(DEMO)/train \
+		trainer.max_steps=$(TRAIN_STEPS)
 
 $(DEMO)/text/viewer.html: $(DEMO)/train/export/model_index.json
 	@echo "== 3/4 a panorama from a text"
