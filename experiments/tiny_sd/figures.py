@@ -1,4 +1,4 @@
-"""Pictures of tiny_sd: what its autoencoder keeps of unseen views, and views it makes from captions.
+"""Pictures of tiny_sd: what its autoencoder keeps of views, and views it makes from captions.
 
 python experiments/tiny_sd/figures.py MODEL PANORAMAS OUTPUT
 """
@@ -33,13 +33,10 @@ def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32, use_safetensors=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
-    views = Views(args.panoramas, pipeline.unet.config.sample_size * 8, held_out=True, seed=2)
-    images, _ = views.sample(8)
-    decoded = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mean).sample
-    grid(to_pil(torch.cat([images, decoded])), 8, args.output / "autoencoder.jpg")
-
     views = Views(args.panoramas, pipeline.unet.config.sample_size * 8, held_out=False, seed=3)
     images, captions = views.sample(16)
+    decoded = pipeline.vae.decode(pipeline.vae.encode(images[:8]).latent_dist.mean).sample
+    grid(to_pil(torch.cat([images[:8], decoded])), 8, args.output / "autoencoder.jpg")
     made = pipeline(
         captions, num_inference_steps=30, guidance_scale=3.0, generator=torch.Generator().manual_seed(0)
     ).images
