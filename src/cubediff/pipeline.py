@@ -181,14 +181,17 @@ class CubeDiffPipeline(DiffusionPipeline):
         unique = sorted({text for faces in prompts for text in faces} | {""})
         states = dict(zip(unique, self.encoders.encode_text(unique, truncate_prompts), strict=True))
         text = torch.stack([torch.stack([states[t] for t in faces]) for faces in prompts]).expand(batch, -1, -1, -1)
-        null_text = states[""].expand_as(text)
 
         known = torch.zeros_like(noise)  # clean latents of what is known, where mask is 1
         mask = torch.zeros_like(noise[:, :, :1])
         if photos is not None:
             known = self._encode_front(photos).expand(noise_shape)
             mask = front_mask(noise)
+        is_known = mask.bool()
         guided = guidance_scale > 1 and (prompt is not None or photos is not None)
+        if guided:  # the branch without text and image first
+            text = torch.cat([states[""].expand_as(text), text])
+            mask = torch.cat([torch.zeros_like(mask), mask])
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -196,27 +199,19 @@ class CubeDiffPipeline(DiffusionPipeline):
         sample = noise * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
             # What is known stays on its own noise trajectory in the sample; the conditional branch sees it clean.
-            sample = torch.where(mask.bool(), self.scheduler.add_noise(known, noise, t[None]), sample)
+            sample = torch.where(is_known, self.scheduler.add_noise(known, noise, t[None]), sample)
             dropped = self.scheduler.scale_model_input(sample, t)
-            conditional = torch.where(mask.bool(), known, dropped)
+            conditional = torch.where(is_known, known, dropped)
             if guided:
-                prediction = self._predict(
-                    torch.cat([dropped, conditional]),
-                    torch.cat([torch.zeros_like(mask), mask]),
-                    torch.cat([null_text, text]),
-                    t,
-                )
-                without, with_all = prediction.chunk(2)
+                without, with_all = self._predict(torch.cat([dropped, conditional]), mask, text, t).chunk(2)
                 prediction = without + guidance_scale * (with_all - without)
                 if guidance_rescale:
-                    spread = with_all.flatten(1).std(1) / prediction.flatten(1).std(1)
-                    prediction = prediction * torch.lerp(torch.ones_like(spread), spread, guidance_rescale).view(
-                        -1, 1, 1, 1, 1
-                    )
+                    spread = with_all.std((1, 2, 3, 4), keepdim=True) / prediction.std((1, 2, 3, 4), keepdim=True)
+                    prediction = prediction * torch.lerp(torch.ones_like(spread), spread, guidance_rescale)
             else:
                 prediction = self._predict(conditional, mask, text, t)
             sample = self.scheduler.step(prediction, t, sample, return_dict=False, **step_kwargs)[0]
-        sample = torch.where(mask.bool(), known, sample)
+        sample = torch.where(is_known, known, sample)
         if output_type == "latent":
             self.maybe_free_model_hooks()
             return CubeDiffOutput(panoramas=None, faces=sample)
