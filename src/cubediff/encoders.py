@@ -22,7 +22,8 @@ class FrozenEncoders:
     _told_truncated = False
 
     def __init__(self, vae: AutoencoderKL, text_encoder: torch.nn.Module, tokenizer) -> None:
-        self.vae = sync_group_norm_(vae).requires_grad_(False).eval()
+        vae = sync_group_norm_(vae).requires_grad_(False).eval()
+        self.vae = vae.to(memory_format=torch.channels_last)  # what convolutions are fastest on, CPU and GPU
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
 
