@@ -228,7 +228,7 @@ def test_throughput_is_panoramas_of_all_devices_by_the_clock(monkeypatch: pytest
     """Two devices with 4 panoramas each per half second, then a validation that takes an hour, then twice as fast."""
     clock = iter([0.0, 0.5, 1.0, 1.5, 3601.5, 3601.75, 3602.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    throughput, module = Throughput(window=2), Mock(spec=L.LightningModule)
+    throughput, module = Throughput(window=2), Mock(spec=L.LightningModule, device=torch.device("cpu"))
     trainer = stand_in(L.Trainer, world_size=2)
     batch = {"faces": torch.zeros(4, 6, 3, 8, 8)}
     seen = []
@@ -254,7 +254,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(los
 
 
 def test_skipped_samples_are_logged() -> None:
-    module = Mock(spec=L.LightningModule)
+    module = Mock(spec=L.LightningModule, device=torch.device("cpu"))
     trainer = stand_in(L.Trainer, datamodule=Mock(skipped=3))
     SkipCounter().on_train_batch_end(trainer, module, None, {}, 0)
     assert told_by(module) == {"data/skipped": 3.0}

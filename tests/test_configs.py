@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_every_choice_composes_alone_and_with_every_experiment(group: str, choic
     config = composed(*first, f"{group}={choice}", DATA)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for key, made in targets(resolved):
+        if made["_target_"].startswith("bitsandbytes.") and not find_spec("bitsandbytes"):
+            continue  # an extra that is for GPUs
         signature = inspect.signature(get_method(made["_target_"]))
         arguments = {name: value for name, value in made.items() if name not in ("_target_", "_partial_")}
         try:
@@ -143,6 +146,44 @@ def test_the_objects_of_a_group_are_made(group: str, choice: str, tmp_path: Path
 def test_one_device_trainers_are_made(choice: str) -> None:
     trainer = build(composed(f"trainer={choice}", DATA).trainer, logger=False)
     assert (trainer.world_size, trainer.max_steps, trainer.check_val_every_n_epoch) == (1, 30_000, None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "options"),
+    [
+        ("paper", {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}, {}),
+        ("v_prediction", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}, {}),
+        ("zero_snr", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+                      "timestep_spacing": "trailing"}, {}),
+        ("min_snr", {"prediction_type": "epsilon"}, {"min_snr_gamma": 5.0}),
+    ],
+)  # fmt: skip
+def test_an_objective_is_one_choice_and_reaches_the_noise_schedule(
+    objective: str, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    module = build(composed("model=tiny_random", f"objective={objective}", DATA).model)
+    assert {name: module.noise_scheduler.config[name] for name in settings} == settings
+    assert module.pipeline.scheduler.config.prediction_type == settings["prediction_type"]
+    assert {name: getattr(module.objective, name) for name in options} == options
+    assert (module.noise_scheduler.alphas_cumprod[-1] < 1e-7) == settings.get("rescale_betas_zero_snr", False)
+
+
+def test_the_objective_of_a_model_is_its_own_whatever_the_group() -> None:
+    for objective in ("paper", "min_snr"):
+        assert composed("model=tiny", f"objective={objective}", DATA).model.objective.drop_image == 0.3
+
+
+def test_an_optimizer_is_one_choice_at_the_models_learning_rate() -> None:
+    config = composed("model=tiny", "optimizer=adamw", DATA).model.optimizer
+    optimizer = build(config)([torch.nn.Parameter(torch.zeros(2))])
+    assert (optimizer.defaults["lr"], optimizer.defaults["fused"]) == (1e-3, True)
+    assert composed("model=tiny", "optimizer=adamw_8bit", DATA).model.optimizer.lr == 1e-3
+
+
+@pytest.mark.skipif(bool(find_spec("bitsandbytes")), reason="bitsandbytes is installed")
+def test_an_extra_that_is_not_installed_is_told_with_the_command() -> None:
+    with pytest.raises(ValueError, match=r"(?s)bitsandbytes.*pip install 'cubediff\[bnb\]'"):
+        build(composed("model=tiny_random", "optimizer=adamw_8bit", DATA).model)
 
 
 # ---- what cannot work ----------------------------------------------------------------------------------------

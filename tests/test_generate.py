@@ -19,6 +19,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
+from cubediff.conditions import Photo
 from cubediff.generate import app
 from cubediff.geometry import FACES
 from cubediff.outputs import write_panorama
@@ -113,7 +114,8 @@ def test_everything_asked_for_is_written_listed_and_of_the_right_size(model, pho
     assert "<light>" not in page
     kept = record(out)
     assert kept["prompt"] == PROMPT
-    assert kept["image"] == {"file": str(photo), "sha256": hashlib.sha256(photo.read_bytes()).hexdigest()}
+    digest = hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert kept["images"] == [{"file": str(photo), "fov": None, "yaw": 0, "pitch": 0, "roll": 0, "sha256": digest}]
     assert kept["scheduler"]["class"] == "DDIMScheduler"
     assert kept["versions"]["torch"] == torch.__version__
 
@@ -125,6 +127,7 @@ def test_everything_asked_for_is_written_listed_and_of_the_right_size(model, pho
 def test_the_record_suffices_to_make_the_same_again(model, photo, tmp_path, prompts, with_photo):
     first = [argument for prompt in prompts for argument in ("--prompt", prompt)]
     first += ["--image", photo] if with_photo else []
+    first += ["--fov", 70, "--yaw", -30] if with_photo and prompts else []
     options = ("--seed", 7, "--guidance-scale", 2.5, "--guidance-rescale", 0.5, "--height", 60)
     result = run(model, tmp_path / "first", *first, *options)
     assert result.exit_code == 0, result.output
@@ -134,7 +137,8 @@ def test_the_record_suffices_to_make_the_same_again(model, photo, tmp_path, prom
     texts = [] if kept["prompt"] is None else [kept["prompt"]] if isinstance(kept["prompt"], str) else kept["prompt"]
     assert texts == prompts
     again = [argument for text in texts for argument in ("--prompt", text)]
-    again += ["--image", kept["image"]["file"]] if kept["image"] else []
+    for image in kept["images"]:
+        again += ["--image", image["file"], *(["--fov", image["fov"], "--yaw", image["yaw"]] if image["fov"] else [])]
     again += ["--steps", kept["num_inference_steps"], "--seed", kept["seed"], "--height", kept["panorama_height"]]
     again += ["--guidance-scale", kept["guidance_scale"], "--guidance-rescale", kept["guidance_rescale"]]
     result = run(kept["model"], tmp_path / "second", *again, "--device", kept["device"])
@@ -190,6 +194,113 @@ def test_it_runs_as_a_module(model, tmp_path):
     assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "again"))
 
 
+# --------------------------------------------------------------------------------------------- photos, jobs
+
+
+def test_photos_go_where_they_look(model, photo, tmp_path):
+    pipeline = CubeDiffPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    result = run(model, tmp_path / "out", "--image", photo, "--fov", 70, "--yaw", 40, "--pitch", -10, "--roll", 5,
+                 "--image", photo, "--fov", 50, "--yaw", 180, "--pitch", 0, "--roll", 0, "--save-faces")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    picture_of = PIL.Image.fromarray(picture(photo))
+    made = pipeline(
+        image=[Photo(picture_of, 70.0, 40.0, -10.0, 5.0), Photo(picture_of, 50.0, 180.0)],
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for name, face in zip(FACES, made.faces[0], strict=True):
+        assert np.array_equal(picture(tmp_path / "out" / "faces" / f"{name}.png"), np.array(face))
+
+
+def jobs_file(folder: Path, *jobs: Any) -> Path:
+    path = folder / "jobs.jsonl"
+    path.write_text("\n".join(json.dumps(job) if not isinstance(job, str) else job for job in jobs) + "\n")
+    return path
+
+
+def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo, tmp_path, monkeypatch):
+    shutil.copy(photo, tmp_path / "p.png")
+    six = {face: f"the {face}" for face in FACES}
+    jobs = jobs_file(
+        tmp_path,
+        {"prompt": PROMPT, "seed": 4},
+        {"prompt": six, "name": "six"},
+        {"prompt": "a hall"},
+        "",
+        {"image": {"file": "p.png", "fov": 60, "yaw": 90}, "name": "photo.1"},
+    )
+    calls = []
+    original = CubeDiffPipeline.__call__
+
+    def counted(self: CubeDiffPipeline, *given: Any, **options: Any) -> Any:
+        calls.append(len(options["generator"]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *given, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CubeDiffPipeline, "__call__", counted)
+        assert run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2).exit_code != 0
+        assert calls == [2, 1]
+    names = ["000001", "000003", "photo.1", "six"]
+    made = [name for name in names if (tmp_path / "out" / name / "generation.json").is_file()]
+    assert made == ["000001", "six"]
+    stamps = {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in made}
+
+    result = run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2)
+    assert result.exit_code == 0, result.output
+    assert "2 of 4 panoramas are there already" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in made} == stamps
+    alone = {
+        "000001": ["--prompt", PROMPT, "--seed", 4],
+        "six": [argument for face in FACES for argument in ("--prompt", f"the {face}")],
+        "photo.1": ["--image", tmp_path / "p.png", "--fov", 60, "--yaw", 90],
+    }
+    for name, arguments in alone.items():
+        assert run(model, tmp_path / "alone" / name, *arguments).exit_code == 0
+        got, expected = (pixels(tmp_path / where / name).astype(int) for where in ("out", "alone"))
+        assert np.abs(got - expected).mean() < 0.1 < 10 < expected.std()  # a batch rounds otherwise
+
+    again = run(model, tmp_path / "out", "--jobs", jobs)
+    assert again.exit_code == 0
+    assert again.stdout == ""
+    refused(run(model, tmp_path / "out", "--jobs", jobs, "--guidance-scale", 2),
+            "000001 holds a panorama with another guidance_scale: give another --output")  # fmt: skip
+    jobs_file(tmp_path, {"prompt": "another", "seed": 4})
+    refused(run(model, tmp_path / "out", "--jobs", jobs), "000001 holds a panorama with another prompt")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: not an object"),
+        ({}, "line 2: neither prompt nor image"),
+        ({"prompt": "a", "promt": "b"}, "line 2: unknown promt; known are prompt, image, name, seed"),
+        ({"prompt": 7}, "line 2: prompt is no text"),
+        ({"prompt": ["a", 7]}, "line 2: prompt is no text"),
+        ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is no folder name"),
+        ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is no folder name"),
+        ({"prompt": "a", "name": "000001"}, "several jobs are named 000001"),
+        ({"prompt": "a", "seed": -1}, "line 2: seed -1 is no whole number"),
+        ({"prompt": "a", "seed": True}, "line 2: seed True is no whole number"),
+        ({"image": {"fov": 60}}, "line 2: image {'fov': 60} is no file name"),
+        ({"image": {"file": "p.png", "zoom": 2}}, "line 2: image with zoom 2; known are fov, yaw, pitch, roll"),
+        ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw 'left'"),
+    ],
+)
+def test_jobs_that_cannot_be_meant_are_told_with_their_line(model, tmp_path, line, told):
+    jobs = jobs_file(tmp_path, {"prompt": "a hall"}, line)
+    refused(run(model, tmp_path / "out", "--jobs", jobs), told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_jobs_is_told(model, tmp_path):
+    refused(run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path)), "no jobs in it")
+
+
 # ------------------------------------------------------------------------------------------------- refusals
 
 
@@ -209,6 +320,8 @@ def refused(result: Result, told: str, code: int = 1) -> None:
         (("--prompt", "a", "--steps", "0"), "--steps"),
         (("--prompt", "a", "--guidance-rescale", "1.5"), "--guidance-rescale"),
         (("--prompt", "a", "--seed", "-1"), "--seed"),
+        (("--prompt", "a", "--jobs", "jobs.jsonl"), "give --jobs, or --prompt and --image, not both"),
+        (("--prompt", "a", "--fov", "60"), "--fov is given 1 times and --image 0 times"),
     ],
 )
 def test_a_wrong_use_is_told_with_exit_code_2(model, tmp_path, arguments, told):
@@ -225,6 +338,10 @@ def test_a_wrong_use_is_told_with_exit_code_2(model, tmp_path, arguments, told):
         (("--prompt", "a", "--device", "abacus"), "--device abacus: not on this machine"),
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not on this machine"),
         (("--prompt", "a", "--steps", "5000"), "5000"),
+        (("--prompt", "a", "--sampler", "magic"), "sampler='magic': use one of ddim, dpm, euler"),
+        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "a photo's fov is 180.0°"),
+        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "give one with a larger fov"),
+        (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )
 def test_what_the_pipeline_refuses_is_one_line(model, tmp_path, arguments, told):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cubediff.inflate import CubeAttnProcessor, CubeGroupNorm, inflate_, sync_group_norm_, widen_conv_in_
+from cubediff.module import select_trainable_
 
 TEXT = 24  # width of the small UNets' text states
 KINDS = {
@@ -192,13 +193,62 @@ def test_a_face_reads_its_own_caption_and_with_joint_cross_attention_all_of_them
 
 
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_gradient_checkpointing_changes_neither_output_nor_gradients(stock, cross_attention):
+def test_a_barred_face_acts_on_no_other_and_all_others_act_on_it(stock, cross_attention):
+    unet = inflate_(stock, sync_group_norm=False, cross_attention=cross_attention)
+    latents, text, other = draws((2, 6, 4, 8, 8), (2, 6, 5, TEXT), (4, 8, 8))
+    seen = torch.ones(2, 6, dtype=torch.bool)
+    seen[1, 0] = False
+
+    def masked(latents: Tensor) -> Tensor:
+        mask = seen.flatten()[:, None]
+        with torch.no_grad():
+            output = unet(latents.flatten(0, 1), 500, text.flatten(0, 1), attention_mask=mask).sample
+        return output.unflatten(0, (-1, 6))
+
+    before = masked(latents)
+    for panorama, face in ((0, 0), (1, 0), (1, 3)):
+        there = latents.clone()
+        there[panorama, face] = other
+        moved = (masked(there) - before).abs().amax((2, 3, 4))
+        assert (moved[1 - panorama] < 1e-12).all()
+        if (panorama, face) == (1, 0):
+            assert (moved[1, 1:] < 1e-12).all()
+            assert moved[1, 0] > 1e-3
+        else:
+            assert (moved[panorama] > 1e-3).all()
+    torch.testing.assert_close(before[0], predict(unet, latents, text)[0], rtol=0, atol=1e-12)
+
+
+def test_attention_with_a_barred_face_equals_the_reference_without_its_keys(unet):
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    (tokens,) = draws((6, 4, 32))
+    bias = torch.zeros(6, 1, 1, dtype=torch.float64)
+    bias[0] = -10000.0  # as diffusers turns a 0 into it
+    flat = tokens.flatten(0, 1)
+    heads = []
+    parts = [(flat @ p.weight.T).chunk(layer.heads, dim=1) for p in (layer.to_q, layer.to_k, layer.to_v)]
+    for q, k, v in zip(*parts, strict=True):
+        heads.append(torch.softmax(q @ k[4:].T / q.shape[1] ** 0.5, dim=1) @ v[4:])
+    expected = torch.cat(heads, dim=1) @ layer.to_out[0].weight.T + layer.to_out[0].bias
+    assert (layer(tokens, attention_mask=bias).flatten(0, 1) - expected).abs().max() < 1e-10
+
+
+def test_inflating_again_keeps_the_processors_that_compiled_code_is_bound_to(stock):
+    before = dict(inflate_(stock).attn_processors)
+    after = inflate_(stock).attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+
+
+@pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
+@pytest.mark.parametrize("barred", [False, True])
+def test_gradient_checkpointing_changes_neither_output_nor_gradients(stock, cross_attention, barred):
     unet = inflate_(stock, cross_attention=cross_attention).train()
     latents, text = draws((12, 4, 8, 8), (12, 5, TEXT))
+    seen = torch.arange(12)[:, None] != 6 if barred else None
 
     def outcome() -> list[Tensor]:
         unet.zero_grad()
-        output = unet(latents, 500, text).sample
+        output = unet(latents, 500, text, attention_mask=seen).sample
         output.square().mean().backward()
         return [output.detach(), *(p.grad.clone() for p in unet.parameters())]
 
@@ -259,9 +309,9 @@ def test_a_batch_that_is_no_multiple_of_six_raises(stock, sync_group_norm):
         unet(latents, 500, text)
 
 
-def test_an_attention_mask_raises(unet):
+def test_a_mask_of_another_kind_raises(unet):
     latents, text = draws((6, 4, 8, 8), (6, 5, TEXT))
-    with pytest.raises(ValueError, match="takes no attention mask"):
+    with pytest.raises(ValueError, match=r"attention_mask must be \(B·6, 1\), whether a face is seen, not \(6, 64\)"):
         unet(latents, 500, text, attention_mask=torch.ones(6, 64))
 
 
@@ -393,3 +443,15 @@ def test_sd15_leaks_nothing_between_panoramas_and_its_layers_equal_the_reference
     moved = (predict(unet, latents, text) - before).abs().amax((2, 3, 4))
     assert moved[0].max() < 1e-5
     assert moved[1].min() > 1e-2  # every face of the changed panorama saw its one changed face
+
+
+def test_sd15_gets_gradients_in_attention_and_conv_in_alone(sd15):
+    unet, _, _ = sd15
+    latents, text = draws((6, 7, 8, 8), (6, 7, 768), seed=5, dtype=torch.float32)
+    select_trainable_(unet, "attention")
+    unet(latents, 500, text).sample.square().mean().backward()
+    with_gradient = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
+    assert with_gradient == {n for n, _ in unet.named_parameters() if ".attn" in n or n.startswith("conv_in.")}
+    assert all(p.grad is None for name, p in unet.named_parameters() if name not in with_gradient)
+    unet.zero_grad(set_to_none=True)
+    unet.requires_grad_(False)

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from cubediff.geometry import position_map
-from cubediff.objective import Drops, Objective, front_mask, input_channels, unet_input
+from cubediff.objective import Drops, Objective, front_mask, input_channels, positions, unet_input
 from cubediff.tiny import sd_scheduler, tiny_random
 
 PREDICTIONS = ["epsilon", "v_prediction"]
@@ -31,14 +31,24 @@ class FakeUNet(nn.Module):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        encoder_hidden_states: Tensor,
+        return_dict: bool,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor]:
         six = {"x": x, "t": t, "text": encoder_hidden_states}
+        if attention_mask is not None:
+            six["seen"] = attention_mask
         self.asked.update({name: value.unflatten(0, (-1, 6)) for name, value in six.items()})
         return (self.answer(self.asked["x"], self.asked["t"]).flatten(0, 1),)
 
 
 def loss(unet: nn.Module, objective: Objective = KEEP, prediction: str = "epsilon", seed: int = 0, **given: Any):
-    call = {"latents": LATENTS, "text": TEXT, "empty_text": EMPTY, "fov": 95.0, "encoding": "uv"} | given
+    call = {"latents": LATENTS, "text": TEXT, "empty_text": EMPTY} | given
+    call.setdefault("positions", position_map(call["latents"].shape[-1]))
     scheduler = DDPMScheduler.from_config(sd_scheduler(prediction).config)
     return objective.loss(unet, scheduler, generator=torch.Generator().manual_seed(seed), **call)
 
@@ -114,14 +124,73 @@ def test_one_timestep_for_the_six_faces_drawn_for_each_panorama_over_the_whole_s
     assert (counts - 200).abs().max() < 5 * 13.4
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weighs_each_panorama_by_the_clamped_signal_to_noise_ratio(prediction, gamma):
+    unet = FakeUNet()
+    plain, timesteps, _ = loss(unet, prediction=prediction)
+    weighed, _, _ = loss(unet, Objective(0.0, 0.0, 0.0, min_snr_gamma=gamma), prediction)
+    a = alpha_bar(timesteps[:, None]).flatten()
+    snr = a / (1 - a)
+    expected = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    torch.testing.assert_close((weighed / plain).double(), expected, rtol=1e-4, atol=0)
+
+
+def test_offset_noise_is_one_number_a_channel_of_a_panorama_and_part_of_the_target():
+    many = torch.zeros(400, 6, 4, 2, 2)
+    unet = FakeUNet(lambda x, t: true_target(x, t, many, "epsilon").float())
+    call = {"latents": many, "text": TEXT[:1].expand(400, -1, -1, -1)}
+    losses, _, _ = loss(unet, Objective(0.0, 0.0, 0.0, offset_noise=0.5), **call)
+    assert losses.max() < 1e-6
+    noise = noise_in(unet.asked["x"], unet.asked["t"], many)[:, 1:]
+    mean = noise.mean((1, 3, 4))  # of 20 draws each: 0.5² + 1/20 is its variance
+    assert abs(mean.var() - 0.3) < 5 * 0.3 * (2 / 1600) ** 0.5
+    within = (noise - mean[:, None, :, None, None]).var()
+    assert abs(within - 0.95) < 0.05
+
+
+@pytest.mark.parametrize("options", [{"min_snr_gamma": 0.0}, {"min_snr_gamma": -1.0}, {"offset_noise": -0.1}])
+def test_strengths_that_make_no_sense_raise(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}: give"):
+        Objective(**options)
+
+
 # --------------------------------------------------------------------------------------- condition, drops
+
+
+def test_a_condition_may_be_any_latents_at_any_latent_pixels():
+    known = torch.randn(4, 6, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    mask = (torch.rand(4, 6, 1, 8, 8, generator=torch.Generator().manual_seed(9)) < 0.3).float()
+    unet = FakeUNet()
+    losses, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, known=known, mask=mask)
+    assert 0 < drops.image.sum() < 4
+    kept = mask * (~drops.image).view(-1, 1, 1, 1, 1)
+    x = unet.asked["x"]
+    assert torch.equal(x[:, :, -1:], kept)
+    assert torch.equal((x[:, :, :4] == known).all(2, keepdim=True), kept.bool())
+    noise = noise_in(x, unet.asked["t"], LATENTS)
+    weight = (1 - kept).expand_as(noise)
+    # Where the condition is, the noise cannot be read off, and must not count.
+    expected = (noise.square() * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_dropped_by_attention_the_image_stays_and_no_query_sees_its_face():
+    unet = FakeUNet()
+    _, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, image_drop="attention")
+    assert 0 < drops.image.sum() < 4
+    expected = torch.ones(4, 6, dtype=torch.bool)
+    expected[drops.image, 0] = False
+    assert torch.equal(unet.asked["seen"][..., 0], expected)
+    assert torch.equal(unet.asked["x"][:, :, -1:], front_mask(LATENTS))
+    assert torch.equal(unet.asked["x"][:, 0, :4], LATENTS[:, 0])
 
 
 def test_the_input_is_latents_then_positions_then_mask_and_clean_exactly_where_the_mask_is_one():
     objective = Objective(drop_text=0.0, drop_image=0.5, drop_both=0.0)
     for encoding, channels in (("uv", 7), ("uv_pi", 7), ("xyz", 8)):
         unet = FakeUNet()
-        _, _, drops = loss(unet, objective, seed=1, encoding=encoding)
+        _, _, drops = loss(unet, objective, seed=1, positions=position_map(8, 95.0, encoding))
         x, positions, mask = unet.asked["x"].tensor_split([4, channels - 1], dim=2)
         assert input_channels(4, encoding) == channels == unet.asked["x"].shape[2]
         assert torch.equal(positions, position_map(8, 95.0, encoding).expand(4, -1, -1, -1, -1))
@@ -190,7 +259,7 @@ def test_position_and_mask_channels_act_after_one_optimizer_step_on_conv_in_and_
     text = torch.randn(4, 6, 5, 32, generator=torch.Generator().manual_seed(0))
 
     def effect(channel: int) -> float:
-        x = unet_input(LATENTS, front_mask(LATENTS), 95.0, "uv")
+        x = unet_input(LATENTS, front_mask(LATENTS), position_map(8))
         other = x.clone()
         other[:, channel] = 1 - other[:, channel]
         with torch.no_grad():
@@ -206,10 +275,10 @@ def test_position_and_mask_channels_act_after_one_optimizer_step_on_conv_in_and_
 
 def test_positions_first_asked_for_in_inference_mode_serve_training_too():
     unet = tiny_random().unet
-    call = {"text": torch.zeros(4, 6, 5, 32), "empty_text": torch.zeros(1, 5, 32), "fov": 97.0}
+    call = {"text": torch.zeros(4, 6, 5, 32), "empty_text": torch.zeros(1, 5, 32)}
     with torch.inference_mode():
-        loss(unet, **call)
-    loss(unet, **call)[0].mean().backward()
+        positions(8, 97.0, "uv")
+    loss(unet, **call, positions=positions(8, 97.0, "uv"))[0].mean().backward()
     assert unet.conv_in.weight.grad.abs().sum() > 0
 
 

@@ -3,6 +3,8 @@ files, and what it refuses."""
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +23,14 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
+from cubediff.conditions import Photo, known_faces
 from cubediff.geometry import FACES, cube_to_equirect, position_map
 from cubediff.inflate import CubeAttnProcessor, CubeGroupNorm
-from cubediff.pipeline import load_pipeline
+from cubediff.pipeline import load_pipeline, rescheduled, use_sampler_
 from cubediff.tiny import sd_scheduler, tiny_random
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
@@ -85,6 +89,13 @@ def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
     hook.remove()
 
 
+def front_latents(pipeline: CubeDiffPipeline, photo: PIL.Image.Image) -> Tensor:
+    """Of a cube that has the photo in front and its continuation around it."""
+    faces, _ = known_faces([[Photo(photo)]], 64, 95.0)
+    assert torch.equal(faces[0, 0], tensor_of(photo))
+    return pipeline.encoders.encode_faces(faces)
+
+
 def tensor_of(photo: PIL.Image.Image) -> Tensor:
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -126,6 +137,49 @@ def test_one_unet_call_a_step_for_all_branches(awake, photos, guidance_scale, fa
     assert sizes == [faces] * 4
 
 
+@pytest.mark.parametrize(
+    ("prompt", "with_photo", "image_scale", "faces"),
+    [
+        ("a hall", True, 1.5, 18),  # neither, photo alone, both
+        ("a hall", True, 1.0, 12),  # the branch with neither would count nothing
+        ("a hall", True, 3.5, 12),  # nor would that of the photo alone
+        ("a hall", False, 1.5, 12),
+        (None, True, 1.5, 12),
+        (None, True, 1.0, 6),
+    ],
+)
+def test_a_scale_for_the_image_asks_for_the_branches_that_count(awake, photos, prompt, with_photo, image_scale, faces):
+    with counted(awake.unet) as sizes:
+        image = photos[0] if with_photo else None
+        sample(awake, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=2)
+    assert sizes == [faces] * 2
+
+
+@pytest.mark.parametrize(
+    ("drops", "prompt", "with_photo", "image_scale", "told"),
+    [
+        ((0.1, 0.1, 0.1), "a hall", True, 1.5, []),
+        (None, "a hall", True, 1.5, []),
+        ((0.1, 0.1, 0.0), "a hall", True, None, ["without text and image, which guidance needs: use guidance_scale=1"]),
+        ((0.1, 0.1, 0.0), "a hall", False, None, ["without text and image, which guidance needs"]),
+        ((0.0, 0.1, 0.1), "a hall", True, None, []),
+        ((0.0, 0.1, 0.1), "a hall", True, 1.5, ["without text, which guidance needs"]),
+        ((0.1, 0.0, 0.1), "a hall", False, None, ["without an image"]),
+        ((0.0, 0.0, 0.0), None, True, None, ["without text and image, which", "without text"]),
+        ((0.5, 0.5, 0.0), "a hall", True, None, ["without text and image, which", "with text and image together"]),
+    ],
+)
+def test_a_condition_that_the_model_never_saw_in_training_is_warned_of(
+    photos, caplog, drops, prompt, with_photo, image_scale, told
+):
+    pipeline = awake_pipeline(drops=drops)
+    image = photos[0] if with_photo else None
+    sample(pipeline, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=1)
+    assert len(caplog.messages) == len(told)
+    for message, expected in zip(caplog.messages, told, strict=True):
+        assert message.startswith(f"this model was never trained {expected}")
+
+
 def test_without_prompt_and_image_there_is_nothing_to_guide_towards(awake):
     with counted(awake.unet) as sizes:
         free = sample(awake, None)
@@ -135,9 +189,12 @@ def test_without_prompt_and_image_there_is_nothing_to_guide_towards(awake):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("with_photo", [True, False])
-@pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (4.0, 0.0), (4.0, 0.7)])
+@pytest.mark.parametrize(
+    ("scale", "image_scale", "rescale"),
+    [(1.0, None, 0.0), (4.0, None, 0.0), (4.0, None, 0.7), (4.0, 1.5, 0.0), (4.0, 1.0, 0.5), (1.0, 1.5, 0.0)],
+)
 def test_sampling_equals_a_float64_ddim_loop(
-    pipeline, photos, monkeypatch, prediction_type, with_photo, scale, rescale
+    pipeline, photos, monkeypatch, prediction_type, with_photo, scale, image_scale, rescale
 ):
     """With a UNet in closed form; the loop is written from the DDIM paper's equation 12 with eta = 0."""
     pipeline.scheduler = sd_scheduler(prediction_type)
@@ -157,7 +214,7 @@ def test_sampling_equals_a_float64_ddim_loop(
     monkeypatch.setattr(pipeline.unet, "forward", forward)
     image = photos[0] if with_photo else None
     got = sample(pipeline, SIX, image=image, latents=noise, num_inference_steps=steps,
-                 guidance_scale=scale, guidance_rescale=rescale)  # fmt: skip
+                 guidance_scale=scale, image_guidance_scale=image_scale, guidance_rescale=rescale)  # fmt: skip
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
@@ -166,7 +223,7 @@ def test_sampling_equals_a_float64_ddim_loop(
     known, unit = torch.zeros(1, 6, 4, 8, 8, dtype=torch.float64), noise.double()
     front = torch.zeros(1, 6, 1, 8, 8, dtype=torch.float64)
     if with_photo:
-        known[:] = pipeline.encoders.encode_faces(tensor_of(photos[0]).expand(1, 6, -1, -1, -1))
+        known[:] = front_latents(pipeline, photos[0])
         front[:, 0] = 1
     x = unit
     times = [801, 601, 401, 201, 1]
@@ -180,7 +237,12 @@ def test_sampling_equals_a_float64_ddim_loop(
 
         full = answer((1 - front) * x + front * known, front, text)
         guided = full
-        if scale != 1:
+        if with_photo and image_scale is not None:
+            nothing = answer(x, 0 * front, empty)
+            photo_alone = answer((1 - front) * x + front * known, front, empty)
+            guided = nothing + image_scale * (photo_alone - nothing) + scale * (full - photo_alone)
+            guided = guided * (1 - rescale + rescale * full.std() / guided.std())
+        elif scale != 1:
             nothing = answer(x, 0 * front, empty)
             guided = nothing + scale * (full - nothing)
             guided = guided * (1 - rescale + rescale * full.std() / guided.std())
@@ -194,11 +256,14 @@ def test_sampling_equals_a_float64_ddim_loop(
     torch.testing.assert_close(got.double(), x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_other_schedulers_run_and_keep_the_known_front_face(pipeline, photos, make):
-    pipeline.scheduler = make.from_config(pipeline.scheduler.config)
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler"])
+def test_every_sampler_runs_on_the_models_noise_schedule_and_keeps_the_known_front_face(pipeline, photos, name):
+    stored = pipeline.scheduler.config
+    use_sampler_(pipeline, name)
+    for setting in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "timestep_spacing"):
+        assert pipeline.scheduler.config[setting] == stored[setting]
     latents = sample(pipeline, image=photos[0], num_inference_steps=6)
-    known = pipeline.encoders.encode_faces(tensor_of(photos[0]).expand(1, 6, -1, -1, -1))
+    known = front_latents(pipeline, photos[0])
     assert torch.equal(latents[:, 0], known[:, 0])
     assert latents.isfinite().all()
     assert torch.equal(sample(pipeline, image=photos[0], num_inference_steps=6), latents)  # no state is left over
@@ -234,7 +299,7 @@ def test_each_face_is_given_the_text_states_of_its_own_prompt(awake):
 def test_the_front_face_is_the_photo_as_the_vae_knows_it_and_the_photo_acts_on_all_other_faces(awake, photos):
     made = [sample(awake, image=photo) for photo in photos]
     for latents, photo in zip(made, photos, strict=True):
-        known = awake.encoders.encode_faces(tensor_of(photo).expand(1, 6, -1, -1, -1))
+        known = front_latents(awake, photo)
         assert torch.equal(latents[:, 0], known[:, 0])
     moved = (made[0] - made[1]).abs().amax((0, 2, 3, 4))
     assert (moved > 1e-2).all(), moved
@@ -247,7 +312,7 @@ def test_every_step_sees_the_photo_clean_with_its_mask_and_the_other_branch_sees
     hook = awake.unet.register_forward_pre_hook(lambda _, args: asked.append(args[0]))
     sample(awake, image=photos[0], num_inference_steps=3)
     hook.remove()
-    known = awake.encoders.encode_faces(tensor_of(photos[0]).expand(1, 6, -1, -1, -1))[0, 0]
+    known = front_latents(awake, photos[0])[0, 0]
     for x in asked:
         without, with_photo = x.unflatten(0, (2, 6))
         assert torch.equal(with_photo[0, :4], known)
@@ -401,6 +466,7 @@ def test_a_saved_pipeline_comes_back_inflated_and_generates_the_same(awake, save
         {"position_encoding": "xyz"},
         {"sync_group_norm": False},
         {"cross_attention": "joint"},
+        {"position_samples": "corners"},
     ],
 )
 def test_options_are_kept_in_the_folder_and_act(tmp_path, options, awake):
@@ -453,6 +519,24 @@ def test_a_2d_folder_is_no_cubediff_and_a_cubediff_folder_no_2d_one(folder_2d, s
     assert CubeDiffPipeline.from_2d(folder_2d, position_encoding="xyz").unet.config.in_channels == 8
 
 
+def test_another_noise_schedule_is_taken_and_kept(folder_2d, tmp_path):
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    made = CubeDiffPipeline.from_2d(folder_2d, scheduler=zero)
+    assert made.scheduler.alphas_cumprod[-1] < 1e-7
+    made.save_pretrained(tmp_path)
+    loaded = CubeDiffPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded.scheduler.alphas_cumprod, made.scheduler.alphas_cumprod)
+    assert sample(use_sampler_(loaded, "dpm"), SIX).isfinite().all()
+    assert loaded.scheduler.config.rescale_betas_zero_snr
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr=True needs prediction_type='v_prediction'"):
+        CubeDiffPipeline.from_2d(folder_2d, scheduler={"rescale_betas_zero_snr": True})
+    with pytest.raises(ValueError, match="a DDIMScheduler has no settings beta_stop"):
+        rescheduled(made.scheduler, {"beta_stop": 1})
+    with pytest.raises(ValueError, match="was trained with prediction_type 'v_prediction' and not 'epsilon'"):
+        load_pipeline(tmp_path, scheduler={"prediction_type": "epsilon"})
+
+
 def test_load_pipeline_takes_either_and_refuses_other_options_than_the_folders(folder_2d, saved):
     assert load_pipeline(folder_2d, fov=91.0).config.fov == 91.0
     same = load_pipeline(saved, fov=95.0, position_encoding="uv", sync_group_norm=True, cross_attention="per_face")
@@ -463,15 +547,18 @@ def test_load_pipeline_takes_either_and_refuses_other_options_than_the_folders(f
         load_pipeline(saved, fov=90.0, sync_group_norm=False)
 
 
-def test_pickled_weights_are_refused(folder_2d, saved, tmp_path):
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(folder_2d, saved, tmp_path):
     for source, load in ((saved, CubeDiffPipeline.from_pretrained), (folder_2d, CubeDiffPipeline.from_2d)):
         folder = tmp_path / source.name
         shutil.copytree(source, folder)
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        torch.save({}, weights.with_suffix(".bin"))
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
         weights.unlink()
-        with pytest.raises(OSError, match="safetensors"):
+        with pytest.raises(ValueError, match="pickled weights, which can run code") as refused:
             load(folder)
+        command = str(refused.value).splitlines()[1].strip().replace("python", sys.executable, 1)
+        subprocess.run(command, shell=True, check=True)
+        load(folder)
 
 
 def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
@@ -515,7 +602,7 @@ def test_a_long_prompt_is_cut_when_asked(awake):
         (torch.full((3, 64, 64), 255.0), r"values from 255 to 255: scale it to \[-1, 1\]"),
         (torch.full((3, 64, 64), float("nan")), "values from nan to nan"),
         (torch.full((3, 64, 64), float("inf")), "values from inf to inf"),
-        (torch.zeros(3, 32, 32), r"image is \(3, 32, 32\): give \(3, 64, 64\)"),
+        ([], "image is an empty list"),
         (torch.zeros(64, 64, 3), r"image is \(64, 64, 3\)"),
         (torch.zeros(4, 64, 64), r"image is \(4, 64, 64\)"),
     ],
@@ -546,5 +633,7 @@ def test_numbers_that_disagree_or_make_no_sense_raise(awake):
         sample(awake, latents=unit_noise(1, 5))
     with pytest.raises(ValueError, match="output_type='np': use 'pil', 'pt' or 'latent'"):
         sample(awake, output_type="np")
+    with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, euler"):
+        use_sampler_(awake, "magic")
     with pytest.raises(ValueError, match="num_inference_steps=0: give at least 1"):
         sample(awake, num_inference_steps=0)

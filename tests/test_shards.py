@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import random
 import shutil
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cubediff.data import DataError, PanoramaDataModule, build_shards
+from cubediff.data import DataError, PanoramaDataModule, RandomViews, build_shards
 from cubediff.data.stream import draw_view, resize_panorama
 from cubediff.geometry import FACES, equirect_to_cube
 
@@ -80,6 +81,50 @@ def keys(loader: Any) -> list[str]:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 panoramas: some 16 to train on and 8 to validate with, in shards of 4."""
     return shards(tmp_path_factory.mktemp("many"), 24, val=0.3)
+
+
+# ---- photos as conditions ----------------------------------------------------------------------------------
+
+
+def test_photos_show_the_faces_where_they_cover_them_and_front_faces_the_front(tmp_path: Path) -> None:
+    """On the sample panoramas: `known` agrees with the faces wherever `covered` says so, for photos of all kinds."""
+    build_shards(SAMPLES, tmp_path / "shards", SAMPLES / "captions.jsonl", val_fraction=0.0)
+    module = data(tmp_path / "shards", batch_size=8, face_size=64, photos=RandomViews(share=0.6), panorama_height=256)
+    batch = next(iter(module.train_dataloader()))
+    cube = module.on_after_batch_transfer(batch, 0)
+    kinds = [camera is None for camera in batch["cameras"]]
+    assert 0 < sum(kinds) < 8
+    for camera, faces, known, covered in zip(
+        batch["cameras"], cube["faces"], cube["known"], cube["covered"], strict=True
+    ):
+        if camera is None:
+            assert torch.equal(known[0], faces[0])
+            assert torch.equal(covered.flatten(1).float().mean(1), torch.eye(6)[0])
+            continue
+        share = covered.float().mean()
+        tan = math.tan(math.radians(camera.fov) / 2)
+        whole = 4 * math.asin(math.sin(math.atan(tan)) * math.sin(math.atan(tan / camera.aspect))) / (4 * math.pi)
+        assert 0.5 * whole < share < 2.2 * whole  # its part of the sphere; a face's pixels are not of equal size
+        error = (known - faces).square()[covered.expand_as(known)].mean()
+        assert 10 * torch.log10(4 / error) > 25  # dB; a photo of the size of a face is coarser than the panorama
+
+
+def test_photos_come_in_the_share_and_ranges_asked_for_and_from_the_seed() -> None:
+    views = RandomViews(share=0.3, fov=(50.0, 60.0), pitch=20.0, roll=5.0, aspects=(1.0, 2.0))
+    drawn = [views.draw(random.Random(seed)) for seed in range(4000)]
+    cameras = [camera for camera in drawn if camera]
+    assert abs(len(cameras) / 4000 - 0.3) < 5 * (0.21 / 4000) ** 0.5
+    for name, low, high in (("fov", 50, 60), ("yaw", -180, 180), ("pitch", -20, 20), ("roll", -5, 5)):
+        values = sorted(getattr(camera, name) for camera in cameras)
+        assert low <= values[0] < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < values[-1] <= high
+    assert {camera.aspect for camera in cameras} == {1.0, 2.0}
+    assert drawn == [views.draw(random.Random(seed)) for seed in range(4000)]
+
+
+def test_a_batch_of_front_faces_alone_has_nothing_else_known(tmp_path: Path) -> None:
+    module = data(shards(tmp_path, 2), photos=RandomViews(share=0.0))
+    assert "known" not in module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
 
 
 # ---- one sample --------------------------------------------------------------------------------------------
@@ -373,6 +418,12 @@ def test_a_folder_that_is_no_dataset_is_refused_before_training(tmp_path: Path, 
 def test_options_out_of_range_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=next(iter(option))):
         PanoramaDataModule(tmp_path, **{"batch_size": 2, "face_size": 16} | option)
+
+
+@pytest.mark.parametrize("option", [{"share": 1.5}, {"fov": (90.0, 40.0)}, {"fov": (0.0, 40.0)}, {"aspects": (0.0,)}])
+def test_photos_out_of_range_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="share lies in"):
+        RandomViews(**option)
 
 
 # ---- with Lightning ----------------------------------------------------------------------------------------

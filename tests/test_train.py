@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import FEW_SAMPLING_STEPS, QUICK, train
+from runs import FEW_SAMPLING_STEPS, QUICK, composed, train
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
 from cubediff.module import CubeDiffModule
 from cubediff.objective import Objective
+from cubediff.plan import cost
 from cubediff.tiny import tiny_random
 from cubediff.train import main
 
@@ -312,6 +313,24 @@ def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pyt
     assert "example_00000" in told
     assert told.endswith("lower model.optimizer.lr, or look at them")
     assert (tmp_path / "run/logs/metrics.csv").is_file()
+
+
+def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(CubeDiffModule, "training_step", exhausted)
+    options = (*QUICK, f"data.path={tiny_shards}")
+    for fits, remedy in ((1, "data.batch_size=1"), (0, "model.gradient_checkpointing=true, or a smaller face_size")):
+        memory = int(cost(composed(*options), 1).peak) + (1 if fits else -1)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda memory=memory: (0, memory))
+        folder = tmp_path / str(fits)
+        folder.mkdir()
+        told = ended(monkeypatch, folder, *options)
+        assert told.startswith("error: data.batch_size=2 does not fit the GPU's 0.6 GiB, by the plan")
+        assert f"plan {fits} does: give {remedy} (python -m cubediff.plan" in told
 
 
 def test_wandb_without_an_account(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

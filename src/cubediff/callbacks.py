@@ -191,7 +191,7 @@ class Throughput(Callback):
         if len(self._ends) > 1:
             elapsed = self._ends[-1][0] - self._ends[0][0]
             seen = sum(count for _, count in self._ends) - self._ends[0][1]
-            pl_module.log("perf/panoramas_per_s", seen * trainer.world_size / elapsed)
+            _log(pl_module, "perf/panoramas_per_s", seen * trainer.world_size / elapsed)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ends.clear()
@@ -220,4 +220,9 @@ class SkipCounter(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("data/skipped", float(trainer.datamodule.skipped))  # type: ignore[attr-defined]
+        _log(pl_module, "data/skipped", float(trainer.datamodule.skipped))  # type: ignore[attr-defined]
+
+
+def _log(module: L.LightningModule, name: str, value: float) -> None:
+    """Made on the device, for Lightning's copy of a Python number would wait for the device at every step."""
+    module.log(name, torch.full((), value, device=module.device))

@@ -10,6 +10,9 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+# Packages that some choices need, and the extras that bring them.
+EXTRAS = {"bitsandbytes": "bnb"}
+
 
 def _find() -> str:
     package = Path(__file__).resolve().parent
@@ -65,4 +68,6 @@ def build(config: DictConfig, **options: Any) -> Any:
                 "give model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
                 "or model=tiny_random for random weights"
             ) from error
-        raise ValueError(f"{where}: {cause}") from error
+        extra = next((e for package, e in EXTRAS.items() if f"No module named '{package}'" in str(cause)), None)
+        remedy = f"\ninstall it: pip install 'cubediff[{extra}]'" if extra else ""
+        raise ValueError(f"{where}: {cause}{remedy}") from error

@@ -59,4 +59,9 @@ class FrozenEncoders:
                     log.warning("%s: it is cut, as others may be (told once)", told)
                 FrozenEncoders._told_truncated = True
         ids = self.tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        return self.text_encoder(ids.input_ids.to(self.text_encoder.device))[0]
+        return self.text_encoder(sent(ids.input_ids, next(self.text_encoder.parameters()).device))[0]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`, without waiting until it has done what it was asked before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

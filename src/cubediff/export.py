@@ -1,5 +1,6 @@
 """Writes a trained module as a pipeline folder that CubeDiffPipeline.from_pretrained loads."""
 
+import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,8 +10,19 @@ from cubediff.module import CubeDiffModule
 
 
 def export_pipeline(module: CubeDiffModule, folder: Path, average: UNetEMA | None, steps: int) -> None:
-    """The pipeline with the averaged weights where there is an average, and training.json saying which they are."""
+    """The pipeline with the averaged weights where there is an average, and training.json saying which they are.
+
+    Low-rank additions (trainable="lora") are added up into the weights they belong to, and written by themselves too,
+    to unet_lora/.
+    """
+    pipeline, unet = module.pipeline, module.pipeline.unet
     with average.averaged(module) if average else nullcontext():
-        module.pipeline.save_pretrained(folder)
+        if getattr(unet, "peft_config", None):
+            unet.save_lora_adapter(folder / "unet_lora")
+            pipeline.unet = copy.deepcopy(unet)
+            pipeline.unet.fuse_lora()
+            pipeline.unet.unload_lora()
+        pipeline.save_pretrained(folder)
+        pipeline.unet = unet
     record = {"weights": "ema" if average else "raw", "steps": steps, "seed": module.seed}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")

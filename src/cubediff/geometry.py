@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from cubediff import resample
@@ -39,6 +39,7 @@ __all__ = [
     "equirect_to_cube",
     "equirect_to_perspective",
     "face_directions",
+    "perspective_to_cube",
     "position_map",
     "reorder_faces",
     "rotation_matrix",
@@ -129,6 +130,51 @@ def equirect_to_perspective(
     rays = _turned(rays[:, None], turn.reshape(-1, 3, 3))[:, 0].expand(views, -1, -1, -1)
     sampled = resample.lookup(image.expand(views, -1, -1, -1), _panorama_grid(rays, height, margin), mode, fine)
     return resample.restore(sampled, panorama.dtype)
+
+
+def perspective_to_cube(
+    picture: Real[Tensor, "b c h w"],
+    size: int,
+    face_fov: float,
+    fov: float | Tensor,
+    yaw: float | Tensor = 0.0,
+    pitch: float | Tensor = 0.0,
+    roll: float | Tensor = 0.0,
+    *,
+    mode: str = "bilinear",
+) -> tuple[Real[Tensor, "b 6 c s s"], Bool[Tensor, "b 6 1 s s"]]:
+    """Puts pinhole pictures on the faces where `equirect_to_perspective` would have taken them: (faces, covered).
+
+    `fov` is a picture's horizontal field of view, `face_fov` the faces'; degrees. `covered` is true where a pixel's
+    centre looks into the picture. Around it the faces show its nearest border pixel, and the half behind the camera
+    mirrors the half before it: the picture is continued over the whole sphere without a jump.
+    """
+    check_size(size, "size")
+    batch, _, rows, columns = picture.shape
+    work = resample.work_dtype(picture)
+    narrowest = min(tan_half(value) for value in (fov.flatten().tolist() if isinstance(fov, Tensor) else [fov]))
+    half, *turns = (torch.as_tensor(a, dtype=work, device=picture.device) for a in (fov, yaw, pitch, roll))
+    ratio = columns * tan_half(face_fov) / (size * narrowest)
+    fine = 2 if ratio > resample.COARSE else 1
+    image = picture.to(work)
+    if (shrink := ratio / 4) > 1:
+        smaller = [max(1, round(n / shrink)) for n in (rows, columns)]
+        image = F.interpolate(image, smaller, mode="bilinear", antialias=True)
+    tan = torch.deg2rad(half / 2).tan().reshape(-1, 1, 1, 1)
+    extent = torch.stack([tan, tan * rows / columns], -1)  # of the picture on the plane one unit ahead
+    inverse = rotation_matrix(*turns).reshape(-1, 3, 3).mT.expand(batch, 3, 3)
+
+    def plane(samples: int) -> tuple[Tensor, Tensor]:
+        """Coordinates in the picture, from −1 to 1 inside, of face pixels' directions; and which are ahead."""
+        rays = face_directions(samples, face_fov, torch.float64).to(picture.device, work)
+        x, y, z = _turned(rays[None], inverse).unbind(-1)
+        return torch.stack([x, -y], -1) / z.abs().clamp_min(1e-12)[..., None] / extent, z > 0
+
+    grid = plane(fine * size)[0].clamp(-1, 1)
+    faces = resample.lookup(image, grid.flatten(1, 2), mode, fine).unflatten(2, (6, size)).transpose(1, 2)
+    place, ahead = plane(size)
+    covered = (place.abs().amax(-1) <= 1) & ahead
+    return resample.restore(faces, picture.dtype), covered[:, :, None]
 
 
 def _turned(rays: Tensor, rotation: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def _by_panorama(faces: Tensor) -> Tensor:
 class CubeAttnProcessor:
     """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C); `inner` does the attention.
 
-    On cross-attention the text tokens of the six faces are joined likewise.
+    On cross-attention the text tokens of the six faces are joined likewise. The UNet's `attention_mask` says for each
+    face, (B·6, 1), whether its keys are seen (1) or barred from every query (0), as CubeDiff, section 4.3, drops the
+    image; it arrives here as diffusers' bias (B·6, 1, 1).
     """
 
     def __init__(self, inner: Any) -> None:
@@ -42,13 +44,18 @@ class CubeAttnProcessor:
         encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
         attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "b6 n c"]:
-        if attention_mask is not None:
-            raise ValueError("inflated attention takes no attention mask: leave attention_mask and "
-                             "encoder_attention_mask out of the UNet call")  # fmt: skip
         joined = _by_panorama(hidden_states).flatten(1, 2)
         if encoder_hidden_states is not None:
+            if attention_mask is not None:
+                raise ValueError("joint cross-attention takes no mask: leave encoder_attention_mask out of the call")
             encoder_hidden_states = _by_panorama(encoder_hidden_states).flatten(1, 2)
-        attended = self.inner(attn, joined, encoder_hidden_states)
+        elif attention_mask is not None:
+            if attention_mask.shape != (len(hidden_states), 1, 1):
+                raise ValueError(f"attention_mask must be (B·6, 1), whether a face is seen, not "
+                                 f"{tuple(attention_mask.shape[::2])}")  # fmt: skip
+            barred = _by_panorama(attention_mask).flatten(1).repeat_interleave(hidden_states.shape[1], 1) < 0
+            attention_mask = torch.zeros_like(barred, dtype=joined.dtype).masked_fill(barred, -torch.inf)[:, None]
+        attended = self.inner(attn, joined, encoder_hidden_states, attention_mask)
         return attended.reshape(hidden_states.shape)
 
 
@@ -87,13 +94,16 @@ def inflate_(
         if layer not in ("attn1", "attn2"):
             raise ValueError(f"cannot inflate a {type(unet).__name__} with the attention layer {name!r}: only the "
                              "transformer blocks of Stable Diffusion UNets (attn1, attn2) are known")  # fmt: skip
-        inflated = layer == "attn1" or cross_attention == "joint"
-        processors[name] = CubeAttnProcessor(plain) if inflated else plain
+        if layer == "attn2" and cross_attention == "per_face":
+            processors[name] = plain
+        else:  # one that is there already stays: compiled code is bound to it
+            processors[name] = processor if isinstance(processor, CubeAttnProcessor) else CubeAttnProcessor(plain)
     if not processors:
         raise ValueError(f"this {type(unet).__name__} has no attention layers, so its faces could never see each other")
     if unet.config["only_cross_attention"] is True:
         raise ValueError("cannot inflate a UNet with only_cross_attention=True: it has no self-attention")
-    unet.set_attn_processor(processors)
+    if any(unet.attn_processors[name] is not processor for name, processor in processors.items()):
+        unet.set_attn_processor(processors)
     return sync_group_norm_(unet, sync_group_norm)
 
 

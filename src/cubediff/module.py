@@ -10,28 +10,42 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from cubediff.encoders import sent
 from cubediff.objective import Objective
-from cubediff.pipeline import CubeDiffPipeline
+from cubediff.pipeline import CubeDiffPipeline, latent_mask
 
-Trainable = Literal["attention", "full"]
+Trainable = Literal["attention", "value_output", "lora", "full"]
+LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def select_trainable_(unet: nn.Module, trainable: Trainable) -> nn.Module:
-    """Freezes all of `unet` but what is trained: "attention" is every attention layer and conv_in, "full" is all.
+def select_trainable_(unet: UNet2DConditionModel, trainable: Trainable, lora_rank: int = 16) -> UNet2DConditionModel:
+    """Freezes all of `unet` but what is trained, which always takes in conv_in: without it the position and mask
+    channels, whose kernels start at zero, could never act.
 
-    Without conv_in the position and mask channels, whose kernels start at zero, could never act.
+    "attention": every attention layer. "value_output": their value and output projections alone. "lora": low-rank
+    additions to their projections (peft; arXiv 2106.09685), with alpha = rank. "full": everything.
     """
-    if trainable not in ("attention", "full"):
-        raise ValueError(f"trainable={trainable!r}: use 'attention' or 'full'")
+    if trainable not in ("attention", "value_output", "lora", "full"):
+        raise ValueError(f"trainable={trainable!r}: use 'attention', 'value_output', 'lora' or 'full'")
+    if trainable == "lora":
+        from peft import LoraConfig  # takes a second to import
+
+        unet.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=list(LORA_LAYERS)))
     for name, parameter in unet.named_parameters():
         layers = name.split(".")
         attention = "attn1" in layers or "attn2" in layers
-        parameter.requires_grad_(trainable == "full" or attention or layers[0] == "conv_in")
+        chosen = {
+            "attention": attention,
+            "value_output": attention and ("to_v" in layers or "to_out" in layers),
+            "lora": "lora_A" in layers or "lora_B" in layers,
+            "full": True,
+        }[trainable]
+        parameter.requires_grad_(chosen or layers[0] == "conv_in")
     return unet
 
 
@@ -39,8 +53,9 @@ class CubeDiffModule(L.LightningModule):
     """Trains `pipeline.unet` on batches of the DataModule: `faces` (B, 6, 3, S, S) in [−1, 1] and `prompts`.
 
     optimizer: called with the trained parameters. lr_schedule and warmup_steps: a name of
-    diffusers.optimization.get_scheduler, stepped once per optimizer step. seed: of noise, timesteps and drops, which
-    depend on nothing but it, the rank and the step, so that a resumed run repeats none.
+    diffusers.optimization.get_scheduler, stepped once per optimizer step. compile: the UNet's transformer blocks
+    ("regional", compiled once for all of them) or none. seed: of noise, timesteps and drops, which depend on nothing
+    but it, the rank and the step, so that a resumed run repeats none.
     """
 
     def __init__(
@@ -51,16 +66,26 @@ class CubeDiffModule(L.LightningModule):
         lr_schedule: str = "constant_with_warmup",
         warmup_steps: int = 0,
         trainable: Trainable = "attention",
+        lora_rank: int = 16,
         gradient_checkpointing: bool = False,
+        compile: Literal["regional"] | None = None,
+        channels_last: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.pipeline = pipeline
         self.encoders = pipeline.encoders
-        self.unet = select_trainable_(pipeline.unet, trainable).train()
+        self.unet = select_trainable_(pipeline.unet, trainable, lora_rank).train()
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing()
+        if compile not in (None, "regional"):
+            raise ValueError(f"compile={compile!r}: use 'regional', or null for none")
+        if compile == "regional":
+            self.unet.compile_repeated_blocks()
         self.objective = objective
+        pipeline.register_to_config(drops=[objective.drop_text, objective.drop_image, objective.drop_both])
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -116,15 +141,24 @@ class CubeDiffModule(L.LightningModule):
         prompts = [prompt for faces in batch["prompts"] for prompt in faces]
         texts = sorted(set(prompts))
         states = self.encoders.encode_text(texts, truncate=True)
-        order = torch.tensor([texts.index(prompt) for prompt in prompts], device=states.device)
+        order = sent(torch.tensor([texts.index(prompt) for prompt in prompts]), states.device)
+        latents = self.encoders.encode_faces(batch["faces"])
+        condition = {}
+        if "known" in batch:  # photos that look anywhere; else the front face's own latent
+            scale = batch["faces"].shape[-1] // latents.shape[-1]
+            condition = {
+                "known": self.encoders.encode_faces(batch["known"]),
+                "mask": latent_mask(batch["covered"], scale),
+            }
         losses, _, _ = self.objective.loss(
             self.unet,
             self.noise_scheduler,
-            self.encoders.encode_faces(batch["faces"]),
+            latents,
             states[order].unflatten(0, (-1, 6)).float(),
             self.empty_text.float(),
-            fov=self.pipeline.config.fov,
-            encoding=self.pipeline.config.position_encoding,
+            positions=self.pipeline.positions(latents.shape[-1], latents.device),
+            image_drop=self.pipeline.config.image_drop,
             generator=generator,
+            **condition,
         )
         return losses

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,8 +19,12 @@ POSITION_CHANNELS = {"uv": 2, "uv_pi": 2, "xyz": 3}
 
 
 @lru_cache(maxsize=8)
-def _positions(size: int, fov: float, encoding: str, device: torch.device) -> Float[Tensor, "6 p s s"]:
-    return position_map(size, fov, encoding).to(device)
+@torch.inference_mode(False)  # a tensor first asked for while sampling must serve training too
+def positions(
+    size: int, fov: float, encoding: str, samples: str = "centers", device: torch.device | None = None
+) -> Float[Tensor, "6 p s s"]:
+    """`position_map`, kept on the device."""
+    return position_map(size, fov, encoding, samples).to(device)
 
 
 def input_channels(latent_channels: int, encoding: str) -> int:
@@ -30,12 +35,11 @@ def input_channels(latent_channels: int, encoding: str) -> int:
 
 
 def unet_input(
-    latents: Float[Tensor, "b 6 c h w"], mask: Float[Tensor, "b 6 1 h w"], fov: float, encoding: str
-) -> Float[Tensor, "b6 p h w"]:
+    latents: Float[Tensor, "b 6 c h w"], mask: Float[Tensor, "b 6 1 h w"], positions: Float[Tensor, "6 p h w"]
+) -> Float[Tensor, "b6 i h w"]:
     """Latents, position map and mask (1 = clean condition) as the UNet takes them, (B·6, C + positions + 1, h, w)."""
-    positions = _positions(latents.shape[-1], fov, encoding, latents.device)
-    positions = positions.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
-    return torch.cat([latents, positions, mask.to(latents.dtype)], dim=2).flatten(0, 1)
+    places = positions.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
+    return torch.cat([latents, places, mask.to(latents.dtype)], dim=2).flatten(0, 1)
 
 
 def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"]:
@@ -43,6 +47,12 @@ def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"
     mask = torch.zeros_like(latents[:, :, :1])
     mask[:, 0] = 1
     return mask
+
+
+def seen_faces(mask: Float[Tensor, "b 6 1 h w"], dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b6 1"]:
+    """The UNet's `attention_mask` that drops the image of the `dropped` panoramas: none of their queries sees a key of
+    a face with a condition."""
+    return (~(mask.flatten(2).any(-1) & dropped[:, None])).flatten()[:, None]
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,25 @@ class Drops:
 class Objective:
     """Denoising loss of CubeDiff for a UNet whose pipeline predicts noise or velocity (its scheduler says which).
 
-    drop_text, drop_image and drop_both are the shares of panoramas that lose only their text, only their image
-    (the front face is then noised like the others and its mask is 0), or both; drawn for each panorama.
+    drop_text, drop_image and drop_both are the shares of panoramas that lose only their text, only their image, or
+    both; drawn for each panorama. min_snr_gamma clamps the weight of a timestep's signal-to-noise ratio (Min-SNR,
+    arXiv 2303.09556; 5 is usual). offset_noise is the strength of noise that a channel of a panorama has everywhere
+    (0.05 is usual); it teaches very dark and very bright pictures.
     """
 
     drop_text: float = 0.1
     drop_image: float = 0.1
     drop_both: float = 0.1
+    min_snr_gamma: float | None = None
+    offset_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise ValueError(
+                f"min_snr_gamma={self.min_snr_gamma}: give a positive number (5 is usual), or null for none"
+            )
+        if self.offset_noise < 0:
+            raise ValueError(f"offset_noise={self.offset_noise}: give 0 (none) or a positive strength")
         shares = (self.drop_text, self.drop_image, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
@@ -87,34 +107,50 @@ class Objective:
         text: Float[Tensor, "b 6 l d"],
         empty_text: Float[Tensor, "1 l d"],
         *,
-        fov: float,
-        encoding: str,
+        positions: Float[Tensor, "6 p h w"],
         generator: torch.Generator,
+        known: Float[Tensor, "b 6 c h w"] | None = None,
+        mask: Float[Tensor, "b 6 1 h w"] | None = None,
+        image_drop: str = "noise",
     ) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"], Drops]:
         """Mean squared error of each panorama over the latent pixels that are no condition, its timestep and drops.
 
+        The condition is `known` where `mask` is 1: by default the clean latent of the front face. A dropped image is
+        noised like the rest and its mask 0 (image_drop "noise"), or stays and no query sees its face ("attention").
         Each panorama counts the same whatever it was conditioned on, so the batch's loss is their mean.
         """
         batch, device = latents.shape[0], latents.device
         drops = self.draw_drops(batch, generator)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
+        if self.offset_noise:
+            shape = (batch, 1, latents.shape[2], 1, 1)
+            noise = noise + self.offset_noise * torch.randn(shape, generator=generator, device=device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        if scheduler.config.prediction_type == "v_prediction":
-            target = scheduler.get_velocity(latents, noise, timesteps)
-        elif scheduler.config.prediction_type == "epsilon":
-            target = noise
-        else:
+        velocity = scheduler.config.prediction_type == "v_prediction"
+        if not velocity and scheduler.config.prediction_type != "epsilon":
             raise ValueError(f"prediction_type={scheduler.config.prediction_type!r} in the model's scheduler: "
                              "train from a model that predicts 'epsilon' or 'v_prediction'")  # fmt: skip
-        mask = front_mask(latents) * (~drops.image).view(-1, 1, 1, 1, 1)
+        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        if known is None or mask is None:
+            known, mask = latents, front_mask(latents)
+        seen = {}
+        if image_drop == "attention":
+            seen = {"attention_mask": seen_faces(mask, drops.image)}
+        else:
+            mask = mask * (~drops.image).view(-1, 1, 1, 1, 1)
         text = torch.where(drops.text.view(-1, 1, 1, 1), empty_text, text)
         prediction = unet(
-            unet_input(torch.where(mask.bool(), latents, noisy), mask, fov, encoding),
+            unet_input(torch.where(mask.bool(), known, noisy), mask, positions),
             timesteps.repeat_interleave(6),
             encoder_hidden_states=text.flatten(0, 1),
             return_dict=False,
+            **seen,
         )[0].unflatten(0, (-1, 6))
         weight = (1 - mask).expand_as(latents)
         error = (prediction.float() - target).square() * weight
-        return error.flatten(1).sum(1) / weight.flatten(1).sum(1), timesteps, drops
+        losses = error.flatten(1).sum(1) / weight.flatten(1).sum(1)
+        if self.min_snr_gamma is not None:
+            snr = compute_snr(scheduler, timesteps)
+            losses = losses * snr.clamp(max=self.min_snr_gamma) / (snr + 1 if velocity else snr)
+        return losses, timesteps, drops

@@ -40,7 +40,8 @@ def write_generation(
     prompt: str,
     save_faces: bool,
 ) -> list[Path]:
-    """Writes panorama.jpg, viewer.html, generation.json and, if asked, faces/NAME.png; returns what it wrote."""
+    """Writes panorama.jpg, viewer.html, if asked faces/NAME.png, and last, in one go, generation.json: where it is, the
+    others are whole. Returns what it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [write_panorama(folder / "panorama.jpg", panorama)]
     if save_faces:
@@ -49,5 +50,6 @@ def write_generation(
             face.save(folder / "faces" / f"{name}.png")
         written.append(folder / "faces")
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
-    (folder / "generation.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [*written, folder / "generation.json"]
+    partial = folder / "generation.json.part"
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [*written, partial.replace(folder / "generation.json")]

@@ -8,25 +8,36 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size, L
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cubediff.conditions import Photo, Prompt, front_photos, prompts_by_panorama
+from cubediff.conditions import Image, Prompt, known_faces, photos_by_panorama, prompts_by_panorama
 from cubediff.encoders import FrozenEncoders
 from cubediff.geometry import cube_to_equirect
 from cubediff.inflate import inflate_, sync_group_norm_, widen_conv_in_
-from cubediff.objective import front_mask, input_channels, unet_input
+from cubediff.objective import input_channels, positions, seen_faces, unet_input
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,8 +52,10 @@ class CubeDiffOutput(BaseOutput):
 class CubeDiffPipeline(DiffusionPipeline):
     """Generates panoramas with a UNet trained by `cubediff.train`.
 
-    fov is the faces' field of view in degrees; position_encoding, sync_group_norm and cross_attention are those the
-    UNet was trained with. All four are stored in the folder.
+    fov is the faces' field of view in degrees; position_encoding and position_samples (see `position_map`),
+    sync_group_norm, cross_attention and image_drop (see `Objective.loss`) are those the UNet was trained with; drops
+    the shares of panoramas that lost their text, their image, and both, where that is known. All are stored in the
+    folder.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -56,10 +69,15 @@ class CubeDiffPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         fov: float = 95.0,
         position_encoding: str = "uv",
+        position_samples: str = "centers",
         sync_group_norm: bool = True,
         cross_attention: str = "per_face",
+        image_drop: str = "noise",
+        drops: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if image_drop not in ("noise", "attention"):
+            raise ValueError(f"image_drop={image_drop!r}: use 'noise' or 'attention'")
         expected = input_channels(vae.config.latent_channels, position_encoding)
         if unet.config.in_channels != expected:
             raise ValueError(
@@ -73,14 +91,22 @@ class CubeDiffPipeline(DiffusionPipeline):
         self.register_to_config(
             fov=fov,
             position_encoding=position_encoding,
+            position_samples=position_samples,
             sync_group_norm=sync_group_norm,
             cross_attention=cross_attention,
+            image_drop=image_drop,
+            drops=None if drops is None else list(drops),
         )
 
     @property
     def encoders(self) -> FrozenEncoders:
         """Of the components as they are now: `pipeline.vae = another` is a usual thing to do."""
         return FrozenEncoders(self.vae, self.text_encoder, self.tokenizer)
+
+    def positions(self, size: int, device: torch.device) -> Tensor:
+        """The position channels (6, p, h, h) of latents h = `size` high."""
+        config = self.config
+        return positions(size, config.fov, config.position_encoding, config.position_samples, device)
 
     # ------------------------------------------------------------------------------------------ loading
 
@@ -96,11 +122,17 @@ class CubeDiffPipeline(DiffusionPipeline):
         return pipeline
 
     @classmethod
-    def from_2d(cls, path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> "CubeDiffPipeline":
+    def from_2d(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        scheduler: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> "CubeDiffPipeline":
         """A CubeDiff that starts from a 2D Stable Diffusion (1.x, 2.x) folder or Hub id, before any training.
 
-        Six equal faces then give what the 2D model gives. `options` are those of the class: fov, position_encoding,
-        sync_group_norm, cross_attention.
+        Six equal faces then give what the 2D model gives. `scheduler` replaces settings of its noise schedule, such as
+        prediction_type; `options` are those of the class.
         """
         _check_folder(path)
         load = {"torch_dtype": dtype, "use_safetensors": True}
@@ -110,15 +142,46 @@ class CubeDiffPipeline(DiffusionPipeline):
         if unet.config.in_channels != vae.config.latent_channels:
             raise ValueError(
                 f"{path}: its UNet takes {unet.config.in_channels} channels where a 2D text-to-image one takes "
-                f"{vae.config.latent_channels}: give a base model, or load a CubeDiff with from_pretrained"
+                f"{vae.config.latent_channels}: give a base model, or load a CubeDiff with from_pretrained or "
+                "from_opencubediff"
             )
+        widen_conv_in_(unet, channels)
+        noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
         return cls(
             vae=vae,
             text_encoder=CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **load),
             tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
-            unet=widen_conv_in_(unet, channels),
-            scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            unet=unet,
+            scheduler=rescheduled(noise_schedule, scheduler or {}),
             **options,
+        )
+
+    @classmethod
+    def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "CubeDiffPipeline":
+        """The public SD 1.5 checkpoints (`hlicai/cubediff-512-…`), from a folder or the Hub: a Stable Diffusion folder
+        whose UNet takes latents, u, v and mask.
+
+        Their faces come in another order (`FACE_ORDERS["opencubediff"]`), which the UNet cannot tell from ours: it
+        knows a face by its position channels alone. So everything at this interface is in FACES order.
+        """
+        _check_folder(path)
+        load = {"torch_dtype": dtype, "use_safetensors": True}
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **load)
+        if unet.config.in_channels != 7:
+            raise ValueError(
+                f"{path}: its UNet takes {unet.config.in_channels} channels where the public CubeDiff checkpoints take "
+                "7: load a 2D model with from_2d, our own with from_pretrained"
+            )
+        return cls(
+            vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **load),
+            text_encoder=CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **load),
+            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+            unet=unet,
+            scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            position_encoding="uv_pi",
+            position_samples="corners",
+            sync_group_norm=False,
+            image_drop="attention",
         )
 
     # --------------------------------------------------------------------------------------- generation
@@ -127,9 +190,10 @@ class CubeDiffPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: Prompt | Sequence[Sequence[str] | Mapping[str, str]] | None = None,
-        image: Photo | None = None,
+        image: Image | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
+        image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         panorama_height: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -141,9 +205,12 @@ class CubeDiffPipeline(DiffusionPipeline):
 
         prompt: one text; six in FACES order; a dict from face name to text; a list of such sixes or dicts, one per
             panorama; or None for no text.
-        image: what the front face shows: a PIL image (its central square is taken) or a float tensor (3, S, S) or
-            (B, 3, S, S) in [−1, 1]; or None.
+        image: what is known of a panorama: a `Photo`, which says where it looks and how wide; a PIL image or float
+            tensor (3, H, W) in [−1, 1] for one that looks straight ahead; a list of several of one panorama; a list of
+            such lists, one per panorama; a tensor (B, 3, H, W), a front face for each; or None.
         guidance_scale: 1 and below turns guidance off. The other branch has neither text nor image.
+        image_guidance_scale: guides towards the image by its own scale, and by guidance_scale from there towards the
+            text (InstructPix2Pix, arXiv 2211.09800, equation 3); three branches where there are both.
         guidance_rescale: share in [0, 1] of "Common Diffusion Noise Schedules…" (arXiv 2305.08891), section 3.4.
         panorama_height: in pixels; twice the face size by default.
         latents: unit noise (B, 6, C, h, w); its h and w set the face size.
@@ -159,7 +226,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         device = self._execution_device
         scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         h = latents.shape[-1] if latents is not None else self.unet.config.sample_size
-        photos = None if image is None else front_photos(image, h * scale).to(device)  # (B, 3, S, S)
+        photos = None if image is None else photos_by_panorama(image)
         prompts = prompts_by_panorama(prompt)  # B lists of six
         sizes = {"prompt": len(prompts)}
         if photos is not None:
@@ -169,6 +236,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         batch = max(sizes.values())
         if any(size not in (1, batch) for size in sizes.values()):
             raise ValueError(f"the numbers of panoramas disagree: {sizes}; give one of each, or the same number")
+        branches = self._branches(prompt is not None, photos is not None, guidance_scale, image_guidance_scale)
 
         noise_shape = (batch, 6, self.vae.config.latent_channels, h, h)
         if latents is None:
@@ -180,36 +248,37 @@ class CubeDiffPipeline(DiffusionPipeline):
 
         unique = sorted({text for faces in prompts for text in faces} | {""})
         states = dict(zip(unique, self.encoders.encode_text(unique, truncate_prompts), strict=True))
-        text = torch.stack([torch.stack([states[t] for t in faces]) for faces in prompts]).expand(batch, -1, -1, -1)
+        own = torch.stack([torch.stack([states[t] for t in faces]) for faces in prompts]).expand(batch, -1, -1, -1)
+        text = torch.cat([own if branch.text else states[""].expand_as(own) for branch in branches])
 
         known = torch.zeros_like(noise)  # clean latents of what is known, where mask is 1
         mask = torch.zeros_like(noise[:, :, :1])
         if photos is not None:
-            known = self._encode_front(photos).expand(noise_shape)
-            mask = front_mask(noise)
+            faces, covered = known_faces(photos, h * scale, self.config.fov)
+            mask = latent_mask(covered, scale).to(device).expand_as(mask)
+            known = self.encoders.encode_faces(faces.to(device)).expand(noise_shape)
         is_known = mask.bool()
-        guided = guidance_scale > 1 and (prompt is not None or photos is not None)
-        if guided:  # the branch without text and image first
-            text = torch.cat([states[""].expand_as(text), text])
-            mask = torch.cat([torch.zeros_like(mask), mask])
+        noised = self.config.image_drop == "noise"
+        masks = torch.cat([mask if branch.image or not noised else torch.zeros_like(mask) for branch in branches])
+        dropped = torch.tensor([not branch.image for branch in branches], device=device).repeat_interleave(batch)
+        seen = None if noised else seen_faces(masks, dropped)
+        weights = [branch.weight for branch in branches]
+        places = self.positions(h, device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if "generator" in accepted else {}
         sample = noise * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
-            # What is known stays on its own noise trajectory in the sample; the conditional branch sees it clean.
+            # What is known stays on its own noise trajectory in the sample; branches with the image see it clean.
             sample = torch.where(is_known, self.scheduler.add_noise(known, noise, t[None]), sample)
-            dropped = self.scheduler.scale_model_input(sample, t)
-            conditional = torch.where(is_known, known, dropped)
-            if guided:
-                without, with_all = self._predict(torch.cat([dropped, conditional]), mask, text, t).chunk(2)
-                prediction = without + guidance_scale * (with_all - without)
-                if guidance_rescale:
-                    spread = with_all.std((1, 2, 3, 4), keepdim=True) / prediction.std((1, 2, 3, 4), keepdim=True)
-                    prediction = prediction * torch.lerp(torch.ones_like(spread), spread, guidance_rescale)
-            else:
-                prediction = self._predict(conditional, mask, text, t)
+            scaled = self.scheduler.scale_model_input(sample, t)
+            inputs = torch.where(masks.bool(), torch.cat([known] * len(branches)), torch.cat([scaled] * len(branches)))
+            predictions = self._predict(inputs, masks, places, text, t, seen).chunk(len(branches))
+            prediction = sum((w * p for w, p in zip(weights, predictions, strict=True)), torch.zeros_like(sample))
+            if guidance_rescale and len(branches) > 1:
+                spread = predictions[-1].std((1, 2, 3, 4), keepdim=True) / prediction.std((1, 2, 3, 4), keepdim=True)
+                prediction = prediction * torch.lerp(torch.ones_like(spread), spread, guidance_rescale)
             sample = self.scheduler.step(prediction, t, sample, return_dict=False, **step_kwargs)[0]
         sample = torch.where(is_known, known, sample)
         if output_type == "latent":
@@ -223,28 +292,112 @@ class CubeDiffPipeline(DiffusionPipeline):
             return CubeDiffOutput(panoramas=panoramas, faces=faces)
         return CubeDiffOutput(panoramas=to_pil(panoramas), faces=[to_pil(six) for six in faces])
 
-    def _predict(self, latents: Tensor, mask: Tensor, text: Tensor, t: Tensor) -> Tensor:
-        inputs = unet_input(latents, mask, self.config.fov, self.config.position_encoding).to(self.unet.dtype)
+    def _branches(self, text: bool, image: bool, scale: float, image_scale: float | None) -> list["Branch"]:
+        """What the UNet is asked at every step, the full condition last; the answers' weights add up to 1."""
+        if text and image and image_scale is not None:
+            candidates = [
+                Branch(False, False, 1 - image_scale),
+                Branch(False, True, image_scale - scale),
+                Branch(True, True, scale),
+            ]
+        else:
+            s = image_scale if image and not text and image_scale is not None else scale
+            candidates = [Branch(False, False, 1 - s if s > 1 else 0.0), Branch(text, image, s if s > 1 else 1.0)]
+        *others, full = candidates
+        branches = [branch for branch in others if branch.weight and (text or image)] + [full]
+        if not (text or image):
+            branches = [Branch(False, False, 1.0)]
+        self._warn_of_the_unknown(branches)
+        return branches
+
+    def _warn_of_the_unknown(self, branches: list["Branch"]) -> None:
+        """Says where a branch is a condition that the model has never seen in training."""
+        if self.config.drops is None:
+            return
+        drop_text, drop_image, drop_both = self.config.drops
+        shares = {
+            (False, False): ("without text and image", drop_both),
+            (False, True): ("without text", drop_text),
+            (True, False): ("without an image", drop_image),
+            (True, True): ("with text and image together", 1 - drop_text - drop_image - drop_both),
+        }
+        for branch in branches:
+            told, share = shares[branch.text, branch.image]
+            if share < 1e-9:
+                remedy = "" if branch is branches[-1] else ", which guidance needs: use guidance_scale=1"
+                log.warning("this model was never trained %s%s", told, remedy)
+
+    def _predict(
+        self, latents: Tensor, mask: Tensor, places: Tensor, text: Tensor, t: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        inputs = unet_input(latents, mask, places).to(self.unet.dtype)
         states = text.flatten(0, 1).to(self.unet.dtype)
-        output = self.unet(inputs, t, encoder_hidden_states=states, return_dict=False)[0]
+        hidden = {} if seen is None else {"attention_mask": seen}
+        output = self.unet(inputs, t, encoder_hidden_states=states, return_dict=False, **hidden)[0]
         return output.unflatten(0, (-1, 6)).float()
 
-    def _encode_front(self, photos: Tensor) -> Tensor:
-        """Latents (B, 6, C, h, w) of cubes that show the photo on every face: the VAE's statistics are taken over
-        six faces, and the photo is all that is known of the others."""
-        return self.encoders.encode_faces(photos[:, None].expand(-1, 6, -1, -1, -1))
+
+class Branch(NamedTuple):
+    """One of the conditions that guidance combines: whether it has the text, whether the image, and its weight."""
+
+    text: bool
+    image: bool
+    weight: float
 
 
-def load_pipeline(path: str | Path, **options: Any) -> CubeDiffPipeline:
+def latent_mask(covered: Tensor, scale: int) -> Tensor:
+    """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
+    unknown = F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
+    if (unknown.flatten(1).amin(1) == 1).any():
+        raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
+    return 1 - unknown
+
+
+def rescheduled(
+    scheduler: SchedulerMixin, settings: Mapping[str, Any], kind: type[SchedulerMixin] | None = None
+) -> SchedulerMixin:
+    """A scheduler (of class `kind`, if given) with the noise schedule of `scheduler` and changed settings."""
+    kind = kind or type(scheduler)
+    if unknown := sorted(set(settings) - set(inspect.signature(kind).parameters)):
+        raise ValueError(f"a {kind.__name__} has no settings {', '.join(unknown)}")
+    merged = {**scheduler.config, **settings}
+    if merged.get("rescale_betas_zero_snr") and merged.get("prediction_type") != "v_prediction":
+        raise ValueError("rescale_betas_zero_snr=True needs prediction_type='v_prediction': at zero signal the noise "
+                         "says nothing about the picture")  # fmt: skip
+    merged.pop("_use_default_values", None)  # else from_config takes the new class's defaults for the old one's
+    return kind.from_config(merged)
+
+
+SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "euler": (EulerDiscreteScheduler, {}),
+}
+
+
+def use_sampler_(pipeline: CubeDiffPipeline, name: str) -> CubeDiffPipeline:
+    """Samples with "ddim", "dpm" (DPM-Solver++ 2M, arXiv 2211.01095) or "euler" (arXiv 2206.00364, algorithm 2 of
+    order one) from now on, on the model's own noise schedule."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler={name!r}: use one of {', '.join(SAMPLERS)}")
+    kind, settings = SAMPLERS[name]
+    pipeline.scheduler = rescheduled(pipeline.scheduler, settings, kind)
+    return pipeline
+
+
+def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:
     """What a training run starts from: a CubeDiff folder as it is, or a new CubeDiff on a 2D Stable Diffusion folder.
 
-    `options` (fov, position_encoding, sync_group_norm, cross_attention) must be those a CubeDiff folder was made with.
+    `scheduler` (settings of the noise schedule) and `options` (fov, position_encoding, position_samples,
+    sync_group_norm, cross_attention, image_drop) must be those a CubeDiff folder was made with.
     """
     index = Path(path) / "model_index.json"
     if not (index.is_file() and json.loads(index.read_text()).get("_class_name") == CubeDiffPipeline.__name__):
-        return CubeDiffPipeline.from_2d(path, **options)
+        return CubeDiffPipeline.from_2d(path, scheduler=scheduler, **options)
     pipeline = CubeDiffPipeline.from_pretrained(path)
     differing = {k: (v, pipeline.config[k]) for k, v in options.items() if pipeline.config[k] != v}
+    noise_schedule = pipeline.scheduler.config
+    differing |= {k: (v, noise_schedule[k]) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
     if differing:
         told = ", ".join(f"{k} {theirs!r} and not {ours!r}" for k, (ours, theirs) in differing.items())
         raise ValueError(f"{path} was trained with {told}: give the same options, or start from a 2D model")
@@ -252,12 +405,22 @@ def load_pipeline(path: str | Path, **options: Any) -> CubeDiffPipeline:
 
 
 def _check_folder(path: str | Path) -> None:
-    """An error for what is neither a pipeline folder nor could be a Hub id (`owner/name`)."""
+    """An error for what is neither a pipeline folder nor could be a Hub id (`owner/name`), and for pickled weights."""
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{folder}: no model_index.json in it, so no model folder; a training run writes "
                                     "one to its export/")  # fmt: skip
+        for part in ("unet", "vae", "text_encoder"):
+            pickled = [file for kind in ("*.bin", "*.pt", "*.ckpt") for file in (folder / part).glob(kind)]
+            if pickled and not any((folder / part).glob("*.safetensors")):
+                name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+                raise ValueError(
+                    f"{pickled[0]} holds pickled weights, which can run code when they are loaded: convert them with\n"
+                    '  python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], '
+                    "weights_only=True, map_location='cpu'); s.save_file({k: v.clone().contiguous() for k, v in "
+                    f'w.items()}}, sys.argv[2])" {pickled[0]} {folder / part / name}.safetensors'
+                )
     elif folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in (".", ".."):
         raise FileNotFoundError(f"{folder}: no such model folder (looked from {Path.cwd()})")
 

@@ -67,9 +67,19 @@ def rotation_matrix(
     return torch.stack([torch.stack(axis, -1) for axis in (right, up, front)], -1)
 
 
-def position_map(size: int, fov: float = 95.0, encoding: str = "uv") -> Float[Tensor, "6 c s s"]:
-    """Where each face pixel looks, as channels: "uv" (yaw/2π + ½, pitch/π + ½), "uv_pi" (pitch/2π + ½ instead, as the
-    public SD 1.5 checkpoints have it), or "xyz" (the unit direction, which does not jump behind the viewer)."""
+def position_map(
+    size: int, fov: float = 95.0, encoding: str = "uv", samples: str = "centers"
+) -> Float[Tensor, "6 c s s"]:
+    """Where each face pixel looks, as channels: "uv" (yaw/2π + ½, pitch/π + ½), "uv_pi" (pitch/2π + ½ instead), or
+    "xyz" (the unit direction, which does not jump behind the viewer).
+
+    samples: "centers" of the pixels, or "corners": samples whose outermost lie on the face's border. The public SD 1.5
+    checkpoints have "uv_pi" at "corners".
+    """
+    if samples == "corners":
+        fov = math.degrees(2 * math.atan(tan_half(fov) * size / (size - 1)))
+    elif samples != "centers":
+        raise ValueError(f"unknown position samples {samples!r}: use 'centers' or 'corners'")
     rays = face_directions(size, fov, torch.float64)
     if encoding == "xyz":
         channels = rays
@@ -104,7 +114,7 @@ def angles(rays: Float[Tensor, "*n 3"]) -> tuple[Float[Tensor, "*n"], Float[Tens
 
 def tan_half(fov: float) -> float:
     if not 0 < fov < 180:
-        raise ValueError(f"fov is {fov}°: a face's field of view lies between 0° and 180°, both excluded")
+        raise ValueError(f"fov is {fov}°: a field of view lies between 0° and 180°, both excluded")
     return math.tan(math.radians(fov) / 2)
 
 

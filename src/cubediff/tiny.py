@@ -1,6 +1,7 @@
 """A CubeDiff of stock classes with random weights and no files, small enough for tests and dry runs on a laptop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -9,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cubediff.inflate import widen_conv_in_
 from cubediff.objective import input_channels
-from cubediff.pipeline import CubeDiffPipeline
+from cubediff.pipeline import CubeDiffPipeline, rescheduled
 
 
 def sd_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
@@ -53,12 +54,14 @@ def small_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
 
 def tiny_random(
     seed: int = 0,
-    fov: float = 95.0,
     position_encoding: str = "uv",
-    sync_group_norm: bool = True,
-    cross_attention: str = "per_face",
+    scheduler: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> CubeDiffPipeline:
-    """An untrained CubeDiff for 64-pixel faces with about 0.3 M parameters, the same for the same seed."""
+    """An untrained CubeDiff for 64-pixel faces with about 0.3 M parameters, the same for the same seed.
+
+    `scheduler` and `options` are those of CubeDiffPipeline.from_2d.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(
@@ -90,9 +93,7 @@ def tiny_random(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=sd_scheduler(),
-        fov=fov,
+        scheduler=rescheduled(sd_scheduler(), scheduler or {}),
         position_encoding=position_encoding,
-        sync_group_norm=sync_group_norm,
-        cross_attention=cross_attention,
+        **options,
     )

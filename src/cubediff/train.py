@@ -18,6 +18,7 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
     """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export."""
     check(config)
     import lightning as L
+    import torch
 
     from cubediff.callbacks import UNetEMA
     from cubediff.export import export_pipeline
@@ -43,6 +44,8 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
         trainer.fit(module, datamodule=datamodule)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(_smaller(config)) from error
     finally:
         if (wandb := sys.modules.get("wandb")) and wandb.run:
             wandb.finish(exit_code=int(sys.exc_info()[0] is not None))  # else a sweep's next run would go on in this
@@ -52,6 +55,21 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
         print(f"trained: {run_dir / 'export'}")
     trainer.strategy.barrier()
     return run_dir / "export"
+
+
+def _smaller(config: DictConfig) -> str:
+    """What to give instead of a batch that does not fit the GPU."""
+    import torch
+
+    from cubediff.plan import GIB, largest_batch
+
+    memory = float(torch.cuda.mem_get_info()[1])
+    fits, _ = largest_batch(config, memory)
+    remedy = f"data.batch_size={fits}" if fits else "model.gradient_checkpointing=true, or a smaller face_size"
+    return (
+        f"data.batch_size={config.data.batch_size} does not fit the GPU's {memory / GIB:.1f} GiB, by the plan {fits} "
+        f"does: give {remedy} (python -m cubediff.plan with the same words says what takes it)"
+    )
 
 
 def silence() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cubediff.data.example import create_example_dataset
+    from cubediff.data.photos import RandomViews
     from cubediff.data.shards import PanoramaDataModule
     from cubediff.data.sources import DataError
     from cubediff.data.stream import CubeBatch, PanoramaBatch
@@ -15,6 +16,7 @@ __all__ = [
     "DataError",
     "PanoramaBatch",
     "PanoramaDataModule",
+    "RandomViews",
     "build_shards",
     "create_example_dataset",
 ]
@@ -24,6 +26,7 @@ _ROOMS = {
     "DataError": "sources",
     "PanoramaBatch": "stream",
     "PanoramaDataModule": "shards",
+    "RandomViews": "photos",
     "build_shards": "write",
     "create_example_dataset": "example",
 }

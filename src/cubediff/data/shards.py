@@ -11,12 +11,15 @@ import cv2
 import lightning as L
 import torch
 import webdataset as wds
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from cubediff.conditions import Photo, known_faces
+from cubediff.data.photos import Camera, RandomViews
 from cubediff.data.sources import DataError
 from cubediff.data.stream import CubeBatch, PanoramaBatch, Skips, TrainStream, ValStream
 from cubediff.data.write import FORMAT, MANIFEST, VERSION
-from cubediff.geometry import equirect_to_cube, rotation_matrix
+from cubediff.geometry import equirect_to_cube, equirect_to_perspective, rotation_matrix
 
 
 class PanoramaDataModule(L.LightningDataModule):
@@ -26,7 +29,8 @@ class PanoramaDataModule(L.LightningDataModule):
     what the workers resize to; `shuffle_buffer` counts samples per worker, held as JPEG. With "uniform" `yaw`
     a panorama is turned by any angle; where it has captions of its faces these are used with
     `face_caption_probability`, and it is then turned by a multiple of 90 degrees within
-    `face_caption_jitter`, so that they stay true. Validation shows every held-out panorama (the first
+    `face_caption_jitter`, so that they stay true. `photos` conditions a share of the panoramas on a photo that looks
+    anywhere, and not on their front face. Validation shows every held-out panorama (the first
     `limit_val`) once, unturned. The training stream is a function of the seed, the rank, the worker and the
     step that training started or resumed at.
     """
@@ -43,6 +47,7 @@ class PanoramaDataModule(L.LightningDataModule):
         yaw: Literal["uniform", "none"] = "uniform",
         face_caption_probability: float = 0.5,
         face_caption_jitter: float = 15.0,
+        photos: RandomViews | None = None,
         limit_val: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -71,6 +76,7 @@ class PanoramaDataModule(L.LightningDataModule):
         self.yaw = yaw
         self.face_caption_probability = face_caption_probability
         self.face_caption_jitter = face_caption_jitter
+        self.photos = photos
         self.limit_val = limit_val
         self.seed = seed
         self.start_step = 0
@@ -127,6 +133,7 @@ class PanoramaDataModule(L.LightningDataModule):
             face_caption_probability=self.face_caption_probability,
             jitter=self.face_caption_jitter,
             turn=self.yaw == "uniform",
+            photos=self.photos,
         )
         self._skips["train"] = stream.skips
         return self._loader(stream, batches)
@@ -151,7 +158,22 @@ class PanoramaDataModule(L.LightningDataModule):
         panorama = batch["panorama"].float().div_(127.5).sub_(1.0)
         rotation = rotation_matrix(batch["yaw"])
         faces = equirect_to_cube(panorama, self.face_size, self.fov, rotation=rotation, mode="bicubic")
-        return CubeBatch(faces=faces.clamp_(-1, 1), yaw=batch["yaw"], prompts=batch["prompts"], key=batch["key"])
+        cubes = CubeBatch(faces=faces.clamp_(-1, 1), yaw=batch["yaw"], prompts=batch["prompts"], key=batch["key"])
+        if any(batch["cameras"]):
+            yaws = batch["yaw"].tolist()
+            taken = zip(batch["cameras"], cubes["faces"], panorama, yaws, strict=True)
+            photos = [[self._photo(camera, six[0], image, yaw)] for camera, six, image, yaw in taken]
+            cubes["known"], cubes["covered"] = known_faces(photos, self.face_size, self.fov)
+        return cubes
+
+    def _photo(self, camera: Camera | None, front: Tensor, panorama: Tensor, yaw: float) -> Photo:
+        """The photo that a panorama is conditioned on; it has as many pixels as a face."""
+        if camera is None:
+            return Photo(front)
+        rows, columns = (round(self.face_size * camera.aspect**power) for power in (-0.5, 0.5))
+        turn = (yaw + camera.yaw, camera.pitch, camera.roll)
+        picture = equirect_to_perspective(panorama[None], (rows, columns), camera.fov, *turn, mode="bicubic")[0]
+        return Photo(picture.clamp_(-1, 1), camera.fov, camera.yaw, camera.pitch, camera.roll)
 
     def state_dict(self) -> dict[str, int]:
         trainer = self.trainer

@@ -19,7 +19,9 @@ import webdataset as wds
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+from typing_extensions import NotRequired
 
+from cubediff.data.photos import Camera, RandomViews
 from cubediff.data.sources import DataError
 from cubediff.geometry import FACES
 
@@ -35,23 +37,29 @@ class PanoramaBatch(TypedDict):
     panorama: Tensor  # (B, 3, H, 2H) uint8
     yaw: Tensor  # (B,) float32, degrees
     prompts: list[list[str]]
+    cameras: list[Camera | None]  # where to the photo looks that is the condition; None: the front face is it
     key: list[str]
 
 
 class CubeBatch(TypedDict):
-    """A batch as the training step gets it."""
+    """A batch as the training step gets it; `known` and `covered` (see `known_faces`) where the condition is not simply
+    the front face."""
 
     faces: Tensor  # (B, 6, 3, S, S) float in [-1, 1]
     yaw: Tensor  # (B,) float32, degrees
     prompts: list[list[str]]
     key: list[str]
+    known: NotRequired[Tensor]  # (B, 6, 3, S, S) float in [-1, 1]
+    covered: NotRequired[Tensor]  # (B, 6, 1, S, S) bool
 
 
 class View(NamedTuple):
-    """What one panorama is seen as: turned by `yaw` degrees, with a caption for each of FACES."""
+    """What one panorama is seen as: turned by `yaw` degrees, with a caption for each of FACES, and the photo that it is
+    conditioned on where that is not its front face."""
 
     yaw: float
     prompts: list[str]
+    camera: Camera | None = None
 
 
 # ---- one sample --------------------------------------------------------------------------------------------
@@ -166,6 +174,7 @@ class _Stream(IterableDataset[PanoramaBatch]):
                 panorama=torch.from_numpy(np.stack([image for _, image, _ in chunk])),
                 yaw=torch.tensor([v.yaw for v in views], dtype=torch.float32),
                 prompts=[v.prompts for v in views],
+                cameras=[v.camera for v in views],
                 key=[key for key, _, _ in chunk],
             )
 
@@ -198,12 +207,13 @@ class TrainStream(_Stream):
         batches_per_epoch: int,
         shuffle_buffer: int,
         stream: str,
+        photos: RandomViews | None = None,
         **views: Any,
     ) -> None:
         super().__init__(folder, shards, batch_size, height, workers)
         self.batches_per_epoch = batches_per_epoch
         self.buffer = min(shuffle_buffer, sum(n for _, n in shards))
-        self.stream, self.views = stream, views
+        self.stream, self.photos, self.views = stream, photos, views
         self._endless: Iterator[PanoramaBatch] | None = None
 
     def __iter__(self) -> Iterator[PanoramaBatch]:
@@ -214,10 +224,14 @@ class TrainStream(_Stream):
             self._endless = self.batches(
                 shuffle(self._forever(worker, rng)),
                 worker,
-                lambda record: draw_view(record["caption"], record.get("faces"), rng, **self.views),
+                lambda record: self._view(record, rng),
             )
         share = self.batches_per_epoch // workers + (worker < self.batches_per_epoch % workers)
         return itertools.islice(self._endless, share)
+
+    def _view(self, record: dict[str, Any], rng: random.Random) -> View:
+        view = draw_view(record["caption"], record.get("faces"), rng, **self.views)
+        return view._replace(camera=self.photos.draw(rng)) if self.photos else view
 
     def _forever(self, worker: int, rng: random.Random) -> Iterator[dict[str, Any]]:
         while True:

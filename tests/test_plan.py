@@ -1,0 +1,174 @@
+"""The plan against real runs of the same step: parameters, bytes, operations, peak of allocations."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from runs import composed
+from torch import nn
+
+from cubediff.configs import build
+from cubediff.module import CubeDiffModule
+from cubediff.plan import cost, largest_batch
+
+TINY_SD = Path(__file__).parents[1] / "experiments" / "tiny_sd" / "model"
+TINY = ("model=tiny_random", "trainer=cpu", "data.path=SHARDS")
+FULL = (*TINY, "model.trainable=full")
+
+
+def real(config: DictConfig, batch: int) -> tuple[CubeDiffModule, dict[str, Any]]:
+    module = build(config.model)
+    module.empty_text = module.encoders.encode_text([""])
+    faces = torch.rand(batch, 6, 3, config.face_size, config.face_size) * 2 - 1
+    return module, {"faces": faces, "prompts": [[f"{b} {f}" for f in range(6)] for b in range(batch)]}
+
+
+@pytest.mark.parametrize("trainable", ["attention", "value_output", "lora", "full"])
+def test_parameters_and_bytes_are_those_of_the_real_module(trainable: str) -> None:
+    config = composed(*TINY, f"model.trainable={trainable}")
+    module, batch = real(config, 1)
+    planned = cost(config, 1)
+    trained = list(module.trained_parameters.values())
+    assert planned.trained == sum(p.numel() for p in trained)
+    assert planned.parameters == sum(p.numel() for p in module.unet.parameters())
+    assert planned.weights == sum(t.nbytes for t in module.unet.state_dict().values())
+    assert planned.average == sum(p.nbytes for p in trained)
+    module._losses(batch, (0,)).mean().backward()
+    assert planned.gradients == sum(p.grad.nbytes for p in trained)
+    optimizer = module.optimizer(trained)
+    optimizer.step()
+    kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
+    assert planned.optimizer == kept
+
+
+def test_sd15_is_known_without_its_weights_by_the_numbers_that_are_published() -> None:
+    planned = cost(composed("experiment=sd15_l4x4", "data.path=SHARDS", "face_size=64"), 1)
+    assert planned.parameters == 859_520_964 + 320 * 3 * 9  # three more input channels
+    vae, text_encoder = 83_653_863, 123_060_480
+    assert planned.encoders == pytest.approx(4 * (vae + text_encoder), rel=1e-4)
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    """Convolutions, linear layers and attention of one forward pass, from the layers' own shapes. A backward pass takes
+    twice as many, and two and a half times those of attention, whose products are made again."""
+    config = composed(*FULL)
+    module, batch = real(config, 2)
+    counted = {"unet": 0, "vae": 0, "text": 0, "unet attention": 0, "vae attention": 0}
+
+    def count(part: str) -> Any:
+        def hook(layer: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(layer, nn.Conv2d):
+                counted[part] += 2 * output.numel() * layer.weight[0].numel()
+            elif isinstance(layer, nn.Linear):
+                counted[part] += 2 * output.numel() * layer.in_features
+            elif hasattr(layer, "to_q"):
+                tokens, width = args[0].shape[1] if args[0].ndim == 3 else args[0][0, 0].numel(), layer.inner_dim
+                whole = part == "unet" and not layer.is_cross_attention  # which sees six faces
+                keys = 6 * tokens if whole else 128 if part == "unet" else tokens
+                counted[f"{part} attention"] += 4 * len(args[0]) * tokens * keys * width
+
+        return hook
+
+    parts = {"unet": module.unet, "vae": module.encoders.vae.encoder, "text": module.encoders.text_encoder}
+    for part, network in parts.items():
+        for layer in network.modules():
+            layer.register_forward_hook(count(part))
+    module._losses(batch, (0,))
+    planned = cost(config, 2)
+    encoders = counted["vae"] + counted["vae attention"] + counted["text"]
+    assert planned.encode_flops == pytest.approx(encoders - counted["text"], rel=0.02)
+    expected = 3 * counted["unet"] + 3.5 * counted["unet attention"] + encoders
+    assert planned.flops == pytest.approx(expected, rel=0.02)
+
+
+PEAKS = """
+import json, sys
+sys.path.insert(0, TESTS)
+from torch.profiler import ProfilerActivity, profile
+from test_plan import FULL, composed, cost, real
+
+for checkpointing in (False, True):
+    for batch in (1, 3):
+        config = composed(*FULL, f"model.gradient_checkpointing={checkpointing}")
+        module, made = real(config, batch)
+        module._losses(made, (0,)).mean().backward()  # what is made once
+        module.zero_grad(set_to_none=True)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            module._losses(made, (1,)).mean().backward()
+        events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+        live = peak = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            peak = max(peak, live)
+        print(json.dumps([checkpointing, batch, cost(config, batch).step_peak, peak]))
+"""
+
+
+def test_the_peak_is_that_of_every_allocation_of_a_real_step() -> None:
+    """In a process of its own: the checks of shapes at run time hold on to tensors."""
+    script = PEAKS.replace("TESTS", repr(str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(rows) == 4
+    for checkpointing, batch, planned, measured in rows:
+        assert planned == pytest.approx(measured, rel=0.25), (checkpointing, batch)
+
+
+def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_its_multiple() -> None:
+    plain, checkpointed = (cost(composed(*FULL, f"model.gradient_checkpointing={on}"), 2) for on in (False, True))
+    assert checkpointed.step_peak < plain.step_peak
+    assert checkpointed.flops > 1.1 * plain.flops
+    more = cost(composed(*FULL), 4)
+    assert more.flops == pytest.approx(2 * plain.flops, rel=0.01)
+    assert 1.5 < more.step_peak / plain.step_peak < 2.05
+
+
+def test_the_largest_batch_fits_and_the_next_does_not() -> None:
+    config = composed(*FULL)
+    for batch in (1, 5):
+        memory = cost(config, batch).peak
+        assert largest_batch(config, memory)[0] == batch
+        assert largest_batch(config, memory - 1)[0] == batch - 1
+
+
+def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:
+    exact, mixed = (cost(composed(*FULL, f"trainer.precision={p}"), 2) for p in ("32-true", "bf16-mixed"))
+    assert exact.gradients == mixed.gradients
+    assert exact.flops == mixed.flops
+    assert 0.6 * exact.step_peak < mixed.step_peak < exact.step_peak
+
+
+def test_eight_bit_moments_take_a_byte_a_number() -> None:
+    planned = cost(composed(*FULL, "optimizer=adamw_8bit"), 1)
+    assert planned.optimizer == 2 * planned.trained
+
+
+def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cubediff.plan", "experiment=tiny_cpu", f"model.pipeline.path={TINY_SD}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"the largest batch that does is \d+ \(\d+\.\d GiB\)", done.stdout)
+    assert "4 × L4" not in done.stdout
+    assert "1 × L4" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.pipeline.path=somebody/something", "nor one of stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("trainer.precision=16-true", "the plan knows 32-true and bf16-mixed"),
+        ("model.optimizer._target_=torch.optim.SGD", "the plan knows AdamW, Adam and AdamW8bit"),
+    ],
+)
+def test_what_it_cannot_plan_is_told(override: str, told: str) -> None:
+    config = composed("model=tiny", "trainer=cpu", "data.path=SHARDS", f"model.pipeline.path={TINY_SD}", override)
+    with pytest.raises(ValueError, match=told):
+        cost(config, 1)
