@@ -65,7 +65,7 @@ $(DEMO)/shards/manifest.json: $(wildcard data/samples/*) | $(INSTALLED)
 $(DEMO)/train/export/model_index.json: $(DEMO)/shards/manifest.json
 	@echo "== 2/4 training"
 	@rm -rf $(DEMO)/train
-	$(PY) -m cubediff.train experiment=tiny_cpu data.path=$(DEMO)/shards run_dir=$(DEMO)/train \
+	$(PY) -m cubediff.train experiment=tiny_cpu model=cubediff_tiny data.path=$(DEMO)/shards run_dir=$(DEMO)/train \
 		trainer.max_steps=$(TRAIN_STEPS)
 
 $(DEMO)/text/viewer.html: $(DEMO)/train/export/model_index.json

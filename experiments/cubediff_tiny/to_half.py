@@ -1,0 +1,14 @@
+"""Writes a CubeDiff folder with float16 weights: python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT"""
+
+import sys
+
+import torch
+
+from cubediff import CubeDiffPipeline
+
+source, output = sys.argv[1:]
+pipeline = CubeDiffPipeline.from_pretrained(source)
+for part in (pipeline.unet, pipeline.vae):
+    part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+pipeline.register_to_config(_name_or_path="")
+pipeline.to(torch.float16).save_pretrained(output)
