@@ -30,7 +30,8 @@ from cubediff import CubeDiffPipeline
 from cubediff.conditions import Photo, known_faces
 from cubediff.geometry import FACES, cube_to_equirect, position_map
 from cubediff.inflate import CubeAttnProcessor, CubeGroupNorm
-from cubediff.pipeline import load_pipeline, rescheduled, use_sampler_
+from cubediff.pipeline import load_pipeline
+from cubediff.samplers import rescheduled, use_sampler_
 from cubediff.tiny import sd_scheduler, tiny_random
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"

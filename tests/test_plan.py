@@ -14,8 +14,8 @@ from runs import composed
 from torch import nn
 
 from cubediff.configs import build
+from cubediff.cost import cost, largest_batch
 from cubediff.module import CubeDiffModule
-from cubediff.plan import cost, largest_batch
 
 TINY_SD = Path(__file__).parents[1] / "experiments" / "tiny_sd" / "model"
 TINY = ("model=tiny_random", "trainer=cpu", "data.path=SHARDS")

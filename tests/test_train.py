@@ -16,10 +16,10 @@ from runs import FEW_SAMPLING_STEPS, QUICK, composed, train
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
+from cubediff.cost import cost
 from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
 from cubediff.module import CubeDiffModule
 from cubediff.objective import Objective
-from cubediff.plan import cost
 from cubediff.tiny import tiny_random
 from cubediff.train import main
 

@@ -43,7 +43,7 @@ def generate(
     batch: Annotated[int, typer.Option(min=1, help="Panoramas at once, of --jobs.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[
-        str | None, typer.Option(help="ddim, dpm (good from 20 steps on) or euler; the model's own by default.")
+        str | None, typer.Option(help="ddim, dpm (DPM-Solver++) or euler; the model's own by default.")
     ] = None,
     guidance_scale: Annotated[float, typer.Option(help="1 turns guidance off.")] = 3.5,
     image_guidance_scale: Annotated[
@@ -110,7 +110,8 @@ def _generate(
     import cubediff
     from cubediff.conditions import six_prompts
     from cubediff.outputs import write_generation
-    from cubediff.pipeline import CubeDiffPipeline, use_sampler_
+    from cubediff.pipeline import CubeDiffPipeline
+    from cubediff.samplers import use_sampler_
 
     opened = {job.name: [open_photo(photo) for photo in job.photos] for job in jobs[:1]}  # fails early, where it must
     request = {"model": model, **settings, "sampler": sampler}

@@ -8,23 +8,15 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size, L
 
 import inspect
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -34,10 +26,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from cubediff.conditions import Image, Prompt, known_faces, photos_by_panorama, prompts_by_panorama
 from cubediff.encoders import FrozenEncoders
 from cubediff.geometry import cube_to_equirect
+from cubediff.guidance import guidance_branches, warn_of_the_unknown
 from cubediff.inflate import inflate_, sync_group_norm_, widen_conv_in_
 from cubediff.objective import input_channels, positions, seen_faces, unet_input
-
-log = logging.getLogger(__name__)
+from cubediff.samplers import rescheduled
 
 
 @dataclass
@@ -236,7 +228,8 @@ class CubeDiffPipeline(DiffusionPipeline):
         batch = max(sizes.values())
         if any(size not in (1, batch) for size in sizes.values()):
             raise ValueError(f"the numbers of panoramas disagree: {sizes}; give one of each, or the same number")
-        branches = self._branches(prompt is not None, photos is not None, guidance_scale, image_guidance_scale)
+        branches = guidance_branches(prompt is not None, photos is not None, guidance_scale, image_guidance_scale)
+        warn_of_the_unknown(branches, self.config.drops)
 
         noise_shape = (batch, 6, self.vae.config.latent_channels, h, h)
         if latents is None:
@@ -292,41 +285,6 @@ class CubeDiffPipeline(DiffusionPipeline):
             return CubeDiffOutput(panoramas=panoramas, faces=faces)
         return CubeDiffOutput(panoramas=to_pil(panoramas), faces=[to_pil(six) for six in faces])
 
-    def _branches(self, text: bool, image: bool, scale: float, image_scale: float | None) -> list["Branch"]:
-        """What the UNet is asked at every step, the full condition last; the answers' weights add up to 1."""
-        if text and image and image_scale is not None:
-            candidates = [
-                Branch(False, False, 1 - image_scale),
-                Branch(False, True, image_scale - scale),
-                Branch(True, True, scale),
-            ]
-        else:
-            s = image_scale if image and not text and image_scale is not None else scale
-            candidates = [Branch(False, False, 1 - s if s > 1 else 0.0), Branch(text, image, s if s > 1 else 1.0)]
-        *others, full = candidates
-        branches = [branch for branch in others if branch.weight and (text or image)] + [full]
-        if not (text or image):
-            branches = [Branch(False, False, 1.0)]
-        self._warn_of_the_unknown(branches)
-        return branches
-
-    def _warn_of_the_unknown(self, branches: list["Branch"]) -> None:
-        """Says where a branch is a condition that the model has never seen in training."""
-        if self.config.drops is None:
-            return
-        drop_text, drop_image, drop_both = self.config.drops
-        shares = {
-            (False, False): ("without text and image", drop_both),
-            (False, True): ("without text", drop_text),
-            (True, False): ("without an image", drop_image),
-            (True, True): ("with text and image together", 1 - drop_text - drop_image - drop_both),
-        }
-        for branch in branches:
-            told, share = shares[branch.text, branch.image]
-            if share < 1e-9:
-                remedy = "" if branch is branches[-1] else ", which guidance needs: use guidance_scale=1"
-                log.warning("this model was never trained %s%s", told, remedy)
-
     def _predict(
         self, latents: Tensor, mask: Tensor, places: Tensor, text: Tensor, t: Tensor, seen: Tensor | None
     ) -> Tensor:
@@ -337,52 +295,12 @@ class CubeDiffPipeline(DiffusionPipeline):
         return output.unflatten(0, (-1, 6)).float()
 
 
-class Branch(NamedTuple):
-    """One of the conditions that guidance combines: whether it has the text, whether the image, and its weight."""
-
-    text: bool
-    image: bool
-    weight: float
-
-
 def latent_mask(covered: Tensor, scale: int) -> Tensor:
     """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
     unknown = F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
     if (unknown.flatten(1).amin(1) == 1).any():
         raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
     return 1 - unknown
-
-
-def rescheduled(
-    scheduler: SchedulerMixin, settings: Mapping[str, Any], kind: type[SchedulerMixin] | None = None
-) -> SchedulerMixin:
-    """A scheduler (of class `kind`, if given) with the noise schedule of `scheduler` and changed settings."""
-    kind = kind or type(scheduler)
-    if unknown := sorted(set(settings) - set(inspect.signature(kind).parameters)):
-        raise ValueError(f"a {kind.__name__} has no settings {', '.join(unknown)}")
-    merged = {**scheduler.config, **settings}
-    if merged.get("rescale_betas_zero_snr") and merged.get("prediction_type") != "v_prediction":
-        raise ValueError("rescale_betas_zero_snr=True needs prediction_type='v_prediction': at zero signal the noise "
-                         "says nothing about the picture")  # fmt: skip
-    merged.pop("_use_default_values", None)  # else from_config takes the new class's defaults for the old one's
-    return kind.from_config(merged)
-
-
-SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {}),
-    "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "euler": (EulerDiscreteScheduler, {}),
-}
-
-
-def use_sampler_(pipeline: CubeDiffPipeline, name: str) -> CubeDiffPipeline:
-    """Samples with "ddim", "dpm" (DPM-Solver++ 2M, arXiv 2211.01095) or "euler" (arXiv 2206.00364, algorithm 2 of
-    order one) from now on, on the model's own noise schedule."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler={name!r}: use one of {', '.join(SAMPLERS)}")
-    kind, settings = SAMPLERS[name]
-    pipeline.scheduler = rescheduled(pipeline.scheduler, settings, kind)
-    return pipeline
 
 
 def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:

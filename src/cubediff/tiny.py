@@ -10,7 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cubediff.inflate import widen_conv_in_
 from cubediff.objective import input_channels
-from cubediff.pipeline import CubeDiffPipeline, rescheduled
+from cubediff.pipeline import CubeDiffPipeline
+from cubediff.samplers import rescheduled
 
 
 def sd_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:

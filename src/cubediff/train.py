@@ -61,7 +61,7 @@ def _smaller(config: DictConfig) -> str:
     """What to give instead of a batch that does not fit the GPU."""
     import torch
 
-    from cubediff.plan import GIB, largest_batch
+    from cubediff.cost import GIB, largest_batch
 
     memory = float(torch.cuda.mem_get_info()[1])
     fits, _ = largest_batch(config, memory)

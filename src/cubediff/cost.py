@@ -1,0 +1,301 @@
+"""What a training step takes: it runs on tensors without storage (torch's fake tensors), while every allocation and
+every floating-point operation is counted. The numbers are those of the code, not of a formula; what they leave out is the
+allocator's rounding and what CUDA keeps for itself (`CUDA_RESERVE`).
+"""
+
+import json
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cubediff.configs import build
+
+GIB = 2**30
+CUDA_RESERVE = 0.6 * GIB  # context, cuDNN and cuBLAS workspaces
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one micro-batch on one device: bytes by kind, and floating-point operations."""
+
+    batch: int
+    parameters: int
+    trained: int
+    weights: int  # the UNet's
+    encoders: int  # VAE and text encoder
+    gradients: int
+    optimizer: int
+    average: int
+    encode_peak: int  # what encoding the faces takes on top of the weights
+    step_peak: int  # what loss, gradients included, and backward take on top of them
+    flops: float  # of the micro-batch, recomputation included
+    encode_flops: float
+
+    @property
+    def resident(self) -> int:
+        return self.weights + self.encoders + self.optimizer + self.average
+
+    @property
+    def peak(self) -> float:
+        return CUDA_RESERVE + self.resident + max(self.encode_peak, self.step_peak)
+
+
+def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
+    """What one training step of `batch` panoramas takes on one device; its operations only if asked for, as counting
+    them takes as long as all else."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cubediff.objective import positions
+
+    module = _module(config)
+    with ExitStack() as stack:
+        stack.callback(positions.cache_clear)  # of fake tensors
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        for network in (module.unet, module.encoders.vae, module.encoders.text_encoder):
+            _take_fake_weights_(network)
+        trained = list(module.trained_parameters.values())
+        module.empty_text = module.encoders.encode_text([""])
+        size = config.face_size
+        faces = torch.empty(batch, 6, 3, size, size)
+        prompts = [[f"{panorama} {face}" for face in range(6)] for panorama in range(batch)]
+        stack.enter_context(_precision(config.trainer.precision))
+        weights, encoders = _bytes(module.unet), _bytes(module.encoders.vae) + _bytes(module.encoders.text_encoder)
+
+        def encode() -> None:
+            module.encoders.encode_faces(faces)
+
+        def step() -> None:
+            module.zero_grad(set_to_none=True)
+            module._losses({"faces": faces, "prompts": prompts}, (0,)).mean().backward()
+
+        peaks, flops = [], []
+        for run in (encode, step):
+            memory = _Memory()
+            with memory:
+                run()
+            peaks.append(memory.peak)
+            counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+            if operations:
+                with counter:  # by itself, since it holds on to tensors
+                    run()
+            flops.append(float(counter.get_total_flops()))
+        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+        return Cost(
+            batch=batch,
+            parameters=sum(p.numel() for p in module.unet.parameters()),
+            trained=sum(p.numel() for p in trained),
+            weights=weights,
+            encoders=encoders,
+            gradients=gradients,
+            optimizer=_optimizer_bytes(config, trained),
+            average=sum(p.nbytes for p in trained) if config.callbacks.get("ema") else 0,
+            encode_peak=peaks[0],
+            step_peak=peaks[1],
+            flops=flops[1],
+            encode_flops=flops[0],
+        )
+
+
+def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
+    """The most panoramas whose step fits `memory` bytes, and its peak; 0 and 0.0 if not even one does.
+
+    Up to 16 each candidate is counted; beyond, the peak is taken to grow as from 8 to 16.
+    """
+    peaks = {0: 0.0}
+
+    def fits(batch: int) -> bool:
+        peaks[batch] = cost(config, batch, operations=False).peak
+        return peaks[batch] <= memory
+
+    low, high = 0, 1
+    while high <= 16 and fits(high):
+        low, high = high, 2 * high
+    if low == 16:
+        each = (peaks[16] - peaks[8]) / 8
+        more = int((memory - peaks[16]) / each)
+        return 16 + more, peaks[16] + more * each
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, peaks[low]
+
+
+class _Memory:
+    """Bytes of the storages made inside the block that are alive at once, at most."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self._seen: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Memory":
+        import torch
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils._pytree import tree_leaves
+
+        memory = self
+
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                result = func(*args, **(kwargs or {}))
+                for tensor in tree_leaves(result):
+                    if isinstance(tensor, torch.Tensor):
+                        memory._count(tensor)
+                return result
+
+        self._mode = Mode()
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+
+    def _count(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key not in self._seen:
+            size = storage.nbytes()
+            self._seen[key] = weakref.finalize(storage, self._free, key, size)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int) -> None:
+        self.live -= size
+        del self._seen[key]
+
+
+def _module(config: DictConfig) -> Any:
+    """The LightningModule of the config, on networks without storage."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from cubediff.module import CubeDiffModule
+    from cubediff.objective import input_channels
+    from cubediff.pipeline import CubeDiffPipeline, rescheduled
+    from cubediff.tiny import byte_tokenizer, sd_scheduler
+
+    settings: Any = OmegaConf.to_container(config.model, resolve=True)
+    options = {k: v for k, v in settings["pipeline"].items() if k not in ("_target_", "path", "seed", "scheduler")}
+    networks = _networks(settings["pipeline"])
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(networks["vae"])
+        channels = input_channels(vae.config.latent_channels, options["position_encoding"])
+        unet = UNet2DConditionModel.from_config({**networks["unet"], "in_channels": channels})
+        text_encoder = CLIPTextModel(CLIPTextConfig(**networks["text_encoder"]))
+    pipeline = CubeDiffPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=byte_tokenizer(max_length=networks["text_encoder"]["max_position_embeddings"]),
+        unet=unet,
+        scheduler=rescheduled(sd_scheduler(), settings["pipeline"].get("scheduler") or {}),
+        **options,
+    )
+    rest = {k: v for k, v in settings.items() if k not in ("_target_", "pipeline", "objective", "optimizer")}
+    rest["compile"] = None  # changes what is kept between the passes, by less than it costs to find out
+    return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **rest)
+
+
+def _take_fake_weights_(network: Any) -> None:
+    """Gives every parameter and buffer the CPU as its device, still without storage; call it where tensors are fake."""
+    import torch
+
+    for module in network.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                fake = torch.empty_strided(p.size(), p.stride(), dtype=p.dtype)
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=p.requires_grad)
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty_strided(b.size(), b.stride(), dtype=b.dtype)
+
+
+def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The three networks' configurations: of the folder, or of a model known by its Hub id."""
+    from cubediff.architectures import KNOWN
+
+    if pipeline["_target_"].endswith("tiny_random"):
+        from cubediff.tiny import tiny_random
+
+        made = tiny_random()
+        return {"unet": made.unet.config, "vae": made.vae.config, "text_encoder": made.text_encoder.config.to_dict()}
+    path = pipeline["path"]
+    if str(path).lower() in KNOWN:
+        return KNOWN[str(path).lower()]
+    files = {part: Path(path) / part / "config.json" for part in ("unet", "vae", "text_encoder")}
+    missing = [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"model.pipeline.path={path} is no local model folder ({missing[0]} is not there), nor one of "
+            f"{', '.join(KNOWN)}: give one of these"
+        )
+    return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()}
+
+
+@contextmanager
+def _precision(precision: str) -> Iterator[None]:
+    """Autocast as on CUDA: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16."""
+    import torch
+    import torch.nn.functional as F
+
+    if precision == "32-true":
+        yield
+        return
+    if precision != "bf16-mixed":
+        raise ValueError(f"trainer.precision={precision}: the plan knows 32-true and bf16-mixed")
+    originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
+
+    def in_float32(function: Any) -> Any:
+        def call(input: Any, *args: Any, **kwargs: Any) -> Any:
+            return function(input.float(), *args, **kwargs)
+
+        return call
+
+    for name, function in originals.items():
+        setattr(F, name, in_float32(function))
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    finally:
+        for name, function in originals.items():
+            setattr(F, name, function)
+
+
+def _attention_flops() -> dict[Any, Any]:
+    """The counter's formulas for flash attention, for the operator that it is on the CPU."""
+    import torch
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    aten: Any = torch.ops.aten
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))
+
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
+def _bytes(module: Any) -> int:
+    return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+
+
+def _optimizer_bytes(config: DictConfig, trained: list[Any]) -> int:
+    """What the optimizer keeps: two moments as large as what it trains, or of a byte a number."""
+    count = sum(p.numel() for p in trained)
+    if config.model.optimizer["_target_"] == "bitsandbytes.optim.AdamW8bit":
+        return 2 * count
+    if config.model.optimizer["_target_"] in ("torch.optim.AdamW", "torch.optim.Adam"):
+        return 2 * sum(p.nbytes for p in trained)
+    raise ValueError(f"model.optimizer._target_={config.model.optimizer['_target_']}: the plan knows AdamW, Adam and "
+                     "AdamW8bit")  # fmt: skip
