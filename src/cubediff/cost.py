@@ -1,6 +1,6 @@
-"""What a training step takes: it runs on tensors without storage (torch's fake tensors), while every allocation and
-every floating-point operation is counted. The numbers are those of the code, not of a formula; what they leave out is the
-allocator's rounding and what CUDA keeps for itself (`CUDA_RESERVE`).
+"""What a training step takes, counted: it runs on tensors without storage (torch's fake tensors), and every allocation
+and floating-point operation is added up. The numbers are those of the code, not of a formula; what they leave out is
+the allocator's rounding and what CUDA keeps for itself (`CUDA_RESERVE`).
 """
 
 import json
