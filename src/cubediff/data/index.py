@@ -1,0 +1,43 @@
+"""Where each sample of a tar shard lies, so that any one is read alone (WebDataset's layout: the members of a sample
+follow each other and share the name before the first dot)."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+
+class ShardIndex(NamedTuple):
+    """Sample i has the name keys[i] and takes the bytes offsets[i] to offsets[i + 1] of the tar."""
+
+    keys: list[str]
+    offsets: list[int]  # one more than keys
+
+
+def index_tar(path: Path) -> ShardIndex:
+    """The samples of a shard, from its headers. Raises tarfile.TarError or OSError where it is no whole tar."""
+    keys: list[str] = []
+    offsets: list[int] = []
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key = member.name.partition(".")[0]
+            if member.isfile() and [key] != keys[-1:]:
+                keys.append(key)
+                offsets.append(member.offset)
+        return ShardIndex(keys, [*offsets, tar.offset] if keys else [0])
+
+
+def read_sample(tar: BinaryIO, offset: int, end: int) -> dict[str, bytes]:
+    """A sample's members by what follows the first dot of their names. Raises EOFError, tarfile.TarError or OSError
+    where these bytes of the open shard are not whole."""
+    tar.seek(offset)
+    data = tar.read(end - offset)
+    if len(data) < end - offset:
+        raise EOFError("the shard ends early")
+    sample = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as members:
+        for member in members:
+            content = members.extractfile(member)
+            if content is not None:
+                sample[member.name.partition(".")[2]] = content.read()
+    return sample
