@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from cubediff.data import write
+from cubediff.data.index import read_sample
 from cubediff.data.sources import DataError, load_panorama, tone_map
 from cubediff.data.write import build_shards
 from cubediff.geometry import FACES
@@ -94,6 +95,21 @@ def test_the_manifest_describes_the_shards(tmp_path: Path) -> None:
             assert shard["bytes"] == len(data)
             assert shard["sha256"] == hashlib.sha256(data).hexdigest()
             assert len(members(tmp_path / "out" / shard["file"])) == 2 * shard["samples"]
+
+
+def test_the_index_finds_every_sample(tmp_path: Path) -> None:
+    manifest = build_shards(folder(tmp_path / "in", 7), tmp_path / "out", val_fraction=0.3, shard_size=2)
+    data = (tmp_path / "out" / "index.jsonl").read_bytes()
+    assert manifest["index"] == {"file": "index.jsonl", "sha256": hashlib.sha256(data).hexdigest()}
+    lines = [json.loads(line) for line in data.splitlines()]
+    assert [line["file"] for line in lines] == [s["file"] for p in manifest["splits"].values() for s in p["shards"]]
+    for line in lines:
+        whole = members(tmp_path / "out" / line["file"])
+        with (tmp_path / "out" / line["file"]).open("rb") as file:
+            for key, *place in zip(line["keys"], line["offsets"], line["offsets"][1:], strict=True):
+                sample = read_sample(file, *place)
+                assert sample == {part: whole.pop(f"{key}.{part}") for part in ("jpg", "json")}
+        assert not whole
 
 
 def test_a_second_build_is_identical_to_the_byte_whatever_the_threads_and_times(tmp_path: Path) -> None:
@@ -383,7 +399,12 @@ def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp
         build_shards(source, tmp_path / "out", val_fraction=1.0, overwrite=True)
     assert contents(tmp_path / "out") == before
     build_shards(source, tmp_path / "out", shard_size=6, val_fraction=0.0, overwrite=True)
-    assert sorted(contents(tmp_path / "out")) == ["manifest.json", "rejected.jsonl", "train-000000.tar"]
+    assert sorted(contents(tmp_path / "out")) == [
+        "index.jsonl",
+        "manifest.json",
+        "rejected.jsonl",
+        "train-000000.tar",
+    ]
 
 
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

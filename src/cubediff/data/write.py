@@ -18,12 +18,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cubediff.data.index import index_tar
 from cubediff.data.sources import DataError, Entry, Rejection, load_panorama, own_limits, read_entries
 
 MANIFEST = "manifest.json"
+INDEX = "index.jsonl"
 REJECTED = "rejected.jsonl"
 FORMAT = "cubediff-shards"
-VERSION = 1
+VERSION = 2
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -53,7 +55,7 @@ def build_shards(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Builds `output`/{train,val}-*.tar, manifest.json and rejected.jsonl from a folder of panoramas.
+    """Builds `output`/{train,val}-*.tar, manifest.json, index.jsonl and rejected.jsonl from a folder of panoramas.
 
     Shards hold at most `shard_size` samples `{key}.jpg` + `{key}.json` in an order drawn by hash, each
     split's shards the same number up to one. `progress(iterable, total)` wraps the reading of the panoramas.
@@ -100,6 +102,10 @@ def build_shards(
         for split in ("train", "val"):
             chosen = [s for s in samples if (s.entry.scene in val_scenes) == (split == "val")]
             manifest["splits"][split] = _write_split(build, split, chosen, shard_size)
+        shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
+        index = "".join(json.dumps({"file": f, **index_tar(build / f)._asdict()}) + "\n" for f in shards)
+        (build / INDEX).write_text(index, encoding="utf-8")
+        manifest["index"] = {"file": INDEX, "sha256": hashlib.sha256(index.encode()).hexdigest()}
         _publish(build, output, manifest)
     return manifest
 
@@ -207,6 +213,7 @@ def _publish(build: Path, output: Path, manifest: dict[str, Any]) -> None:
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             os.replace(build / shard["file"], output / shard["file"])
-    os.replace(build / REJECTED, output / REJECTED)
+    for name in (INDEX, REJECTED):
+        os.replace(build / name, output / name)
     (build / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     os.replace(build / MANIFEST, output / MANIFEST)
