@@ -1,6 +1,7 @@
 """What prepare accepts, refuses and writes."""
 
 import hashlib
+import itertools
 import json
 import struct
 import subprocess
@@ -106,7 +107,7 @@ def test_the_index_finds_every_sample(tmp_path: Path) -> None:
     for line in lines:
         whole = members(tmp_path / "out" / line["file"])
         with (tmp_path / "out" / line["file"]).open("rb") as file:
-            for key, *place in zip(line["keys"], line["offsets"], line["offsets"][1:], strict=True):
+            for key, place in zip(line["keys"], itertools.pairwise(line["offsets"]), strict=True):
                 sample = read_sample(file, *place)
                 assert sample == {part: whole.pop(f"{key}.{part}") for part in ("jpg", "json")}
         assert not whole
