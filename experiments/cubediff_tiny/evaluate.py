@@ -3,12 +3,15 @@
     python experiments/cubediff_tiny/evaluate.py MODEL PANORAMAS OUTPUT [--skip ASSET …]
 
 From photo: the six faces generated from panorama i's front face are compared (PSNR) with the six faces of every
-panorama. From text: the panorama generated from caption i is compared with every panorama at 24 yaws. Counted is how
-often panorama i itself is the nearest. Writes metrics.json and two contact sheets.
+panorama. From six captions, one a face: likewise. From text: the panorama generated from caption i is compared with
+every panorama at 24 yaws. Counted is how often panorama i itself is the nearest. From a view that looks anywhere: how
+well the panorama shows the view, where the view covers whole latent pixels, beside what the autoencoder makes of the
+true faces. Writes metrics.json and two contact sheets.
 """
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import cv2
@@ -20,8 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cubediff import CubeDiffPipeline
-from cubediff.geometry import equirect_to_cube
-from cubediff.pipeline import to_pil
+from cubediff.conditions import Photo, known_faces
+from cubediff.data import RandomViews
+from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
+from cubediff.pipeline import latent_mask, to_pil
 
 YAWS = 24
 HEIGHT = 96  # of the panoramas that are compared; a yaw step is 2·96/24 = 8 columns
@@ -36,9 +41,20 @@ def load(path: Path, height: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Decibels between images in [−1, 1], over the last three dimensions."""
-    return 10 * torch.log10(4 / (a - b).square().mean((-3, -2, -1)))
+def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
+    """Decibels between images in [−1, 1], over the last three dimensions, or over the pixels `where` it is 1."""
+    where = torch.ones_like(a[..., :1, :, :]) if where is None else where
+    error = ((a - b).square() * where).mean(-3).sum((-2, -1)) / where.sum((-3, -2, -1))
+    return 10 * torch.log10(4 / error)
+
+
+def view_of(panorama: Tensor, size: int, rng: random.Random) -> Photo:
+    """A photo of `panorama` (3, H, 2H) that looks anywhere, as training with data=photos draws them."""
+    camera = RandomViews(share=1).draw(rng)
+    rows, columns = (round(size * camera.aspect**power) for power in (-0.5, 0.5))
+    turn = (camera.yaw, camera.pitch, camera.roll)
+    picture = equirect_to_perspective(panorama[None], (rows, columns), camera.fov, *turn, mode="bicubic")[0]
+    return Photo(picture.clamp(-1, 1), camera.fov, *turn)
 
 
 def nearest_yaw(panorama: Tensor, others: Tensor) -> Tensor:
@@ -78,13 +94,20 @@ def main() -> None:
     small = F.interpolate(panoramas, (HEIGHT, 2 * HEIGHT), mode="area")
     faces = equirect_to_cube(panoramas, size, pipeline.config.fov, mode="bicubic").clamp(-1, 1)
 
+    views = [[view_of(panorama, size, random.Random(i))] for i, panorama in enumerate(panoramas)]
+
     def generate(kind: str) -> tuple[Tensor, Tensor]:
         made_panoramas, made_faces = [], []
         for start in tqdm(range(0, len(records), args.batch), desc=f"from {kind}"):
-            part = records[start : start + args.batch]
+            part = slice(start, start + args.batch)
+            condition = {
+                "text": {"prompt": [[r["caption"]] * 6 for r in records[part]]},
+                "six texts": {"prompt": [[r["faces"][face] for face in FACES] for r in records[part]]},
+                "photo": {"image": faces[part, 0]},
+                "view": {"image": views[part]},
+            }[kind]
             output = pipeline(
-                [[r["caption"]] * 6 for r in part] if kind == "text" else None,
-                image=faces[start : start + args.batch, 0] if kind == "photo" else None,
+                **condition,
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(start),
@@ -96,11 +119,21 @@ def main() -> None:
 
     from_photo, photo_faces = generate("photo")
     from_text, _ = generate("text")
+    _, six_faces = generate("six texts")
+    from_view, _ = generate("view")
     from_text_small = F.interpolate(from_text, (HEIGHT, 2 * HEIGHT), mode="area")
+
+    _, covered = known_faces(views, size, pipeline.config.fov)
+    known = latent_mask(covered, 8).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    known = (cube_to_equirect(known, 2 * size, pipeline.config.fov, overlap="crop") > 0.999).float()
+    encoded = pipeline.encoders.decode_faces(pipeline.encoders.encode_faces(faces.to(args.device))).cpu()
+    view_psnr = psnr(from_view, panoramas, known)
+    limit = psnr(cube_to_equirect(encoded, 2 * size, pipeline.config.fov, mode="bicubic"), panoramas, known)
 
     own = torch.arange(len(records))
     all_six = torch.stack([psnr(six, faces).mean(1) for six in photo_faces])  # (made, real)
     unseen_five = torch.stack([psnr(six[1:], faces[:, 1:]).mean(1) for six in photo_faces])
+    by_six = torch.stack([psnr(six, faces).mean(1) for six in six_faces])
     by_text = torch.stack([nearest_yaw(panorama, small) for panorama in from_text_small])
     report = {
         "panoramas": len(records),
@@ -110,6 +143,13 @@ def main() -> None:
         "photo_psnr_five_other_faces": unseen_five[own, own].mean().item(),
         "text_identified": (by_text.argmax(1) == own).float().mean().item(),
         "text_psnr": by_text[own, own].mean().item(),
+        "six_texts_identified": (by_six.argmax(1) == own).float().mean().item(),
+        "view_psnr_where_known": view_psnr.mean().item(),
+        "view_psnr_of_the_autoencoder_there": limit.mean().item(),
+        "view_at_least_25_dB_or_within_1_dB_of_the_autoencoder": ((view_psnr >= 25) | (view_psnr >= limit - 1))
+        .float()
+        .mean()
+        .item(),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
     }

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cubediff.geometry import FACES, face_directions, perspective_to_cube, rotation_matrix
+from cubediff.geometry import FACES, face_rays, perspective_to_cube, rotation_matrix
 
 Prompt = str | Sequence[str] | Mapping[str, str]
 Picture = PIL.Image.Image | Tensor
@@ -135,8 +135,10 @@ def _placed(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, T
         faces[0] = pixels
         covered = torch.zeros_like(covered)
         covered[0] = True
-    near = face_directions(size, face_fov) @ rotation_matrix(*turn)[:, 2]
-    return faces, covered, near[:, None].to(faces.device)
+    axis = rotation_matrix(*turn)[:, 2].tolist()
+    rays = face_rays(size, face_fov, faces.dtype, faces.device).unbind(-1)
+    near = sum((a * along for a, along in zip(axis, rays, strict=True)), torch.zeros_like(rays[0]))
+    return faces, covered, near[:, None]
 
 
 def exif_fov(picture: Picture) -> float | None:

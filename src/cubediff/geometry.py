@@ -26,6 +26,7 @@ from cubediff.rays import (
     angles,
     check_size,
     face_directions,
+    on_device,
     position_map,
     reorder_faces,
     rotation_matrix,
@@ -82,7 +83,7 @@ def equirect_to_cube(
     if rotation is None:
         grid = _cube_grid(fine * size, fov, height, margin, work, panorama.device)
     else:
-        rays = face_directions(fine * size, fov, torch.float64).to(panorama.device, work)
+        rays = face_rays(fine * size, fov, work, panorama.device)
         grid = _panorama_grid(_turned(rays[None], rotation.to(panorama.device, work)), height, margin)
     if batch == 1:  # the CPU's threads share a batch: let it be the faces
         faces = resample.lookup(image.expand(6, -1, -1, -1), grid[0], mode, fine)[None]
@@ -115,7 +116,7 @@ def equirect_to_perspective(
     work = resample.work_dtype(panorama)
     device = panorama.device
     narrowest = min(tan_half(value) for value in (fov.flatten().tolist() if isinstance(fov, Tensor) else [fov]))
-    half, *turns = (torch.as_tensor(a, dtype=work, device=device) for a in (fov, yaw, pitch, roll))
+    half, *turns = (on_device(a, work, device) for a in (fov, yaw, pitch, roll))
     tan = torch.deg2rad(half / 2).tan()
     turn = rotation_matrix(*turns)
     views = max(panorama.shape[0], tan.numel(), turn.numel() // 9)
@@ -153,7 +154,7 @@ def perspective_to_cube(
     batch, _, rows, columns = picture.shape
     work = resample.work_dtype(picture)
     narrowest = min(tan_half(value) for value in (fov.flatten().tolist() if isinstance(fov, Tensor) else [fov]))
-    half, *turns = (torch.as_tensor(a, dtype=work, device=picture.device) for a in (fov, yaw, pitch, roll))
+    half, *turns = (on_device(a, work, picture.device) for a in (fov, yaw, pitch, roll))
     ratio = columns * tan_half(face_fov) / (size * narrowest)
     fine = 2 if ratio > resample.COARSE else 1
     image = picture.to(work)
@@ -166,7 +167,7 @@ def perspective_to_cube(
 
     def plane(samples: int) -> tuple[Tensor, Tensor]:
         """Coordinates in the picture, from −1 to 1 inside, of face pixels' directions; and which are ahead."""
-        rays = face_directions(samples, face_fov, torch.float64).to(picture.device, work)
+        rays = face_rays(samples, face_fov, work, picture.device)
         x, y, z = _turned(rays[None], inverse).unbind(-1)
         return torch.stack([x, -y], -1) / z.abs().clamp_min(1e-12)[..., None] / extent, z > 0
 
@@ -189,6 +190,13 @@ def _panorama_grid(rays: Tensor, height: int, margin: int) -> Tensor:
     across = yaw * (2 * height / (math.pi * (2 * height + 2 * margin)))
     down = pitch * (-2 * height / (math.pi * (height + 2 * margin)))
     return torch.stack([across, down], -1)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def face_rays(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "6 s s 3"]:
+    """`face_directions`, kept on the device."""
+    return face_directions(size, fov, torch.float64).to(device, dtype)
 
 
 @lru_cache(maxsize=8)

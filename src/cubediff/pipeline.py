@@ -248,7 +248,10 @@ class CubeDiffPipeline(DiffusionPipeline):
         mask = torch.zeros_like(noise[:, :, :1])
         if photos is not None:
             faces, covered = known_faces(photos, h * scale, self.config.fov)
-            mask = latent_mask(covered, scale).to(device).expand_as(mask)
+            own = latent_mask(covered, scale)
+            if (own.flatten(1).amax(1) == 0).any():
+                raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
+            mask = own.to(device).expand_as(mask)
             known = self.encoders.encode_faces(faces.to(device)).expand(noise_shape)
         is_known = mask.bool()
         noised = self.config.image_drop == "noise"
@@ -297,10 +300,7 @@ class CubeDiffPipeline(DiffusionPipeline):
 
 def latent_mask(covered: Tensor, scale: int) -> Tensor:
     """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
-    unknown = F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
-    if (unknown.flatten(1).amin(1) == 1).any():
-        raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
-    return 1 - unknown
+    return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
 
 
 def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:

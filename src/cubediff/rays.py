@@ -58,7 +58,7 @@ def rotation_matrix(
     """
     tensors = [a for a in (yaw, pitch, roll) if isinstance(a, Tensor)]
     like = tensors[0] if tensors else torch.zeros(())
-    angles = [torch.as_tensor(a, dtype=like.dtype, device=like.device) for a in (yaw, pitch, roll)]
+    angles = [on_device(a, like.dtype, like.device) for a in (yaw, pitch, roll)]
     y, p, r = torch.broadcast_tensors(*(torch.deg2rad(a) for a in angles))
     (sy, cy), (sp, cp), (sr, cr) = ((a.sin(), a.cos()) for a in (y, p, r))
     right = [cy * cr + sy * sp * sr, -cp * sr, -sy * cr + cy * sp * sr]
@@ -110,6 +110,11 @@ def angles(rays: Float[Tensor, "*n 3"]) -> tuple[Float[Tensor, "*n"], Float[Tens
     x, y, z = rays.unbind(-1)
     level = (x * x + z * z).clamp_min(1e-30).sqrt()  # its gradient at a pole is 0, that of hypot NaN
     return torch.atan2(x, z), torch.atan2(y, level)
+
+
+def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor that is made where it is needed: a copy of it would wait for the device."""
+    return value.to(device, dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
 
 
 def tan_half(fov: float) -> float:

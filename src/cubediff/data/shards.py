@@ -160,13 +160,12 @@ class PanoramaDataModule(L.LightningDataModule):
         faces = equirect_to_cube(panorama, self.face_size, self.fov, rotation=rotation, mode="bicubic")
         cubes = CubeBatch(faces=faces.clamp_(-1, 1), yaw=batch["yaw"], prompts=batch["prompts"], key=batch["key"])
         if any(batch["cameras"]):
-            yaws = batch["yaw"].tolist()
-            taken = zip(batch["cameras"], cubes["faces"], panorama, yaws, strict=True)
+            taken = zip(batch["cameras"], cubes["faces"], panorama, batch["yaw"], strict=True)
             photos = [[self._photo(camera, six[0], image, yaw)] for camera, six, image, yaw in taken]
             cubes["known"], cubes["covered"] = known_faces(photos, self.face_size, self.fov)
         return cubes
 
-    def _photo(self, camera: Camera | None, front: Tensor, panorama: Tensor, yaw: float) -> Photo:
+    def _photo(self, camera: Camera | None, front: Tensor, panorama: Tensor, yaw: Tensor) -> Photo:
         """The photo that a panorama is conditioned on; it has as many pixels as a face."""
         if camera is None:
             return Photo(front)
