@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from awake import awaken_
 from diffusers import (
     AutoencoderKL,
@@ -34,6 +36,7 @@ from cubediff.pipeline import load_pipeline
 from cubediff.samplers import rescheduled, use_sampler_
 from cubediff.tiny import sd_scheduler, tiny_random
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 SIX = [f"the {face}" for face in FACES]
 
@@ -99,6 +102,31 @@ def front_latents(pipeline: CubeDiffPipeline, photo: PIL.Image.Image) -> Tensor:
 
 def tensor_of(photo: PIL.Image.Image) -> Tensor:
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+# ------------------------------------------------------------------------------------------- offloading
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_offloaded_models_come_to_the_device_each_before_its_work_and_make_the_same(
+    pipeline, awake, photos, device, monkeypatch
+):
+    expected = sample(awake, image=photos[0], output_type="pt")
+    pipeline.enable_model_cpu_offload(device=device)
+    came, names = [], {id(model): name for name, model in pipeline.components.items()}
+    before = CpuOffload.pre_forward
+
+    def fetched(hook, module, *args, **kwargs):
+        came.append(names[id(module)])
+        return before(hook, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", fetched)
+    for _ in range(2):  # the second call starts from where the first left the models
+        came.clear()
+        made = sample(pipeline, image=photos[0], output_type="pt")
+        assert [name for name, _ in groupby(came)] == ["text_encoder", "vae", "unet", "vae"]
+        torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=0 if device == "cpu" else 1e-3)
+    assert next(pipeline.unet.parameters()).device.type == "cpu"
 
 
 # ------------------------------------------------------------------------------ noise, sampling, guidance
