@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.hooks import CpuOffload
 from awake import awaken_
 from diffusers import (
@@ -349,6 +350,19 @@ def test_every_step_sees_the_photo_clean_with_its_mask_and_the_other_branch_sees
         assert not without[:, 6].any()
         assert (without[0, :4] - known).abs().max() > 1e-3
         assert torch.equal(without[1:, :6], with_photo[1:, :6])
+
+
+def test_pasted_photos_are_there_to_the_pixel_and_fade_into_what_is_generated(awake, photos):
+    view = Photo(photos[0], fov=60.0, yaw=30.0, pitch=10.0)
+    plain, pasted = (sample(awake, image=view, output_type="pt", paste_image=paste) for paste in (False, True))
+    pictures, covered = known_faces([[view]], 64, 95.0)
+    assert torch.equal(pasted[covered.expand_as(pasted)], pictures[covered.expand_as(pasted)])
+    beyond = F.max_pool2d(covered[0].float(), 33, 1, 16)[None] == 0  # 16 pixels, which are two of the latents
+    assert beyond.any()
+    assert torch.equal(pasted[beyond.expand_as(pasted)], plain[beyond.expand_as(plain)])
+    share = ((pasted - plain) / (pictures - plain))[((pictures - plain).abs() > 0.1)]
+    assert share.min() > -1e-3
+    assert share.max() < 1 + 1e-3
 
 
 def test_pil_and_tensor_photos_of_the_faces_own_size_give_the_same(awake, photos):

@@ -52,6 +52,9 @@ def generate(
     guidance_rescale: Annotated[
         float, typer.Option(min=0, max=1, help="Against burnt colours at high guidance.")
     ] = 0.0,
+    paste_image: Annotated[
+        bool, typer.Option("--paste-image", help="Keep the photos' own pixels instead of the autoencoder's.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same panorama.")] = 0,
     height: Annotated[
         int | None, typer.Option(min=2, help="Of the panorama, in pixels; twice a face's by default.")
@@ -84,6 +87,7 @@ def generate(
             "guidance_scale": guidance_scale,
             "image_guidance_scale": image_guidance_scale,
             "guidance_rescale": guidance_rescale,
+            "paste_image": paste_image,
             "panorama_height": height,
         }
         _generate(model, output, wanted, settings, sampler, batch, device, save_faces, resume=jobs is not None)

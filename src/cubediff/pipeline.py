@@ -187,6 +187,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         guidance_scale: float = 3.5,
         image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        paste_image: bool = False,
         panorama_height: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -204,6 +205,8 @@ class CubeDiffPipeline(DiffusionPipeline):
         image_guidance_scale: guides towards the image by its own scale, and by guidance_scale from there towards the
             text (InstructPix2Pix, arXiv 2211.09800, equation 3); three branches where there are both.
         guidance_rescale: share in [0, 1] of "Common Diffusion Noise Schedules…" (arXiv 2305.08891), section 3.4.
+        paste_image: put the photos' own pixels where they show, instead of what the autoencoder makes of them; they
+            fade into the panorama around them over two latent pixels.
         panorama_height: in pixels; twice the face size by default.
         latents: unit noise (B, 6, C, h, w); its h and w set the face size.
         output_type: "pil", "pt" or "latent".
@@ -247,12 +250,12 @@ class CubeDiffPipeline(DiffusionPipeline):
         known = torch.zeros_like(noise)  # clean latents of what is known, where mask is 1
         mask = torch.zeros_like(noise[:, :, :1])
         if photos is not None:
-            faces, covered = known_faces(photos, h * scale, self.config.fov)
+            pictures, covered = known_faces(photos, h * scale, self.config.fov)
             own = latent_mask(covered, scale)
             if (own.flatten(1).amax(1) == 0).any():
                 raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
             mask = own.to(device).expand_as(mask)
-            known = self.encoders.encode_faces(faces.to(device)).expand(noise_shape)
+            known = self.encoders.encode_faces(pictures.to(device)).expand(noise_shape)
         is_known = mask.bool()
         noised = self.config.image_drop == "noise"
         masks = torch.cat([mask if branch.image or not noised else torch.zeros_like(mask) for branch in branches])
@@ -281,6 +284,8 @@ class CubeDiffPipeline(DiffusionPipeline):
             self.maybe_free_model_hooks()
             return CubeDiffOutput(panoramas=None, faces=sample)
         faces = self.encoders.decode_faces(sample)
+        if photos is not None and paste_image:
+            faces = torch.lerp(faces, pictures.to(faces), faded(covered, scale).to(faces))
         panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
         self.maybe_free_model_hooks()
@@ -301,6 +306,13 @@ class CubeDiffPipeline(DiffusionPipeline):
 def latent_mask(covered: Tensor, scale: int) -> Tensor:
     """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
     return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
+
+
+def faded(covered: Tensor, reach: int) -> Tensor:
+    """1 on `covered` pixels (B, 6, 1, S, S), falling to 0 over 2·`reach` pixels around them."""
+    wide = F.max_pool2d(covered.flatten(0, 1).float(), 2 * reach + 1, 1, reach)
+    padded = F.pad(wide, (reach,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * reach + 1, 1).unflatten(0, (-1, 6))
 
 
 def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:
