@@ -68,12 +68,12 @@ class Cubemaps:
         scheme, files = next(iter(group.readings.items()))
         pictures: dict[str, Picture] = {}
         for file in files.values():
-            with (self.path / file).open("rb") as opened:
-                try:
+            try:
+                with faults(), (self.path / file).open("rb") as opened:
                     pictures[file] = decode(opened, file, lambda w, h: _check_face(w, h, max_width))
                     check_opaque(pictures[file].opaque)
-                except DataError as error:
-                    raise DataError(f"{PurePosixPath(file).name}: {error}") from None
+            except DataError as error:
+                raise DataError(f"{PurePosixPath(file).name}: {error}") from None
         if len({(p.pixels.shape, p.pixels.dtype) for p in pictures.values()}) > 1:
             sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in pictures.items())
             raise DataError(f"its faces are not alike: {', '.join(sizes)}")

@@ -82,7 +82,9 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
     broken: dict[str, str] = {}
     used: set[str] = set()
     for name, readings in sorted(candidates.items()):
-        whole = {s: {f: r[f][0] for f in FACES} for s, r in readings.items() if all(len(r[f]) == 1 for f in FACES)}
+        whole = {
+            s: {f: r[f][0] for f in FACES} for s, r in readings.items() if all(len(r.get(f, ())) == 1 for f in FACES)
+        }
         most = max(readings.values(), key=len)
         if whole:
             groups.append(Group(name, whole))
