@@ -54,7 +54,7 @@ class Cubemaps:
             faces = np.stack([cube[face] for face in FACES])
             size = faces.shape[1]
             tensor = torch.from_numpy(faces).permute(0, 3, 1, 2)[None].contiguous()
-            panorama = cube_to_equirect(tensor, 2 * size, fov=90.0)[0].permute(1, 2, 0).numpy()
+            panorama = cube_to_equirect(tensor, 2 * size, fov=90.0, mode="bicubic")[0].permute(1, 2, 0).numpy()
             jpeg, record = encode(panorama, quality)
         return Panorama(jpeg, 4 * size, 2 * size, None, {"cubemap": name, "face_size": size} | record)
 
