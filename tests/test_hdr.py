@@ -9,7 +9,7 @@ import pytest
 from pictures import shown
 
 from cubediff.data.sources import DataError, load_panorama, tone_map
-from cubediff.data.sources.hdr import decode_radiance
+from cubediff.data.sources.hdr import read_radiance
 
 
 def scene() -> np.ndarray:
@@ -56,7 +56,7 @@ def test_hdr_exr_and_tiff_of_the_same_radiance_show_the_same(tmp_path: Path) -> 
     assert cv2.imwrite(str(tmp_path / "a.tif"), radiance[..., ::-1])
     write_exr(tmp_path / "a.exr", {"RGB": radiance})
     write_exr(tmp_path / "half.exr", {"RGBA": np.dstack([radiance, np.ones((64, 128, 1))]).astype(np.float16)})
-    rgbe = decode_radiance((tmp_path / "a.hdr").read_bytes())
+    rgbe = read_radiance(tmp_path / "a.hdr")
     step = radiance.max(-1, keepdims=True) / 128  # a shared exponent leaves 8 bits to the largest channel
     assert (np.abs(rgbe - radiance) <= step).all()
     expected = tone_map(radiance)[0]

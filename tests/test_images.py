@@ -127,7 +127,7 @@ def test_the_size_is_read_before_the_pixels(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 9) + b"IDAT")
     (tmp_path / "bomb.hdr").write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 60000\n")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(cv2, "imread", lambda *_: pytest.fail("decoded"))
     for name in ("bomb.png", "bomb.hdr"):
         with pytest.raises(DataError, match="60000x30000 is too large"):
             load_panorama(tmp_path / name)

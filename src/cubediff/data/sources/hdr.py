@@ -2,8 +2,9 @@
 that the sphere sets itself (the paper trains on Poly Haven's HDRIs and is silent on their tone map)."""
 
 from collections.abc import Callable
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     return np.round(srgb * 255).astype(np.uint8), record
 
 
-def radiance_size(file: BinaryIO) -> tuple[int, int]:
+def radiance_size(file: BufferedReader | BytesIO) -> tuple[int, int]:
     """Width and height that a Radiance header claims."""
     for line in file.read(_HDR_HEADER).split(b"\n"):
         if line.startswith((b"-Y", b"+Y")):
@@ -47,10 +48,10 @@ def radiance_size(file: BinaryIO) -> tuple[int, int]:
     raise SyntaxError("no resolution in its Radiance header")
 
 
-def decode_radiance(data: bytes) -> Float[np.ndarray, "h w 3"]:
+def read_radiance(path: Path) -> Float[np.ndarray, "h w 3"]:
     """The pixels of a Radiance or floating-point TIFF file."""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
+    try:  # not imdecode, which writes Radiance bytes to a temporary file
+        image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         image = None
     if image is None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -22,6 +22,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # not Pillow's others: some run prog
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
+Opened = io.BufferedReader | io.BytesIO
 SizeCheck = Callable[[int, int], None]
 
 
@@ -96,26 +97,27 @@ def check_varied(pixels: UInt8[np.ndarray, "h w 3"]) -> None:
 # ---- files to pixels ---------------------------------------------------------------------------------------
 
 
-def decode(file: BinaryIO, name: str, check: SizeCheck) -> Picture:
+def decode(file: Opened, name: str, check: SizeCheck) -> Picture:
     """The image of an open file, RGB and upright. `check` gets the width and height that the header claims before any
     pixel is decoded, and the upright ones afterwards; it raises DataError where they will not do. To be called inside
     `faults`."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise DataError(f"{suffix or 'a file without suffix'} is not read: use {', '.join(IMAGE_SUFFIXES)}")
-    if suffix == ".exr":
-        return Picture(*hdr.read_exr(Path(file.name), check), False, b"")
+    path = Path(file.name) if isinstance(file, io.BufferedReader) else None
+    if suffix == ".exr" and path:
+        return Picture(*hdr.read_exr(path, check), False, b"")
     check(*_read_size(file, suffix))
+    if suffix == ".hdr" and path:
+        return _radiance(path, check)
     file.seek(0)
     data = file.read()
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:  # .hdr, and the floating-point TIFF that Pillow does not know
-        if suffix not in (".hdr", ".tif", ".tiff"):
+    except UnidentifiedImageError:
+        if suffix not in (".tif", ".tiff") or path is None:
             raise
-        radiance = hdr.decode_radiance(data)
-        check(radiance.shape[1], radiance.shape[0])
-        return Picture(radiance, None, False, data)
+        return _radiance(path, check)  # Pillow does not know floating-point colours
     with image:
         picture = _decode_levels(image, data)
     check(picture.pixels.shape[1], picture.pixels.shape[0])
@@ -177,7 +179,13 @@ def own_limits() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _Limits.pixels
 
 
-def _read_size(file: BinaryIO, suffix: str) -> tuple[int, int]:
+def _radiance(path: Path, check: SizeCheck) -> Picture:
+    radiance = hdr.read_radiance(path)
+    check(radiance.shape[1], radiance.shape[0])
+    return Picture(radiance, None, False, b"")
+
+
+def _read_size(file: Opened, suffix: str) -> tuple[int, int]:
     if suffix == ".hdr":
         return hdr.radiance_size(file)
     try:

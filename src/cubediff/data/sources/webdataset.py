@@ -35,10 +35,10 @@ class Shards:
         entries: list[Entry] = []
         for tar in tars:
             try:
-                samples = _samples(*_version(self._tar(tar)))
+                samples, fault = _samples(*_version(self._tar(tar)))
             except DataError as error:
-                rejected.append(Rejection(tar, str(error)))
-                continue
+                samples, fault = {}, str(error)
+            rejected += [Rejection(tar, fault)] if fault else []
             for key, places in samples.items():
                 image = next((suffix for suffix in MEMBERS if suffix in places), None)
                 file = f"{tar}/{key}.{image}" if image else f"{tar}/{key}"
@@ -55,7 +55,7 @@ class Shards:
         tar, key, suffix = _split(entry.file)
         path = self._tar(tar)
         with faults():
-            data = _read(path, _samples(*_version(path))[key][suffix])
+            data = _read(path, _samples(*_version(path))[0][key][suffix])
 
             def check(width: int, height: int) -> None:
                 check_panorama(width, height, max_width)
@@ -112,8 +112,9 @@ def _version(path: Path) -> tuple[Path, int, int]:
 
 
 @lru_cache(maxsize=4)  # entries come shard by shard
-def _samples(path: Path, size: int, mtime: int) -> dict[str, dict[str, Place]]:
-    """Where each sample's members lie, by key and lower-case suffix. Raises DataError where it is no whole tar."""
+def _samples(path: Path, size: int, mtime: int) -> tuple[dict[str, dict[str, Place]], str]:
+    """Where each sample's members lie, by key and lower-case suffix, as far as the tar is whole; and what is wrong with
+    it, or nothing."""
     samples: dict[str, dict[str, Place]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -121,10 +122,10 @@ def _samples(path: Path, size: int, mtime: int) -> dict[str, dict[str, Place]]:
                 if member.isreg() and not member.issparse() and (match := _NAME.fullmatch(member.name)):
                     places = samples.setdefault(match[1], {})
                     places.setdefault(match[2].lower(), (member.offset_data, member.size))
+            mark = _read(path, (tar.offset, tarfile.BLOCKSIZE))
+        return samples, "damaged: what follows its last readable sample is lost" if any(mark) else ""
     except Exception as error:  # tarfile raises half a dozen kinds on damaged headers
-        reason = (str(error).splitlines() or ["it ends early"])[0]
-        raise DataError(f"truncated or no uncompressed tar: {reason}") from None
-    return samples
+        return samples, f"truncated or no uncompressed tar: {(str(error).splitlines() or ['it ends early'])[0]}"
 
 
 def _read(tar: Path, place: Place) -> bytes:
