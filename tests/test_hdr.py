@@ -108,7 +108,7 @@ def test_what_is_no_radiance_of_a_sphere_is_refused(tmp_path: Path) -> None:
         "square.exr": "64x64 is not 2:1",
         "part.exr": "data window is not its display window",
         "open.exr": "50.00% of its pixels are transparent",
-        "cut.exr": "readable part|truncated or unreadable",
+        "cut.exr": "truncated or unreadable",
         "magic.exr": "truncated or unreadable",
     }.items():
         with pytest.raises(DataError, match=words):

@@ -100,5 +100,5 @@ def _exr(path: Path, header_only: bool = False) -> Any:
             f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'no OpenEXR file'}"
         ) from error
     if parts != 1:
-        raise DataError(f"{parts} readable parts: an OpenEXR file of exactly one whole part is needed")
+        raise DataError(f"{parts} parts: save the panorama as a file by itself" if parts else "truncated or unreadable")
     return file
