@@ -18,7 +18,7 @@ from cubediff.data.sources import DataError, open_source, tone_map
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
 
-SCENES = ("hotel_room", "forest_slope")
+SCENES = ("st_fagans_interior", "forest_slope")
 Face = Callable[[np.ndarray], np.ndarray]  # a panorama's view
 
 
@@ -189,12 +189,12 @@ def test_one_image_of_every_layout_comes_back_as_the_panorama(tmp_path: Path, la
 
 def test_a_strip_in_another_order_is_read_when_it_is_said(tmp_path: Path) -> None:
     order = [camera(0), camera(90), camera(180), camera(-90), camera(0, 90), camera(0, -90)]
-    sheet([order], "hotel_room").save(tmp_path / "cube.png")
+    sheet([order], "st_fagans_interior").save(tmp_path / "cube.png")
     with pytest.raises(DataError, match=r"its faces meet as 'py360convert'.*give --source py360convert"):
         only_panorama(tmp_path)
     image, record = only_panorama(tmp_path, "py360convert")
     assert record["cubemap"] == "strip_py360convert"
-    assert psnr(image, panorama("hotel_room")) > round_trip("hotel_room") - 0.1
+    assert psnr(image, panorama("st_fagans_interior")) > round_trip("st_fagans_interior") - 0.1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_names_that_two_tools_mean_differently_are_refused_by_the_edges(
 
 def test_folders_and_beginnings_of_names_are_scenes_of_their_own(tmp_path: Path) -> None:
     faces, _ = SIX_FILES["humus"]
-    write(tmp_path / "Yokohama", faces, "hotel_room", ".jpg")
+    write(tmp_path / "Yokohama", faces, "st_fagans_interior", ".jpg")
     write(tmp_path / "more", {f"{p}.{f}": face for p in ("a", "b") for f, face in faces.items()}, "forest_slope")
     sheet(SHEETS["vertical_cross"], "forest_slope").save(tmp_path / "more" / "cross.png")
     (tmp_path / "Yokohama.txt").write_text("a city")
@@ -240,7 +240,7 @@ def test_folders_and_beginnings_of_names_are_scenes_of_their_own(tmp_path: Path)
 
 def test_matterport_scenes_are_split_by_house(tmp_path: Path) -> None:
     for house in ("17DRP5sb8fy", "1LXtFkjw3qL"):
-        write(tmp_path / "v1" / "scans" / house / "matterport_skybox_images", MATTERPORT, "hotel_room", ".jpg")
+        write(tmp_path / "v1" / "scans" / house / "matterport_skybox_images", MATTERPORT, "st_fagans_interior", ".jpg")
     entries, _ = open_source(tmp_path, captioned=False).entries()
     assert [e.scene for e in entries] == ["v1/scans/17DRP5sb8fy", "v1/scans/1LXtFkjw3qL"]
     assert entries[0].file.endswith("/matterport_skybox_images/0f37bd0737e349de9d536263a4bdd60d")
@@ -261,20 +261,20 @@ def test_radiance_is_tone_mapped_after_the_conversion(tmp_path: Path) -> None:
 def test_faces_that_make_no_cube_are_refused(tmp_path: Path) -> None:
     faces, _ = SIX_FILES["humus"]
     for name in ("missing", "double", "oblong", "unequal", "mixed", "open", "cut", "tiny"):
-        write(tmp_path / name, faces, "hotel_room")
+        write(tmp_path / name, faces, "st_fagans_interior")
     (tmp_path / "missing" / "negz.png").unlink()
     (tmp_path / "missing" / "posx.png").unlink()
     Image.open(tmp_path / "double" / "posx.png").save(tmp_path / "double" / "posx.jpg")
     Image.new("RGB", (256, 128)).save(tmp_path / "oblong" / "posx.png")
-    Image.open(tmp_path / "unequal" / "posy.png").resize((128, 128)).save(tmp_path / "unequal" / "posy.png")
+    Image.open(tmp_path / "unequal" / "posy.png").resize((64, 64)).save(tmp_path / "unequal" / "posy.png")
     (tmp_path / "mixed" / "negz.png").unlink()
-    assert cv2.imwrite(str(tmp_path / "mixed" / "negz.hdr"), np.ones((256, 256, 3), np.float32))
+    assert cv2.imwrite(str(tmp_path / "mixed" / "negz.hdr"), np.ones((128, 128, 3), np.float32))
     Image.open(tmp_path / "open" / "posy.png").convert("RGBA").rotate(30).save(tmp_path / "open" / "posy.png")
-    (tmp_path / "cut" / "negx.png").write_bytes((tmp_path / "cut" / "negx.png").read_bytes()[:9000])
+    (tmp_path / "cut" / "negx.png").write_bytes((tmp_path / "cut" / "negx.png").read_bytes()[:4000])
     for file in (tmp_path / "tiny").iterdir():
         Image.new("RGB", (4, 4)).save(file)
-    Image.open(SAMPLES / "hotel_room.jpg").resize((800, 600)).save(tmp_path / "photo.png")
-    Image.open(SAMPLES / "hotel_room.jpg").save(tmp_path / "sphere.png")
+    Image.open(SAMPLES / "st_fagans_interior.jpg").resize((800, 600)).save(tmp_path / "photo.png")
+    Image.open(SAMPLES / "st_fagans_interior.jpg").save(tmp_path / "sphere.png")
     source = open_source(tmp_path, kind="cubemaps", captioned=False)
     entries, rejected = source.entries()
     reasons = {r.file: r.reason for r in rejected}
@@ -292,15 +292,13 @@ def test_faces_that_make_no_cube_are_refused(tmp_path: Path) -> None:
         "cut": "negx.png: ",
         "tiny": "faces of 4 are too small: at least 8",
         "photo.png": "800x600 has the shape of a cubemap's cross, but its corners are not empty",
-        "sphere.png": "1024x512 is no cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6",
+        "sphere.png": "512x256 is no cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6",
     }.items():
         assert words in reasons.pop(name), name
     assert reasons == {}
-    with pytest.raises(
-        DataError, match="faces of 256 make a panorama 1024 wide: shrink them, or raise --max-width 512"
-    ):
-        open_source(write(tmp_path / "wide", faces, "hotel_room"), captioned=False).load(
-            open_source(tmp_path / "wide", captioned=False).entries()[0][0], max_width=512
+    with pytest.raises(DataError, match="faces of 128 make a panorama 512 wide: shrink them, or raise --max-width 256"):
+        open_source(write(tmp_path / "wide", faces, "st_fagans_interior"), captioned=False).load(
+            open_source(tmp_path / "wide", captioned=False).entries()[0][0], max_width=256
         )
 
 
