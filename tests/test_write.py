@@ -3,23 +3,21 @@
 import hashlib
 import itertools
 import json
-import struct
 import subprocess
 import sys
 import tarfile
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import webdataset as wds
-from PIL import Image, ImageCms
+from PIL import Image
 from typer.testing import CliRunner
 
 from cubediff.data import write
 from cubediff.data.index import read_sample
-from cubediff.data.sources import DataError, load_panorama, tone_map
+from cubediff.data.sources import DataError
 from cubediff.data.write import build_shards
 from cubediff.geometry import FACES
 from cubediff.prepare import app
@@ -135,62 +133,6 @@ def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
     assert {s["jpg"].shape for s in samples} == {(32, 64, 3)}
 
 
-@pytest.mark.parametrize(
-    ("suffix", "options", "kept"),
-    [
-        (".jpg", {}, True),
-        (".JPG", {}, True),
-        (".jpg", {"progressive": True}, False),
-        (".jpg", {"mode": "L"}, False),
-        (".jpg", {"mode": "CMYK"}, False),
-        (".png", {}, False),
-        (".png", {"mode": "RGBA"}, False),
-        (".png", {"mode": "P"}, False),
-        (".png", {"mode": "I;16"}, False),
-        (".webp", {"lossless": True}, False),
-        (".tif", {}, False),
-    ],
-)
-def test_every_kind_of_image_becomes_the_same_picture(tmp_path: Path, suffix: str, options: dict, kept: bool) -> None:
-    options = dict(options)
-    mode = options.pop("mode", "RGB")
-    image = picture()
-    expected = np.asarray(image.convert("L").convert("RGB") if mode in ("L", "I;16") else image, np.float64)
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    elif mode == "P":
-        image = image.quantize(256)
-    else:
-        image = image.convert(mode)
-    image.save(tmp_path / f"a{suffix}", **options)
-    result = load_panorama(tmp_path / f"a{suffix}")
-    assert result.original == kept
-    assert (result.jpeg == (tmp_path / f"a{suffix}").read_bytes()) == kept
-    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.abs(decoded - expected).mean() < (8 if mode in ("CMYK", "P") else 3)
-
-
-def test_a_turned_jpeg_and_a_foreign_colour_profile_are_put_right(tmp_path: Path) -> None:
-    upright = picture()
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    upright.rotate(180).save(tmp_path / "turned.jpg", exif=exif, quality=95, subsampling=0)
-    result = load_panorama(tmp_path / "turned.jpg")
-    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.abs(decoded - np.asarray(upright, np.float64)).mean() < 3
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    upright.save(tmp_path / "srgb.jpg", icc_profile=srgb)
-    assert load_panorama(tmp_path / "srgb.jpg").original
-    swapped = srgb.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
-    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-    assert swapped != srgb
-    upright.save(tmp_path / "swap.jpg", icc_profile=swapped, quality=95, subsampling=0)
-    result = load_panorama(tmp_path / "swap.jpg")
-    assert not result.original
-    decoded = cv2.imdecode(np.frombuffer(result.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.abs(decoded - np.asarray(upright, np.float64)[..., [1, 0, 2]]).mean() < 3
-
-
 def test_keys_suit_tar_and_webdataset_and_stay_unique(tmp_path: Path) -> None:
     source = tmp_path / "in"
     names = ["a b.v2.jpg", "a_b_v2.jpg", "sub/x.jpg", "sub_x.png", "草原.jpg", "山.jpg", "n" * 120 + ".jpg"]
@@ -289,84 +231,9 @@ def test_each_unusable_panorama_is_listed_with_its_reason(tmp_path: Path) -> Non
         "head.hdr": "unreadable: no resolution",
         "black.hdr": "all one colour",
         "nan.tif": "2 pixels are NaN or infinite",
-        "movie.exr": ".exr is not read",
+        "movie.exr": "truncated or unreadable",
     }.items():
         assert words in reasons[file], (file, reasons[file])
-
-
-def test_the_size_is_read_before_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header that promises 60000 x 30000 pixels is refused without decoding anything."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 30000, 8, 2, 0, 0, 0)
-    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 9) + b"IDAT")
-    (tmp_path / "bomb.hdr").write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 60000\n")
-    captions(tmp_path, [{"file": f, "caption": "c"} for f in ("bomb.png", "bomb.hdr")])
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(DataError, match="no panorama"):
-        build_shards(tmp_path, tmp_path / "out")
-    assert all("60000x30000 is too large" in reason for reason in refusals(tmp_path / "out").values())
-
-
-def test_captions_and_files_that_do_not_match_are_listed(tmp_path: Path) -> None:
-    source = folder(tmp_path / "in", 6)
-    lines = [
-        {"file": "pano 0.jpg", "caption": "first"},
-        {"file": "./pano 0.jpg", "caption": "again"},
-        {"file": "gone.jpg", "caption": "c"},
-        {"file": "pano 1.jpg", "caption": "  "},
-        {"file": "pano 2.jpg", "caption": "c", "faces": {"front": "only this"}},
-        {"file": "pano 3.jpg", "caption": "c", "faces": FACE_CAPTIONS | {"up": ""}},
-        {"file": "../outside.jpg", "caption": "c"},
-        {"file": "pano 4.jpg", "caption": "c", "asset": 7},
-        {"caption": "of what?"},
-    ]
-    captions(source, lines)
-    with (source / "captions.jsonl").open("a") as file:
-        file.write('\n{"file": \n')
-    manifest = build_shards(source, tmp_path / "out", val_fraction=0.0)
-    reasons = refusals(tmp_path / "out")
-    assert manifest["samples"] == 1
-    assert "first" in members(tmp_path / "out" / "train-000000.tar")["pano_0.json"].decode()
-    for file, words in {
-        "pano 0.jpg": "listed twice (again in line 2)",
-        "gone.jpg": "missing",
-        "pano 1.jpg": "empty caption",
-        "pano 2.jpg": "faces must be a caption for each of front, right",
-        "pano 3.jpg": "empty caption of face up",
-        "../outside.jpg": "outside SOURCE",
-        "pano 4.jpg": "asset",
-        "pano 5.jpg": "has no caption",
-        "captions.jsonl:9": "names no panorama",
-        "captions.jsonl:11": "not a line of JSON",
-    }.items():
-        assert words in reasons[file]
-    assert len(reasons) == 10
-
-
-def test_prompts_txt_goes_line_by_line_with_the_sorted_files(tmp_path: Path) -> None:
-    source = folder(tmp_path / "in", 3)
-    (source / "captions.jsonl").unlink()
-    (source / "prompts.txt").write_text("zero\n\ntwo\n\n")
-    manifest = build_shards(source, tmp_path / "out", val_fraction=0.0)
-    stored = members(tmp_path / "out" / "train-000000.tar")
-    assert manifest["with_face_captions"] == 0
-    assert json.loads(stored["pano_0.json"])["caption"] == "zero"
-    assert json.loads(stored["pano_2.json"])["caption"] == "two"
-    assert refusals(tmp_path / "out") == {"pano 1.jpg": "empty caption"}
-    (tmp_path / "short.txt").write_text("zero\none\n")
-    with pytest.raises(DataError, match=r"short\.txt has 2 lines but there are 3 panoramas"):
-        build_shards(source, tmp_path / "other", tmp_path / "short.txt")
-    assert not (tmp_path / "other").exists()
-
-
-def test_high_dynamic_range_is_exposed_alike_however_bright_it_is(tmp_path: Path) -> None:
-    scene = np.random.default_rng(0).gamma(1.0, 1.0, (32, 64, 3)).astype(np.float32)
-    scene[4, 5] = 5e4  # the sun
-    shown = tone_map(scene)
-    np.testing.assert_allclose(tone_map(1000 * scene), shown, atol=1)
-    assert 90 < np.median(shown) < 140
-    assert shown.max() == 255
 
 
 # ---- never half a dataset ----------------------------------------------------------------------------------

@@ -12,14 +12,24 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    source: Annotated[Path, typer.Argument(help="Folder of 2:1 panoramas: jpg, png, webp, tif, hdr; subfolders too.")],
+    source: Annotated[Path, typer.Argument(help="Folder of panoramas or cubemaps, or shards (data/README.md).")],
     output: Annotated[Path, typer.Argument(help="Folder for the shards; train with data.path=OUTPUT.")],
     captions: Annotated[
         Path | None,
         typer.Option(
             help="JSON lines with file, caption, optional faces {front … down} and asset (the scene, kept on "
             "one side of the split); or a .txt with one line per panorama in sorted order. "
-            "[default: captions.jsonl or prompts.txt of SOURCE]",
+            "[default: captions.jsonl or prompts.txt of SOURCE, or a .json or .txt beside each panorama]",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            help="equirect, cubemaps, webdataset, imagefolder, or how a cubemap's faces are read: "
+            "axes, matterport, words, unity, quake, short, opengl, py360convert. [default: by what SOURCE "
+            "holds]",
             show_default=False,
         ),
     ] = None,
@@ -48,6 +58,7 @@ def main(
             source,
             output,
             captions,
+            kind,
             val_fraction=val_fraction,
             shard_size=shard_size,
             max_width=max_width,

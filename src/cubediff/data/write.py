@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cubediff.data.index import index_tar
-from cubediff.data.sources import DataError, Entry, Rejection, load_panorama, own_limits, read_entries
+from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source, own_limits
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
@@ -46,6 +46,7 @@ def build_shards(
     source: Path,
     output: Path,
     captions: Path | None = None,
+    kind: str | None = None,
     *,
     val_fraction: float = 0.1,
     shard_size: int = 256,
@@ -55,7 +56,7 @@ def build_shards(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Builds `output`/{train,val}-*.tar, manifest.json, index.jsonl and rejected.jsonl from a folder of panoramas.
+    """Builds `output`/{train,val}-*.tar, manifest.json, index.jsonl and rejected.jsonl from a source of `kind`.
 
     Shards hold at most `shard_size` samples `{key}.jpg` + `{key}.json` in an order drawn by hash, each
     split's shards the same number up to one. `progress(iterable, total)` wraps the reading of the panoramas.
@@ -71,12 +72,13 @@ def build_shards(
         raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
     if (output / MANIFEST).exists() and not overwrite:
         raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
-    entries, rejected = read_entries(source, captions)
+    opened = open_source(source, captions, kind)
+    entries, rejected = opened.entries()
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".building-") as scratch:
         build = Path(scratch)
         samples: list[_Sample] = []
-        for result in _accept(source, entries, build, max_width, quality, workers, progress):
+        for result in _accept(opened, entries, build, max_width, quality, workers, progress):
             if isinstance(result, Rejection):
                 rejected.append(result)
             else:
@@ -111,7 +113,7 @@ def build_shards(
 
 
 def _accept(
-    source: Path,
+    source: Source,
     entries: list[Entry],
     build: Path,
     max_width: int,
@@ -122,13 +124,12 @@ def _accept(
     keys = _keys(e.file for e in entries)
 
     def check(entry: Entry, key: str) -> _Sample | Rejection:
-        path = source / entry.file
         try:
-            panorama = load_panorama(path, max_width, quality)
+            panorama = source.load(entry, max_width, quality)
         except DataError as error:
             return Rejection(entry.file, str(error))
-        if not panorama.original:
-            path = build / f"{key}.jpg"
+        path = panorama.original or build / f"{key}.jpg"
+        if panorama.original is None:
             path.write_bytes(panorama.jpeg)
         return _Sample(entry, key, path, zlib.crc32(panorama.jpeg), panorama.width, panorama.height)
 
@@ -146,7 +147,7 @@ def _keys(files: Iterable[str]) -> list[str]:
     keys: list[str] = []
     taken: set[str] = set()
     for file in files:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", file.rpartition(".")[0])[:80].strip("_") or "panorama"
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", file.rpartition(".")[0] or file)[:80].strip("_") or "panorama"
         key = next(k for n in count(1) if (k := stem if n == 1 else f"{stem}-{n}").lower() not in taken)
         taken.add(key.lower())
         keys.append(key)

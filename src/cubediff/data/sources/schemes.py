@@ -1,0 +1,146 @@
+"""How tools name and lay out the six faces of a cubemap, as tables: which file or which part of an image looks where
+(CubeDiff, section 3: cubemap representation)."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from cubediff.geometry import FACE_ORDERS, FACES
+
+# The tokens of front, right, back, left, up, down. In all of them faces are upright as seen from inside, up's lower and
+# down's upper edge touch the face that is called front here, and so nothing has to be turned:
+# axes: the cube-map tables of OpenGL and Direct3D, with +x to the right of +z (Humus' files; three.js mirrors x when it
+#   looks up, because its own axes are right-handed, so the files are the same: its manual, CubeTextureLoader).
+# matterport: skybox 1 to 4 turn right, up's lower and down's upper edge touch 1 (demo_matterport.m of the data set's
+#   PanoBasic: yaw −90° −90° 0° 90° 180° −90°; PanFusion's from_mp3d_skybox turns U and D to 2 accordingly).
+# words: as seen by a viewer inside. unity: the material "Skybox/6 Sided" puts Left on +X and Right on −X, and Unity's
+#   +x is to the right of its +z, so that Left is right of Front (its manual and shader).
+# quake: `rt` is straight ahead and `bk` to its left (suf, skytexorder and st_to_vec of Quake II's sky code; Half-Life,
+#   Source and most packs with these endings follow it). short: the same endings as a viewer inside would mean them.
+_AXES = (("pz", "posz"), ("px", "posx"), ("nz", "negz"), ("nx", "negx"), ("py", "posy"), ("ny", "negy"))
+_MATTERPORT = tuple((f"skybox{i}",) for i in (1, 2, 3, 4, 0, 5))
+_UP, _DOWN = ("up", "top", "u"), ("down", "bottom", "d")
+_WORDS = (("front", "f"), ("right", "r"), ("back", "b"), ("left", "l"), _UP, _DOWN)
+_UNITY = (
+    ("front", "front+z"),
+    ("left", "left+x"),
+    ("back", "back-z"),
+    ("right", "right-x"),
+    ("up", "top", "up+y"),
+    ("down", "bottom", "down-y"),
+)
+_QUAKE = (("rt",), ("ft",), ("lf",), ("bk",), ("up",), ("dn",))
+_SHORT = (("ft",), ("rt",), ("bk",), ("lf",), ("up",), ("dn",))
+
+# Where the names of two schemes are the same, the first one is meant unless the faces' edges speak for the other.
+SCHEMES = {
+    "axes": _AXES,
+    "matterport": _MATTERPORT,
+    "words": _WORDS,
+    "unity": _UNITY,
+    "quake": _QUAKE,
+    "short": _SHORT,
+}
+
+# Rows of an image that holds all faces. The vertical cross has its back face upside down, below down's lower edge, as
+# folding it demands (HDRShop and its heirs). Strips are in OpenGL's order (DDS, ffmpeg's c6x1, Unreal's manual for the
+# NVIDIA plug-in), or in py360convert's.
+_HORIZONTAL = ((None, "up", None, None), ("left", "front", "right", "back"), (None, "down", None, None))
+_VERTICAL = ((None, "up", None), ("left", "front", "right"), (None, "down", None), (None, "back", None))
+STRIPS = ("opengl", "py360convert")
+
+Cube = dict[str, Shaped[np.ndarray, "s s ..."]]
+
+
+class Group(NamedTuple):
+    """A scene of six files: for each scheme that their names are complete in, the file of each face."""
+
+    name: str
+    readings: dict[str, dict[str, str]]
+
+
+def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Group], dict[str, str], list[str]]:
+    """Scenes among the names of files, by `only` this scheme or by all; scenes that lack a face, with the reason; and
+    the files that belong to none. A scene is a folder, or a common beginning of names in a folder."""
+    schemes = {only: SCHEMES[only]} if only in SCHEMES else SCHEMES
+    patterns = {scheme: _pattern(tokens) for scheme, tokens in schemes.items()}
+    candidates: dict[str, dict[str, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    files = list(files)
+    for file in files:
+        path = PurePosixPath(file)
+        stem = file.removesuffix(path.suffix).rpartition("/")[2]
+        for scheme, (pattern, faces) in patterns.items():
+            if match := pattern.fullmatch(stem):
+                name = "/".join(part for part in (*path.parent.parts, match["scene"]) if part) or "cubemap"
+                candidates[name][scheme][faces[match["token"].lower()]].append(file)
+    groups: list[Group] = []
+    broken: dict[str, str] = {}
+    used: set[str] = set()
+    for name, readings in sorted(candidates.items()):
+        whole = {
+            s: {f: r[f][0] for f in FACES} for s, r in readings.items() if all(len(r.get(f, ())) == 1 for f in FACES)
+        }
+        most = max(readings.values(), key=len)
+        if whole:
+            groups.append(Group(name, whole))
+        elif len(most) >= 4:  # fewer are names that happen to end so
+            missing = [face for face in FACES if face not in most]
+            double = [face for face in FACES if len(most[face]) > 1]
+            what = f"no file for {', '.join(missing)}" if missing else f"several files for {', '.join(double)}"
+            broken[name] = f"a cubemap with {what}: all six faces are needed, once each"
+        for reading in whole.values() if whole else [most] if len(most) >= 4 else []:
+            used.update(f for found in reading.values() for f in ([found] if isinstance(found, str) else found))
+    return groups, broken, [f for f in files if f not in used]
+
+
+def _pattern(tokens: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    faces = {token: face for face, names in zip(FACES, tokens, strict=True) for token in names}
+    long = "|".join(re.escape(t) for t in sorted(faces, key=len, reverse=True) if len(t) > 1)
+    letters = "".join(t for t in faces if len(t) == 1)
+    separated = rf"|(?<![^ ._-])[{letters}]" if letters else ""  # a lone letter must stand alone
+    tail = r"(?:_sami)?"  # Matterport3D's own
+    return re.compile(rf"(?P<scene>.*?)[ ._-]*(?P<token>{long}{separated}){tail}", re.IGNORECASE | re.DOTALL), faces
+
+
+def is_layout(width: int, height: int) -> bool:
+    """Whether an image of this size may hold all six faces."""
+    return 3 * width == 4 * height or 4 * width == 3 * height or width == 6 * height or height == 6 * width
+
+
+def cut(image: Shaped[np.ndarray, "h w ..."], strip: str) -> tuple[str, Cube, list[Shaped[np.ndarray, "s s ..."]]]:
+    """The layout's name, the faces and the empty cells of an image for which is_layout holds; `strip` names the order
+    of the faces in a strip."""
+    height, width = image.shape[:2]
+    rows: Sequence[Sequence[str | None]]
+    if 3 * width == 4 * height:
+        name, rows = "horizontal_cross", _HORIZONTAL
+    elif 4 * width == 3 * height:
+        name, rows = "vertical_cross", _VERTICAL
+    else:
+        name = f"strip_{strip}"
+        rows = (FACE_ORDERS[strip],) if width > height else tuple((face,) for face in FACE_ORDERS[strip])
+    size = width // len(rows[0])
+    faces, empty = {}, []
+    for i, row in enumerate(rows):
+        for j, face in enumerate(row):
+            cell = image[i * size : (i + 1) * size, j * size : (j + 1) * size]
+            if face is None:
+                empty.append(cell)
+            else:
+                faces[face] = cell[::-1, ::-1] if (name, face) == ("vertical_cross", "back") else cell
+    return name, faces, empty
+
+
+def seam(cube: Cube) -> float:
+    """Mean difference along the twelve edges where faces meet, in the faces' own units: some levels for a whole cube,
+    tens for one that is put together wrongly."""
+    front, right, back, left, up, down = (cube[face].astype(np.float32) for face in FACES)
+    ring = [(a[:, -1], b[:, 0]) for a, b in ((front, right), (right, back), (back, left), (left, front))]
+    above = [(up[-1], front[0]), (up[::-1, -1], right[0]), (up[0, ::-1], back[0]), (up[:, 0], left[0])]
+    below = [(down[0], front[-1]), (down[:, -1], right[-1]), (down[-1, ::-1], back[-1]), (down[::-1, 0], left[-1])]
+    return float(np.mean([np.abs(a - b).mean() for a, b in ring + above + below]))
