@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panoramas import COLOURS, data, fit, keys, shards
+from panoramas import COLOURS, data, fit, keys, shards, spoil
 from PIL import Image
 
 from cubediff.data import DataError, PanoramaDataModule, RandomViews, build_shards
@@ -278,16 +278,6 @@ def test_no_validation_panoramas_give_no_loader(tmp_path: Path) -> None:
 
 
 # ---- damage ------------------------------------------------------------------------------------------------
-
-
-def spoil(path: Path, *names: str) -> None:
-    """Overwrites the middle of members of a shard, leaving the tar in order."""
-    with tarfile.open(path) as tar:
-        places = [(tar.getmember(n).offset_data, tar.getmember(n).size) for n in names]
-    with path.open("r+b") as file:
-        for start, size in places:
-            file.seek(start + size // 2)
-            file.write(b"\xff\x00damage")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
