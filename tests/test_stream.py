@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from panoramas import Recorder, data, fit, keys, shards
+from runs import QUICK, composed
+
+from cubediff.configs import build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than cores
@@ -76,6 +79,21 @@ def test_without_weights_every_sample_of_a_mixture_counts_the_same(tmp_path: Pat
     loader = data(paths, batch_size=5).train_dataloader()
     joined = Counter(key for _ in range(2) for key in keys(loader))
     assert joined == {f"{i:03d}": 4 if i < 3 else 2 for i in range(12)}
+
+
+def test_a_mixture_on_the_command_line(tmp_path: Path) -> None:
+    paths = [shards(tmp_path / name, 4) for name in "ab"]
+    config = composed(*QUICK, f"data.path=[{paths[0]},{paths[1]}]", "data.weights=[0.3,0.7]", run_dir=tmp_path)
+    module = build(config.data)
+    module.setup()
+    assert module.samples("train") == 8
+    assert list(module.weights) == [0.3, 0.7]
+    tars = sum(path.stat().st_size for folder in paths for path in folder.glob("train-*.tar"))
+    assert tars / 8 * 0.5 < module.sample_bytes < tars / 8  # what pads a tar's end is no sample's
+    braces = composed(*QUICK, f'data.path="{paths[0]}/train-{{000000..000000}}.tar"', run_dir=tmp_path)
+    module = build(braces.data)
+    module.setup()
+    assert module.samples("train") == 4
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2]])

@@ -123,6 +123,12 @@ class PanoramaDataModule(L.LightningDataModule):
         return number if split == "train" or self.limit_val is None else min(number, self.limit_val)
 
     @property
+    def sample_bytes(self) -> float:
+        """What a training panorama takes in its shard, on average."""
+        shards = [shard for dataset in self._datasets for shard in dataset["train"]]
+        return sum(int(shard.offsets[-1] - shard.offsets[0]) for shard in shards) / self.samples("train")
+
+    @property
     def skipped(self) -> int:
         """Samples that could not be read so far, each time that this rank was to show one, in all its workers."""
         return sum(stream.skips.total for stream in self._streams.values())

@@ -2,6 +2,7 @@
 counted, said, and replaced by the next one that can."""
 
 import logging
+import math
 import random
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -53,9 +54,10 @@ class Skips:
             log.warning("%d samples skipped so far that cannot be read, the last %s", before + 1, error)
 
     def check(self, share: float, enough: int) -> None:
-        """Raises DataError where more than `share` of the samples cannot be read, as far as `enough` of them tell."""
+        """Raises DataError where more than `share` of the samples cannot be read, whatever the next ones are of the
+        `enough` that it takes to tell (an epoch, if it is small: what is damaged may all come first)."""
         skipped, asked = self.total, int(self.asked.sum())
-        if skipped <= share * max(asked, enough):
+        if skipped <= share * math.ceil(asked / enough) * enough:
             return
         worst = sorted(zip(self.counts.sum(0).tolist(), self.shards, strict=True), reverse=True)
         listed = ", ".join(f"{shard}: {count}" for count, shard in worst[:20] if count)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils.data import default_collate
 from typing_extensions import NotRequired
 
 from cubediff.data.photos import Camera, RandomViews
@@ -93,8 +94,8 @@ def resize_panorama(image: UInt8[np.ndarray, "h w c"], height: int) -> UInt8[np.
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)[margin:-margin, margin:-margin]
 
 
-def decode_sample(members: Mapping[str, bytes], height: int) -> tuple[UInt8[np.ndarray, "3 h w"], dict[str, Any]]:
-    """The panorama (3, height, 2·height) and its record. Raises ValueError, KeyError, TypeError or cv2.error where they
+def decode_sample(members: Mapping[str, bytes], height: int) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
+    """The panorama (height, 2·height, 3) and its record. Raises ValueError, KeyError, TypeError or cv2.error where they
     are not whole."""
     record = json.loads(members["json"])
     if zlib.crc32(members["jpg"]) != record["crc32"]:
@@ -103,7 +104,7 @@ def decode_sample(members: Mapping[str, bytes], height: int) -> tuple[UInt8[np.n
     image = cv2.imdecode(np.frombuffer(members["jpg"], np.uint8), flags)
     if image is None or image.shape[1] != 2 * image.shape[0]:
         raise ValueError("its JPEG cannot be decoded to a 2:1 panorama")
-    return np.ascontiguousarray(resize_panorama(image, height).transpose(2, 0, 1)), record
+    return resize_panorama(image, height), record
 
 
 # ---- a batch -----------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def decode_sample(members: Mapping[str, bytes], height: int) -> tuple[UInt8[np.n
 
 class _Panorama(NamedTuple):
     key: str
-    image: UInt8[np.ndarray, "3 h w"]
+    image: UInt8[np.ndarray, "h w 3"]
     view: View
 
 
@@ -135,8 +136,9 @@ class PanoramaDecoder:
         return _Panorama(key, image, view._replace(camera=self.photos.draw(rng)) if self.photos else view)
 
     def batch(self, samples: list[_Panorama]) -> PanoramaBatch:
+        images = default_collate([s.image for s in samples])  # which a worker makes in the memory that it shares
         return PanoramaBatch(
-            panorama=torch.from_numpy(np.stack([s.image for s in samples])),
+            panorama=images.permute(0, 3, 1, 2),  # a view, in the images' own order of bytes: turning that takes longer
             yaw=torch.tensor([s.view.yaw for s in samples], dtype=torch.float32),
             prompts=[s.view.prompts for s in samples],
             cameras=[s.view.camera for s in samples],
