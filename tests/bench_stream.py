@@ -86,7 +86,7 @@ def main() -> None:
         print(f"{COUNT} panoramas of {2 * HEIGHT} × {HEIGHT} pixels, {size:.0f} kB each")
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, OpenCV {cv2.__version__}")
         rates = {
-            name: per_second(work, COUNT * (1 if "cubes" in name else EPOCHS), options.rounds)
+            name: per_second(work, COUNT, 1) if "cubes" in name else per_second(work, COUNT * EPOCHS, options.rounds)
             for name, work in kinds.items()
         }
         bound = next(iter(rates.values()))
