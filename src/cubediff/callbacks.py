@@ -215,7 +215,7 @@ class NonFiniteGuard(Callback):
 
 
 class SkipCounter(Callback):
-    """Logs data/skipped: samples of this rank's shards that could not be read so far."""
+    """Logs data/skipped: samples that this rank was to show and could not read so far."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,13 +1,11 @@
 """Says before a GPU is rented whether a run fits and what it takes: python -m cubediff.plan experiment=sd15_l4x4."""
 
-import json
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from cubediff.configs import CONFIG_DIR
+from cubediff.configs import CONFIG_DIR, build
 from cubediff.cost import CUDA_RESERVE, GIB, cost, largest_batch
 
 # Dense bf16 FLOP/s, from NVIDIA's data sheets (L4 and A100 SXM 2023, H100 SXM 2023).
@@ -69,11 +67,9 @@ def _panorama_bytes(config: DictConfig) -> float:
     """The mean of the shards, where they are given."""
     if not config.data.path:
         return float(config.plan.panorama_kb) * 1000
-    from cubediff.data.write import MANIFEST
-
-    manifest = json.loads((Path(config.data.path) / MANIFEST).read_text(encoding="utf-8"))
-    split = manifest["splits"]["train"]
-    return sum(shard["bytes"] for shard in split["shards"]) / max(1, split["samples"])
+    data = build(config.data)
+    data.setup()
+    return float(data.sample_bytes)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="plan")

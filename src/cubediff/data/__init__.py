@@ -1,4 +1,4 @@
-"""Panoramas from folders to batches: sources → write → stream → shards, and procedural ones where there
+"""Panoramas from folders to batches: sources → write → catalog → stream → shards, and procedural ones where there
 are none (the paper's training data: panoramas with one caption each, or one per face)."""
 
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cubediff.data.photos import RandomViews
     from cubediff.data.shards import PanoramaDataModule
     from cubediff.data.sources import DataError
-    from cubediff.data.stream import CubeBatch, PanoramaBatch
+    from cubediff.data.views import CubeBatch, PanoramaBatch
     from cubediff.data.write import build_shards
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "CubeBatch": "stream",
+    "CubeBatch": "views",
     "DataError": "sources",
-    "PanoramaBatch": "stream",
+    "PanoramaBatch": "views",
     "PanoramaDataModule": "shards",
     "RandomViews": "photos",
     "build_shards": "write",

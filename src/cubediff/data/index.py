@@ -14,11 +14,12 @@ class ShardIndex(NamedTuple):
     offsets: list[int]  # one more than keys
 
 
-def index_tar(path: Path) -> ShardIndex:
+def index_tar(shard: Path | BinaryIO) -> ShardIndex:
     """The samples of a shard, from its headers. Raises tarfile.TarError or OSError where it is no whole tar."""
     keys: list[str] = []
     offsets: list[int] = []
-    with tarfile.open(path, "r:") as tar:
+    path, file = (shard, None) if isinstance(shard, Path) else (None, shard)
+    with tarfile.open(path, "r:", file) as tar:
         for member in tar:
             key = member.name.partition(".")[0]
             if member.isfile() and [key] != keys[-1:]:

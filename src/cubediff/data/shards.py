@@ -1,54 +1,70 @@
-"""From a folder of shards to batches of cubes for Lightning (the paper's training data): panoramas leave the
-workers as equirectangular uint8 and become faces on the batch's own device."""
+"""From shards to batches of cubes for Lightning (the paper's training data): panoramas leave the workers as
+equirectangular uint8 and become faces on the batch's own device."""
 
-import itertools
-import json
+import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import lightning as L
+import platformdirs
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cubediff.conditions import Photo, known_faces
+from cubediff.data.catalog import Reader, Shard, open_dataset
+from cubediff.data.order import Mixture, Order
 from cubediff.data.photos import Camera, RandomViews
+from cubediff.data.remote import Cache
 from cubediff.data.sources import DataError
-from cubediff.data.stream import CubeBatch, PanoramaBatch, Skips, TrainStream, ValStream
-from cubediff.data.write import FORMAT, MANIFEST, VERSION
+from cubediff.data.stream import TrainStream, ValStream
+from cubediff.data.views import CubeBatch, PanoramaBatch, PanoramaDecoder
 from cubediff.geometry import equirect_to_cube, equirect_to_perspective, rotation_matrix
+
+log = logging.getLogger(__name__)
+
+_TELLING = 1000  # samples, or a whole epoch, before the share of damaged ones is known well enough
 
 
 class PanoramaDataModule(L.LightningDataModule):
-    """Batches of cubes from a folder that `python -m cubediff.prepare` wrote.
+    """Batches of cubes from what `python -m cubediff.prepare` wrote, read where it lies or fetched.
 
-    `face_size` in pixels and `fov` in degrees are the faces'; `panorama_height` (default 2·`face_size`) is
-    what the workers resize to; `shuffle_buffer` counts samples per worker, held as JPEG. With "uniform" `yaw`
-    a panorama is turned by any angle; where it has captions of its faces these are used with
-    `face_caption_probability`, and it is then turned by a multiple of 90 degrees within
-    `face_caption_jitter`, so that they stay true. `photos` conditions a share of the panoramas on a photo that looks
-    anywhere, and not on their front face. Validation shows every held-out panorama (the first
-    `limit_val`) once, unturned. The training stream is a function of the seed, the rank, the worker and the
-    step that training started or resumed at.
+    `path` is a folder, here or at a URL (s3, gs, https, hf), or tars by a brace range or `pipe:COMMAND`; or several of
+    these, mixed by `weights`, or by their sizes where none are given. Remote shards are fetched whole into `cache_dir`
+    (default: in the user's cache folder), which may take `cache_gb` (10⁹ bytes). `face_size` in pixels and `fov` in
+    degrees are the faces'; `panorama_height` (default 2·`face_size`) is what the workers resize to. The order is mixed
+    within `shuffle_buffer` samples, so that their shards are needed at a time. With "uniform" `yaw` a panorama is
+    turned by any angle; where it has captions of its faces these are used with `face_caption_probability`, and it is
+    then turned by a multiple of 90 degrees within `face_caption_jitter`, so that they stay true. `photos` conditions a
+    share of the panoramas on a photo that looks anywhere, and not on their front face. Validation shows every held-out
+    panorama (the first `limit_val`) once, unturned. Samples that cannot be read are skipped and counted; a training
+    with more than `max_skipped_share` of them stops with DataError.
+
+    The batches of all ranks are consecutive parts of one stream, a function of the seed alone; `position` is how many
+    of its samples the job has been given, and a run that resumes from a checkpoint goes on there.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         batch_size: int,
         face_size: int,
         fov: float = 95.0,
         panorama_height: int | None = None,
         num_workers: int = 0,
-        shuffle_buffer: int = 128,
+        shuffle_buffer: int = 1024,
         yaw: Literal["uniform", "none"] = "uniform",
         face_caption_probability: float = 0.5,
         face_caption_jitter: float = 15.0,
         photos: RandomViews | None = None,
         limit_val: int | None = None,
+        weights: Sequence[float | int] | None = None,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 100.0,
+        max_skipped_share: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -66,7 +82,15 @@ class PanoramaDataModule(L.LightningDataModule):
             )
         if limit_val is not None and limit_val < 1:
             raise ValueError(f"limit_val {limit_val}: give at least 1, or null for all of them")
-        self.path = Path(path)
+        paths = [path] if isinstance(path, str | Path) else list(path)
+        if weights is not None and (len(weights) != len(paths) or min(weights) <= 0):
+            raise ValueError(f"weights {list(weights)}: give a positive one for each of the {len(paths)} of path")
+        if cache_gb <= 0 or not 0 <= max_skipped_share <= 1:
+            raise ValueError(f"cache_gb {cache_gb} must be above 0, max_skipped_share {max_skipped_share} in [0, 1]")
+        self.paths = [str(p) for p in paths]
+        self.weights = weights
+        self.cache = Cache(Path(cache_dir or platformdirs.user_cache_path("cubediff") / "shards"), cache_gb * 1e9)
+        self.max_skipped_share = max_skipped_share
         self.batch_size = batch_size
         self.face_size = face_size
         self.fov = fov
@@ -79,64 +103,71 @@ class PanoramaDataModule(L.LightningDataModule):
         self.photos = photos
         self.limit_val = limit_val
         self.seed = seed
-        self.start_step = 0
-        self.manifest: dict[str, Any] = {}
-        self._skips: dict[str, Skips] = {}
+        self.position = 0
+        self._datasets: list[dict[str, list[Shard]]] = []
+        self._streams: dict[str, TrainStream | ValStream] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest; raises DataError where it is missing or does not fit the shards beside it."""
-        file = self.path / MANIFEST
-        if not file.is_file():
-            raise DataError(
-                f"{self.path} holds no {MANIFEST}: build them with python -m cubediff.prepare SOURCE OUTPUT "
-                "and give their folder as data.path=OUTPUT"
-            )
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
-        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            raise DataError(
-                f"{file} is {manifest.get('format')} version {manifest.get('version')}, this cubediff reads "
-                f"{FORMAT} version {VERSION}: build the shards again"
-            )
-        for shard in itertools.chain(*(split["shards"] for split in manifest["splits"].values())):
-            path = self.path / shard["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise DataError(f"{path} {found}: copy the folder again, or build the shards again")
-        self.manifest = manifest
+        """Finds where all samples lie; raises DataError where something is missing or does not fit together."""
+        if self._datasets:
+            return
+        datasets = [open_dataset(path, self.cache) for path in self.paths]
+        for path, dataset in zip(self.paths, datasets, strict=True):
+            if not any(map(len, dataset["train"])):
+                raise DataError(f"{path} has no panoramas to train on: give data.path another, or build it again")
+        self._datasets = datasets
 
     def samples(self, split: str) -> int:
         """How many panoramas a split ("train" or "val") shows."""
-        number: int = self.manifest["splits"][split]["samples"]
+        number = sum(len(shard) for dataset in self._datasets for shard in dataset[split])
         return number if split == "train" or self.limit_val is None else min(number, self.limit_val)
 
     @property
+    def sample_bytes(self) -> float:
+        """What a training panorama takes in its shard, on average."""
+        shards = [shard for dataset in self._datasets for shard in dataset["train"]]
+        return sum(int(shard.offsets[-1] - shard.offsets[0]) for shard in shards) / self.samples("train")
+
+    @property
     def skipped(self) -> int:
-        """Samples of this rank's shards that could not be read so far, in all workers."""
-        return sum(int(skips.counts.sum()) for skips in self._skips.values())
+        """Samples that could not be read so far, each time that this rank was to show one, in all its workers."""
+        return sum(stream.skips.total for stream in self._streams.values())
 
     def train_dataloader(self) -> Any:
         """An epoch of as many batches as the training panoramas fill on all devices together, made up to whole
-        optimizer steps: Lightning steps at an epoch's end whatever has accumulated."""
+        optimizer steps: Lightning steps at an epoch's end whatever has accumulated. The stream goes on across epochs.
+        """
         rank, world = self._place()
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         batches = max(1, self.samples("train") // (self.batch_size * world))
         batches = math.ceil(batches / accumulate) * accumulate
+        orders = [
+            Order(list(map(len, dataset["train"])), self.shuffle_buffer, [self.seed, number])
+            for number, dataset in enumerate(self._datasets)
+        ]
         stream = TrainStream(
-            *self._reading("train"),
-            batches_per_epoch=batches,
-            shuffle_buffer=self.shuffle_buffer,
-            stream=f"seed {self.seed} step {self.start_step} rank {rank}",
-            face_caption_probability=self.face_caption_probability,
-            jitter=self.face_caption_jitter,
-            turn=self.yaw == "uniform",
-            photos=self.photos,
+            self._reader("train"),
+            Mixture(orders, self.weights or [order.length for order in orders]),
+            PanoramaDecoder(
+                self.panorama_height,
+                self.face_caption_probability,
+                self.face_caption_jitter,
+                self.yaw == "uniform",
+                self.photos,
+            ),
+            self.batch_size,
+            self.num_workers,
+            rank=rank,
+            seed=self.seed,
         )
-        self._skips["train"] = stream.skips
-        return self._loader(stream, batches)
+        enough = min(self.samples("train"), _TELLING)
+
+        def taken() -> None:
+            self.position += self.batch_size * world
+            stream.skips.check(self.max_skipped_share, enough)
+
+        self._streams["train"] = stream
+        return self._loader(stream, _From(self, batches, self.batch_size * world), taken)
 
     def val_dataloader(self) -> Any:
         """Every validation panorama once over all devices; an empty list where none were held out."""
@@ -149,9 +180,11 @@ class PanoramaDataModule(L.LightningDataModule):
                 f"{samples} validation panoramas for {world} devices: build the shards with a larger "
                 "--val-fraction, or train with trainer.limit_val_batches=0"
             )
-        stream = ValStream(*self._reading("val"), samples=samples, rank=rank, world=world)
-        self._skips["val"] = stream.skips
-        return self._loader(stream, stream.total_batches)
+        own = range(rank * samples // world, (rank + 1) * samples // world)
+        decoder = PanoramaDecoder(self.panorama_height)
+        stream = ValStream(self._reader("val"), own, decoder, self.batch_size, self.num_workers)
+        self._streams["val"] = stream
+        return self._loader(stream, range(math.ceil(len(own) / self.batch_size)))
 
     def on_after_batch_transfer(self, batch: PanoramaBatch, dataloader_idx: int) -> CubeBatch:
         """Renders the faces of every panorama, turned by its yaw, where the batch now is."""
@@ -175,28 +208,34 @@ class PanoramaDataModule(L.LightningDataModule):
         return Photo(picture.clamp_(-1, 1), camera.fov, camera.yaw, camera.pitch, camera.roll)
 
     def state_dict(self) -> dict[str, int]:
-        trainer = self.trainer
-        step, epoch = (trainer.global_step, trainer.current_epoch) if trainer else (self.start_step, 0)
-        return {"seed": self.seed, "epoch": epoch, "step": step}
+        """The seed and how many samples of the stream the whole job has been trained on."""
+        position = self.position
+        if self.trainer:  # a batch that failed in its step was taken from the stream and not trained on
+            batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
+        return {"seed": self.seed, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """A resumed run draws a new stream, from the step it resumes at, instead of replaying the first
-        one."""
-        self.start_step = state_dict["step"]
+        """The run goes on where the checkpoint's was, with any number of ranks and workers and any batch size."""
+        if "position" not in state_dict:
+            raise DataError("the checkpoint is of an older cubediff, whose stream none can go on with: give its export "
+                            "as model.pipeline.path=RUN/export and train from there")  # fmt: skip
+        if state_dict["seed"] != self.seed:
+            log.warning("data.seed=%d, but the stream goes on with the checkpoint's %d", self.seed, state_dict["seed"])
+        self.seed, self.position = state_dict["seed"], state_dict["position"]
 
     def _place(self) -> tuple[int, int]:
-        if not self.manifest:
-            self.setup()
+        self.setup()
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _reading(self, split: str) -> tuple[Path, list[tuple[str, int]], int, int, int]:
-        shards = [(s["file"], s["samples"]) for s in self.manifest["splits"][split]["shards"]]
-        return self.path, shards, self.batch_size, self.panorama_height, self.num_workers
+    def _reader(self, split: str) -> Reader:
+        return Reader([shard for dataset in self._datasets for shard in dataset[split]], self.cache)
 
-    def _loader(self, stream: Dataset[PanoramaBatch], batches: int) -> Any:
+    def _loader(self, stream: Any, asked: Any, taken: Callable[[], None] = lambda: None) -> Any:
         return _Loader(
             stream,
-            batches,
+            asked,
+            taken,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -204,16 +243,38 @@ class PanoramaDataModule(L.LightningDataModule):
         )
 
 
-class _Loader(wds.WebLoader):
-    """A loader of known length, which Lightning may resume in the middle of an epoch: the stream then
-    starts anew from the data module's state, so that the loader's own is empty."""
+class _From:
+    """The positions at which an epoch's batches begin, from where the stream is when the epoch begins."""
 
-    def __init__(self, stream: Dataset[PanoramaBatch], batches: int, **options: Any) -> None:
-        super().__init__(stream, batch_size=None, **options)
-        self.batches = batches
+    def __init__(self, data: PanoramaDataModule, batches: int, step: int) -> None:
+        self.data, self.batches, self.step = data, batches, step
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.data.position
+        return iter(range(first, first + self.batches * self.step, self.step))
 
     def __len__(self) -> int:
         return self.batches
+
+
+class _Loader(wds.WebLoader):
+    """Asks the workers for one batch after another and calls `taken` for each. Its own state is empty, for the data
+    module's says where an epoch that Lightning resumes in its middle goes on."""
+
+    def __init__(self, stream: Any, asked: Any, taken: Callable[[], None], **options: Any) -> None:
+        super().__init__(stream, sampler=asked, batch_size=None, **options)
+        self.asked, self.taken = asked, taken
+
+    def __iter__(self) -> Iterator[PanoramaBatch]:
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            self.taken()
+            if batch is not None:
+                yield batch
+
+    def __len__(self) -> int:
+        return len(self.asked)
 
     @property
     def _iterator(self) -> Any:

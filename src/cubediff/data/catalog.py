@@ -1,0 +1,153 @@
+"""Where the samples of a dataset lie, in shards here or elsewhere, with a manifest or without; and any one of them,
+read alone."""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Int64
+from webdataset.shardlists import expand_urls
+
+from cubediff.data.index import index_tar, read_sample
+from cubediff.data.remote import Cache, is_remote, read_bytes, retried
+from cubediff.data.sources import DataError
+from cubediff.data.write import FORMAT, INDEX, MANIFEST, VERSION
+
+_OPEN_AT_A_TIME = 32
+_REMEDY = "copy the folder again, or build the shards again"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A tar and where its samples lie in it: sample i takes the bytes offsets[i] to offsets[i + 1]."""
+
+    name: str  # a local path or a URL
+    keys: str  # all of them, joined by NUL
+    offsets: Int64[np.ndarray, " places"]  # one more than samples
+    size: int | None = None  # bytes; this and sha256 where a manifest tells
+    sha256: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def open_dataset(path: str, cache: Cache) -> dict[str, list[Shard]]:
+    """The shards of "train" and "val": of a folder, here or at a URL, that `python -m cubediff.prepare` wrote; or of
+    one tar or a brace range of tars, all of which are "train".
+
+    Tars are indexed by their headers, remote ones fetched whole for it. Raises DataError where anything is missing or
+    does not fit together.
+    """
+    path = path.removeprefix("file://")
+    if path.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", path):
+        return {"train": [_indexed(tar, cache) for tar in expand_urls(path)], "val": []}
+    return _catalogued(path.rstrip("/"))
+
+
+def _indexed(tar: str, cache: Cache) -> Shard:
+    try:
+        with cache.open(tar) if is_remote(tar) else Path(tar).open("rb") as file:
+            keys, offsets = index_tar(file)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{tar} cannot be read as a tar ({error}): give data.path another, or copy it again") from None
+    return Shard(tar, "\0".join(keys), np.array(offsets, np.int64))
+
+
+def _catalogued(folder: str) -> dict[str, list[Shard]]:
+    remote = is_remote(folder)
+    if not remote and not (Path(folder) / MANIFEST).is_file():
+        raise DataError(
+            f"{folder} holds no {MANIFEST}: build them with python -m cubediff.prepare SOURCE OUTPUT "
+            "and give their folder as data.path=OUTPUT"
+        )
+    file = f"{folder}/{MANIFEST}"
+    try:
+        manifest = json.loads(read_bytes(file) if remote else Path(file).read_bytes())
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise DataError(
+            f"{file} is {manifest.get('format')} version {manifest.get('version')}, this cubediff reads "
+            f"{FORMAT} version {VERSION}: build the shards again"
+        )
+    lines = _index(folder, remote, manifest)
+    splits: dict[str, list[Shard]] = {}
+    for split in ("train", "val"):
+        splits[split] = []
+        for entry in manifest["splits"][split]["shards"]:
+            shard = f"{folder}/{entry['file']}"
+            keys, offsets = lines.get(entry["file"], ([], [0]))
+            if len(keys) != entry["samples"] or offsets[-1] > entry["bytes"]:
+                raise DataError(f"{folder}/{INDEX} does not fit {shard}: {_REMEDY}")
+            if not remote:
+                size = Path(shard).stat().st_size if Path(shard).is_file() else None
+                if size != entry["bytes"]:
+                    found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
+                    raise DataError(f"{shard} {found}: {_REMEDY}")
+            places = np.array(offsets, np.int64)
+            splits[split].append(Shard(shard, "\0".join(keys), places, entry["bytes"], entry["sha256"]))
+    return splits
+
+
+def _index(folder: str, remote: bool, manifest: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
+    file = f"{folder}/{INDEX}"
+    try:
+        content = read_bytes(file) if remote else Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None
+    if hashlib.sha256(content).hexdigest() != manifest["index"]["sha256"]:
+        raise DataError(f"{file} is not the one of {MANIFEST} (sha256 differs): {_REMEDY}")
+    lines = map(json.loads, content.splitlines())
+    return {line["file"]: (line["keys"], line["offsets"]) for line in lines}
+
+
+class Reader:
+    """Any sample of some shards, numbered through them; a few are kept open. Travels to workers, where it opens its
+    own."""
+
+    def __init__(self, shards: Sequence[Shard], cache: Cache) -> None:
+        self.shards, self.cache = shards, cache
+        self.firsts = np.cumsum([0, *map(len, shards)])
+        self._open: dict[int, BinaryIO] = {}
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """The shard that holds a sample, and the sample's number in it."""
+        shard = int(np.searchsorted(self.firsts, sample, side="right")) - 1
+        return shard, sample - int(self.firsts[shard])
+
+    def key(self, shard: int, number: int) -> str:
+        return self.shards[shard].keys.split("\0")[number]
+
+    def open(self, shard: int) -> BinaryIO:
+        """A shard, fetched if it is remote. Raises DataError where it cannot be had."""
+        file = self._open.pop(shard, None)
+        if file is None:
+            while len(self._open) >= _OPEN_AT_A_TIME:
+                self._open.pop(next(iter(self._open))).close()  # the one used longest ago
+            one = self.shards[shard]
+            if is_remote(one.name):
+                file = self.cache.open(one.name, one.size, one.sha256)
+            else:
+                file = retried(lambda: open(one.name, "rb"), one.name)  # noqa: SIM115 - closed by __del__ at the latest
+        self._open[shard] = file
+        return file
+
+    def read(self, shard: int, number: int) -> dict[str, bytes]:
+        """A sample's members. Raises as `open` does, and what `read_sample` raises where its bytes are not whole."""
+        begin, end = self.shards[shard].offsets[number : number + 2].tolist()
+        return read_sample(self.open(shard), begin, end)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            file.close()
