@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -50,12 +50,45 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Panorama:
-    """A readable panorama as JPEG bytes; `original` says that they are the source file's own."""
+    """A readable panorama as JPEG bytes: those of the file `original`, where they are a file's own. `record`: what was
+    done to it."""
 
     jpeg: bytes
     width: int
     height: int
-    original: bool
+    original: Path | None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where panoramas come from. Instances are pickled to other processes, and their repr says what they read."""
+
+    def entries(self) -> tuple[list[Entry], list[Rejection]]: ...
+
+    def files(self, entry: Entry) -> list[Path]: ...
+
+    def load(self, entry: Entry, max_width: int, quality: int) -> Panorama: ...
+
+
+@dataclass(frozen=True)
+class PanoramaFolder:
+    folder: Path
+    captions: Path | None = None
+
+    def entries(self) -> tuple[list[Entry], list[Rejection]]:
+        return read_entries(self.folder, self.captions)
+
+    def files(self, entry: Entry) -> list[Path]:
+        return [self.folder / entry.file]
+
+    def load(self, entry: Entry, max_width: int, quality: int) -> Panorama:
+        with own_limits():
+            return load_panorama(self.folder / entry.file, max_width, quality)
+
+
+def open_source(path: Path, captions: Path | None = None) -> Source:
+    return PanoramaFolder(path, captions)
 
 
 # ---- captions ----------------------------------------------------------------------------------------------
@@ -189,7 +222,7 @@ def load_panorama(path: Path, max_width: int = 16384, quality: int = 95) -> Pano
         except UnidentifiedImageError:
             image = Image.fromarray(tone_map(_decode_wide_range(data)))  # .hdr and floating-point TIFF
         with image:
-            return _as_jpeg(image, data, max_width, quality)
+            return _as_jpeg(image, path, data, max_width, quality)
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever they like; one bad file must not end the whole build
@@ -199,7 +232,7 @@ def load_panorama(path: Path, max_width: int = 16384, quality: int = 95) -> Pano
         raise DataError(f"{kind}: {text}" if known else "unreadable: not an image of a known kind") from error
 
 
-def _as_jpeg(image: Image.Image, data: bytes, max_width: int, quality: int) -> Panorama:
+def _as_jpeg(image: Image.Image, path: Path, data: bytes, max_width: int, quality: int) -> Panorama:
     image.load()
     turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
     profile = image.info.get("icc_profile")
@@ -215,7 +248,7 @@ def _as_jpeg(image: Image.Image, data: bytes, max_width: int, quality: int) -> P
         buffer = io.BytesIO()
         rgb.save(buffer, "JPEG", quality=quality, subsampling=0)
         data = buffer.getvalue()
-    return Panorama(data, *rgb.size, original)
+    return Panorama(data, *rgb.size, path if original else None)
 
 
 def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
