@@ -113,7 +113,7 @@ def test_the_index_finds_every_sample(tmp_path: Path) -> None:
         assert not whole
 
 
-def test_a_second_build_is_identical_to_the_byte_whatever_the_threads_and_times(tmp_path: Path) -> None:
+def test_a_second_build_is_identical_to_the_byte_whatever_the_workers_and_times(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 6)
     picture(9).save(source / "pano 0.jpg", progressive=True)  # re-encoded
     build_shards(source, tmp_path / "a", shard_size=2)
@@ -376,18 +376,18 @@ def test_a_build_that_is_cut_short_leaves_no_shard_and_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = folder(tmp_path / "in", 5)
-    real, calls = write._add, []
+    real, calls = write.write_shard, []
 
-    def fails_at_the_third(*args: object) -> None:
+    def fails_at_the_third(*args: object) -> object:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        real(*args)
+        return real(*args)
 
-    monkeypatch.setattr(write, "_add", fails_at_the_third)
+    monkeypatch.setattr(write, "write_shard", fails_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        build_shards(source, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        build_shards(source, tmp_path / "out", shard_size=1)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".building"]
 
 
 def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp_path: Path) -> None:
@@ -401,9 +401,11 @@ def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp
     assert contents(tmp_path / "out") == before
     build_shards(source, tmp_path / "out", shard_size=6, val_fraction=0.0, overwrite=True)
     assert sorted(contents(tmp_path / "out")) == [
+        "duplicates.jsonl",
         "index.jsonl",
         "manifest.json",
         "rejected.jsonl",
+        "report.html",
         "train-000000.tar",
     ]
 
@@ -415,10 +417,13 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
         picture(99).save(source / "pano 1.jpg")
         return set()
 
-    monkeypatch.setattr(write, "_val_scenes", changes)
-    with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
-        build_shards(source, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_val_scenes", changes)
+        with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
+            build_shards(source, tmp_path / "out")
+    build_shards(source, tmp_path / "out")
+    build_shards(source, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -427,7 +432,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
 def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 4, faces=FACE_CAPTIONS)
     picture(0, 60, 20).save(source / "bad.png")
-    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25"])
+    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25", "--workers", "1"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 1
     assert "4 with face captions" in result.stdout
@@ -435,7 +440,7 @@ def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, [str(source), str(tmp_path / "out")])
     assert again.exit_code == 1
     assert "--overwrite" in again.stderr
-    assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--workers", "1", "--overwrite"]).exit_code == 0
 
 
 def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path) -> None:
@@ -458,9 +463,9 @@ def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path)
         ([bad], "the first is a.png: 60x20 is not 2:1"),
         ([bad, "--shard-size", 0], "--shard-size 0"),
     ):
-        command = [str(arguments[0]), str(tmp_path / "out"), *map(str, arguments[1:])]
+        command = [str(arguments[0]), str(tmp_path / "out"), "--workers", "1", *map(str, arguments[1:])]
         result = CliRunner().invoke(app, command)
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("reading")]
+        lines = [line for line in result.stderr.splitlines() if not line.lstrip().startswith("reading")]
         assert result.exit_code == 1
         assert len([line for line in lines if line.startswith("error: ")]) == 1
         assert words in result.stderr

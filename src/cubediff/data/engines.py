@@ -1,0 +1,122 @@
+"""Where the work on many panoramas is done: in this process, in a pool of processes on this machine, or as tasks of a
+Ray cluster. Results come in the order of the items, whoever made them."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Literal, TypeVar, get_args
+
+from cubediff.data.sources import DataError
+
+Engine = Literal["local", "ray"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+_AHEAD = 4  # tasks given out per worker, so that none waits and a million of them do not all lie in memory
+_DIED = "a worker process died, perhaps for want of memory: start again with fewer --workers, finished work is kept"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, engine: Engine = "local", workers: int = 1
+) -> Iterator[Result]:
+    """`function` of every item, in order. With one local worker in this process, else `function` and the items are
+    pickled and every worker computes in one thread.
+
+    "ray" starts a Ray of `workers` processes on this machine; where the environment's RAY_ADDRESS names a cluster it
+    takes that one's, with every CPU that it has. Closing the iterator, or an exception, ends the work. Raises what
+    `function` raises, and DataError where a worker dies, `engine` is unknown or Ray is not installed.
+    """
+    if engine not in ENGINES:
+        raise DataError(f"--engine {engine} is none of {', '.join(ENGINES)}")
+    if engine == "ray":
+        return _by_ray(function, items, workers)
+    return _by_processes(function, items, workers) if workers > 1 else map(function, items)
+
+
+def _by_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a lock that is held
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _begin_worker)
+    try:
+        yield from _windowed(items, _AHEAD * workers, lambda item: pool.submit(function, item), lambda f: f.result())
+    except BrokenProcessPool:
+        raise DataError(_DIED) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError:
+        raise DataError("--engine ray needs Ray: pip install 'cubediff[ray]'") from None
+    running = ray.is_initialized()
+    if not running and os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+    elif not running:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+        store = 100 << 20  # bytes of shared memory, not 30 % of the machine's: results are small
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=store)
+    try:
+        task: Any = ray.remote(_ray_task)
+        shared = ray.put(function)
+        ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
+        yield from _windowed(items, ahead, lambda item: task.remote(shared, item), _ray_result)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RaySystemError as error:
+        raise DataError(f"Ray failed: {str(error).splitlines()[0]}") from error
+    except ray.exceptions.WorkerCrashedError:
+        raise DataError(_DIED) from None
+    finally:
+        if not running:
+            ray.shutdown()
+
+
+def _windowed(
+    items: Iterable[Item], ahead: int, start: Callable[[Item], Any], finish: Callable[[Any], Result]
+) -> Iterator[Result]:
+    left = iter(items)
+    tasks = deque(start(item) for item in itertools.islice(left, ahead))
+    while tasks:
+        yield finish(tasks.popleft())
+        tasks.extend(start(item) for item in itertools.islice(left, 1))
+
+
+def _begin_worker() -> None:
+    """One thread a worker, and no worker outlives the process that it works for, however that ended."""
+    _one_thread()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _ray_task(function: Callable[[Item], Result], item: Item) -> Result:
+    _one_thread()
+    return function(item)
+
+
+def _ray_result(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
+
+
+def _one_thread() -> None:
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
