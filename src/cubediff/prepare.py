@@ -69,7 +69,7 @@ def build(
             quality=quality,
             limit=limit,
             workers=workers or _cores(),
-            engine=engine,  # type: ignore[arg-type] # map_in_order refuses what it does not know
+            engine=engine,  # type: ignore[arg-type] # open_engine refuses what it does not know
             overwrite=overwrite,
             progress=_bar,
         )

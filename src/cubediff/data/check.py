@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from cubediff.data.engines import map_in_order
+from cubediff.data.engines import open_engine
 from cubediff.data.index import index_tar, read_sample
-from cubediff.data.write import FORMAT, INDEX, MANIFEST, SHARD, VERSION, Progress
+from cubediff.data.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
+from cubediff.data.write import Progress
 
 
 class Seen(NamedTuple):
@@ -58,8 +59,9 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
     loose = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in expected)
     faults += [f"{f} is not in the manifest: it is not trained on" for f in loose]
     tasks = [(shard, places.get(file)) for file, (_, shard) in expected.items()]
-    results: Iterable[Seen] = map_in_order(partial(_check_shard, folder), tasks, workers=workers)
-    seen = list(progress(results, len(tasks), "checking") if progress else results)
+    with open_engine(workers=workers) as mapped:
+        results: Iterable[Seen] = mapped(partial(_check_shard, folder), tasks)
+        seen = list(progress(results, len(tasks), "checking") if progress else results)
     for shard in seen:
         faults += shard.faults
     sides = {split: [s for s in seen if expected[s.file][0] == split] for split in ("train", "val")}

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Literal, TypeVar, get_args
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 from cubediff.data.sources import DataError
 
@@ -19,40 +20,49 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 _AHEAD = 4  # tasks given out per worker, so that none waits and a million of them do not all lie in memory
 _DIED = "a worker process died, perhaps for want of memory: start again with fewer --workers, finished work is kept"
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
-def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, engine: Engine = "local", workers: int = 1
-) -> Iterator[Result]:
-    """`function` of every item, in order. With one local worker in this process, else `function` and the items are
-    pickled and every worker computes in one thread.
+@contextmanager
+def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
+    """Gives `map`, whose results come in order and are computed as they are asked for, a few ahead.
 
-    "ray" starts a Ray of `workers` processes on this machine; where the environment's RAY_ADDRESS names a cluster it
-    takes that one's, with every CPU that it has. Closing the iterator, or an exception, ends the work. Raises what
-    `function` raises, and DataError where a worker dies, `engine` is unknown or Ray is not installed.
+    With one local worker in this process, else function and items are pickled and every worker computes in one thread.
+    "ray" starts a Ray of `workers` processes on this machine; where the environment's RAY_ADDRESS names a cluster, or
+    Ray runs already, it takes that one with every CPU that it has. Leaving the context ends the work. Raises what the
+    function raises, and DataError where a worker dies, `engine` is unknown or Ray is not installed.
     """
     if engine not in ENGINES:
         raise DataError(f"--engine {engine} is none of {', '.join(ENGINES)}")
     if engine == "ray":
-        return _by_ray(function, items, workers)
-    return _by_processes(function, items, workers) if workers > 1 else map(function, items)
+        with _ray(workers) as mapped:
+            yield mapped
+    elif workers > 1:
+        with _processes(workers) as mapped:
+            yield mapped
+    else:
+        yield map
 
 
-def _by_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+@contextmanager
+def _processes(workers: int) -> Iterator[Map]:
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a lock that is held
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, context, _begin_worker)
+
+    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return _windowed(items, _AHEAD * workers, lambda item: pool.submit(function, item), lambda task: task.result())
+
     try:
-        yield from _windowed(items, _AHEAD * workers, lambda item: pool.submit(function, item), lambda f: f.result())
+        yield mapped
     except BrokenProcessPool:
         raise DataError(_DIED) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _by_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+@contextmanager
+def _ray(workers: int) -> Iterator[Map]:
     try:
         import ray
     except ImportError:
@@ -64,25 +74,27 @@ def _by_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
         store = 100 << 20  # bytes of shared memory, not 30 % of the machine's: results are small
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=store)
-    try:
-        task: Any = ray.remote(_ray_task)
+    task: Any = ray.remote(_ray_task)
+    ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
+
+    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         shared = ray.put(function)
-        ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
-        yield from _windowed(items, ahead, lambda item: task.remote(shared, item), _ray_result)
+        return _windowed(items, ahead, lambda item: task.remote(shared, item), lambda reference: ray.get(reference))
+
+    try:
+        yield mapped
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    except ray.exceptions.RaySystemError as error:
-        raise DataError(f"Ray failed: {str(error).splitlines()[0]}") from error
-    except ray.exceptions.WorkerCrashedError:
-        raise DataError(_DIED) from None
+    except ray.exceptions.RayError as error:
+        raise DataError(f"{_DIED} ({type(error).__name__})") from error
     finally:
         if not running:
             ray.shutdown()
 
 
 def _windowed(
-    items: Iterable[Item], ahead: int, start: Callable[[Item], Any], finish: Callable[[Any], Result]
-) -> Iterator[Result]:
+    items: Iterable[Any], ahead: int, start: Callable[[Any], Any], finish: Callable[[Any], Any]
+) -> Iterator[Any]:
     left = iter(items)
     tasks = deque(start(item) for item in itertools.islice(left, ahead))
     while tasks:
@@ -103,15 +115,9 @@ def _begin_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _ray_task(function: Callable[[Item], Result], item: Item) -> Result:
+def _ray_task(function: Callable[[Any], Any], item: Any) -> Any:
     _one_thread()
     return function(item)
-
-
-def _ray_result(reference: Any) -> Any:
-    import ray
-
-    return ray.get(reference)
 
 
 def _one_thread() -> None:

@@ -2,42 +2,43 @@
 streamable). The same input gives the same bytes however often the build was cut short, and a folder has a manifest
 only when all of its shards are whole."""
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import PIL
 
+import cubediff
 from cubediff.data.duplicates import THRESHOLD, Pairs, near_duplicates
-from cubediff.data.engines import Engine, map_in_order
+from cubediff.data.engines import Engine, Map, open_engine
 from cubediff.data.journal import Accepted, accept, put
+from cubediff.data.layout import (
+    BUILDING,
+    DUPLICATES,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    REJECTED,
+    REPORT,
+    VERSION,
+    begin,
+    clear,
+    only_builder,
+    publish,
+    sync,
+)
 from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source
 from cubediff.data.tars import Sample, WrittenShard, write_shard
 
-MANIFEST = "manifest.json"
-INDEX = "index.jsonl"
-REJECTED = "rejected.jsonl"
-DUPLICATES = "duplicates.jsonl"
-REPORT = "report.html"
-FORMAT = "cubediff-shards"
-VERSION = 2
-
-SHARD = re.compile(r"(train|val)-\d{6}\.tar")
-BUILDING = ".building"  # in OUTPUT: what an unfinished build has done so far
-
-_PLAN = "plan.json"
 _TRIED = 16  # panoramas that a preview reads
 _TAR_BLOCKS = 3072  # bytes that a sample takes beside its JPEG: two headers, its JSON, padding
 
@@ -65,7 +66,7 @@ def build_shards(
     Shards hold at most `shard_size` samples `{key}.jpg` + `{key}.json` in an order drawn by hash, each
     split's shards the same number up to one. Near-duplicates are on one side of the split. `limit` takes the first
     panoramas alone. `progress(iterable, total, what)` wraps what takes long; `workers` and `engine` are those of
-    `map_in_order`.
+    `open_engine`.
 
     Until the end all work is in `output`/.building, and whatever was in `output` before is untouched. A build that was
     cut short goes on from there when it is called again with the same arguments; `overwrite` throws away a build with
@@ -82,26 +83,29 @@ def build_shards(
     source = open_source(source, captions) if isinstance(source, Path) else source
     settings = {"val_fraction": val_fraction, "max_width": max_width, "quality": quality, "limit": limit}
     plan = {"source": repr(source), **settings, "shard_size": shard_size}
-    plan |= {f"version of {name}": version(name) for name in ("cubediff", "pillow", "opencv-python")}
+    plan |= {f"{module.__name__} version": module.__version__ for module in (cubediff, PIL, cv2)}
     build = output.absolute() / BUILDING
     if (output / MANIFEST).exists() and not overwrite and not (build / MANIFEST).exists():
         raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
     entries, rejected = choose(source, limit)
-    with _only_builder(build):
-        _begin(build, plan, overwrite)
+    with only_builder(build):
+        begin(build, plan, overwrite)
         if not (build / MANIFEST).exists():  # else the last build was cut short while it moved its files to `output`
-            samples, refused = _accept(source, entries, build, max_width, quality, engine, workers, progress)
-            rejected = sorted(rejected + refused, key=lambda r: (r.file, r.reason))
-            _put_lines(build / REJECTED, [asdict(r) for r in rejected])
-            if not samples:
-                os.replace(build / REJECTED, output / REJECTED)
-                _clear(build)
-                build.rmdir()
-                first = f"the first is {rejected[0].file}: {rejected[0].reason}" if rejected else "no captions at all"
-                where = output / REJECTED
-                raise DataError(f"no panorama can be used ({first}); all are listed in {where}")
-            _finish(build, samples, rejected, settings, shard_size, engine, workers, progress)
-        return _publish(build, output)
+            with open_engine(engine, workers) as mapped:
+                read = partial(accept, source, build / "panoramas", max_width, quality)
+                results: Iterable[Accepted | Rejection] = mapped(read, entries)
+                results = progress(results, len(entries), "reading") if progress else results
+                samples, refused = _sorted_out(entries, results)
+                rejected = sorted(rejected + refused, key=lambda r: (r.file, r.reason))
+                _put_lines(build / REJECTED, [asdict(r) for r in rejected])
+                if not samples:
+                    (build / REJECTED).replace(output / REJECTED)
+                    clear(build)
+                    build.rmdir()
+                    first = f"the first is {rejected[0].file}: {rejected[0].reason}" if rejected else "no captions"
+                    raise DataError(f"no panorama can be used ({first}); all are listed in {output / REJECTED}")
+                _finish(build, samples, rejected, settings, shard_size, mapped, progress)
+        return publish(build, output)
 
 
 def choose(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
@@ -148,79 +152,7 @@ def preview(source: Source, limit: int | None, max_width: int, quality: int) -> 
     )
 
 
-# ---- before and after --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _only_builder(build: Path) -> Iterator[None]:
-    build.mkdir(parents=True, exist_ok=True)
-    handle = os.open(build, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
-        except BlockingIOError:
-            raise DataError(f"another process is building in {build.parent}: wait for it, or end it") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def _begin(build: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    try:
-        begun = json.loads((build / _PLAN).read_bytes())
-    except (OSError, ValueError):
-        begun = None
-    if begun is not None and begun != plan and not overwrite:
-        other = next(name for name in plan if begun.get(name) != plan[name])
-        raise DataError(
-            f"{build} holds an unfinished build with {other.replace('_', '-')} {begun.get(other)}, not {plan[other]}: "
-            f"go on with the same arguments, or give --overwrite to start afresh"
-        )
-    if begun != plan:
-        _clear(build)
-    (build / "panoramas").mkdir(parents=True, exist_ok=True)
-    put(build / _PLAN, json.dumps(plan).encode())
-
-
-def _clear(build: Path, *keep: str) -> None:
-    # The plan goes last: it tells of the rest.
-    for path in sorted(build.iterdir(), key=lambda path: path.name == _PLAN):
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in keep:
-            path.unlink()
-
-
-def _publish(build: Path, output: Path) -> dict[str, Any]:
-    """Moves the whole dataset into place, from wherever the last try was cut short. The old manifest goes first and the
-    new one comes last, so that nobody trains on a mixture."""
-    manifest = json.loads((build / MANIFEST).read_bytes())
-    shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-    if (output / MANIFEST).exists():
-        (output / MANIFEST).unlink()
-        _sync(output)
-    for name in (*shards, INDEX, REJECTED, DUPLICATES, REPORT):
-        if (build / name).exists():
-            os.replace(build / name, output / name)
-    for old in output.iterdir():
-        if SHARD.fullmatch(old.name) and old.name not in shards:
-            old.unlink()
-    _sync(output)
-    _clear(build, _PLAN, MANIFEST)
-    os.replace(build / MANIFEST, output / MANIFEST)
-    _sync(output)
-    _clear(build)
-    build.rmdir()
-    return manifest
-
-
-def _sync(folder: Path) -> None:
-    """After it the folder's new names outlive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+# ---- the work ----------------------------------------------------------------------------------------------
 
 
 def _put_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
@@ -229,22 +161,7 @@ def _put_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
     return text
 
 
-# ---- the work ----------------------------------------------------------------------------------------------
-
-
-def _accept(
-    source: Source,
-    entries: list[Entry],
-    build: Path,
-    max_width: int,
-    quality: int,
-    engine: Engine,
-    workers: int,
-    progress: Progress | None,
-) -> tuple[list[Sample], list[Rejection]]:
-    read = partial(accept, source, build / "panoramas", max_width, quality)
-    results: Iterable[Accepted | Rejection] = map_in_order(read, entries, engine=engine, workers=workers)
-    results = progress(results, len(entries), "reading") if progress else results
+def _sorted_out(entries: list[Entry], results: Iterable[Accepted | Rejection]) -> tuple[list[Sample], list[Rejection]]:
     samples, rejected = [], []
     for entry, key, result in zip(entries, _keys(e.file for e in entries), results, strict=True):
         if isinstance(result, Rejection):
@@ -260,8 +177,7 @@ def _finish(
     rejected: list[Rejection],
     settings: dict[str, Any],
     shard_size: int,
-    engine: Engine,
-    workers: int,
+    mapped: Map,
     progress: Progress | None,
 ) -> None:
     """Everything of the dataset in `build`, the manifest last."""
@@ -271,7 +187,7 @@ def _finish(
     pairs = near_duplicates(hashes)
     samples = _split(samples, pairs, settings["val_fraction"])
     shards = [shard for split in ("train", "val") for shard in _shards(samples, split, shard_size)]
-    written: Iterable[WrittenShard] = map_in_order(partial(write_shard, build), shards, engine=engine, workers=workers)
+    written: Iterable[WrittenShard] = mapped(partial(write_shard, build), shards)
     written = list(progress(written, len(shards), "writing") if progress else written)
     index = _put_lines(build / INDEX, [w.places for w in written])
     files = [s.entry.file for s in samples]
@@ -298,9 +214,9 @@ def _finish(
         "index": {"file": INDEX, "sha256": hashlib.sha256(index).hexdigest()},
     }
     put(build / REPORT, report_html(manifest, samples, rejected, pairs).encode(), sync=True)
-    _sync(build)
+    sync(build)
     put(build / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode(), sync=True)
-    _sync(build)
+    sync(build)
 
 
 def _keys(files: Iterable[str]) -> list[str]:
