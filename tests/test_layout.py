@@ -80,23 +80,21 @@ def test_cut_at_any_change_of_the_file_system_it_goes_on_to_the_same_bytes(
     assert contents(output) == expected
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(tmp_path: Path, workers: int) -> None:
+def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(tmp_path: Path) -> None:
     """SIGKILL at ten random moments, each time resumed."""
     source, output = panoramas(tmp_path / "in", 40, width=1024), tmp_path / "out"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cubediff.data.write"])
-    options = {**OPTIONS, "workers": workers}
     for whole in ("warm", "whole"):
         start = time.perf_counter()
-        run = context.Process(target=build, args=(source, tmp_path / whole, options))
+        run = context.Process(target=build, args=(source, tmp_path / whole, OPTIONS))
         run.start()
         run.join()
         took = time.perf_counter() - start
         assert run.exitcode == 0
     rng, killed, finished = random.Random(0), [], []
     for _ in range(10):
-        run = context.Process(target=build, args=(source, output, options))
+        run = context.Process(target=build, args=(source, output, OPTIONS))
         run.start()
         run.join(rng.uniform(0, took / 4))
         if (output / "manifest.json").exists():
@@ -107,7 +105,7 @@ def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(t
         killed.append(run.exitcode)
         finished.append(len(list(output.glob(".building/panoramas/*.json"))))
     else:
-        build(source, output, options)
+        build(source, output, OPTIONS)
     assert len(killed) >= 5
     assert set(killed) == {-signal.SIGKILL}
     assert finished == sorted(finished)  # nothing that was finished was lost

@@ -18,6 +18,7 @@ from cubediff.data.engines import open_engine
 from cubediff.data.index import index_tar, read_sample
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
 from cubediff.data.write import Progress
+from cubediff.geometry import FACES
 
 
 class Seen(NamedTuple):
@@ -141,6 +142,9 @@ def _check_sample(sample: dict[str, bytes]) -> dict[str, Any]:
         raise ValueError(f"its JSON has no {', '.join(missing)}")
     if not record["caption"].strip():
         raise ValueError("its caption is empty")
+    faces = record.get("faces", dict.fromkeys(FACES, "none told"))
+    if set(faces) != set(FACES) or not all(caption.strip() for caption in faces.values()):
+        raise ValueError(f"its faces are not a caption for each of {', '.join(FACES)}")
     if zlib.crc32(sample["jpg"]) != record["crc32"]:
         raise ValueError("its JPEG is not the one that was written (crc32 differs)")
     image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -4,6 +4,7 @@ Ray cluster. Results come in the order of the items, whoever made them."""
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -103,8 +104,10 @@ def _windowed(
 
 
 def _begin_worker() -> None:
-    """One thread a worker, and no worker outlives the process that it works for, however that ended."""
+    """One thread a worker, and no worker outlives the process that it works for, however that ended; an interrupt from
+    the keyboard is that one's to handle."""
     _one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

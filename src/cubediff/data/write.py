@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -95,7 +95,7 @@ def build_shards(
                 read = partial(accept, source, build / "panoramas", max_width, quality)
                 results: Iterable[Accepted | Rejection] = mapped(read, entries)
                 results = progress(results, len(entries), "reading") if progress else results
-                samples, refused = _sorted_out(entries, results)
+                samples, refused = _sorted_out(entries, iter(results))
                 rejected = sorted(rejected + refused, key=lambda r: (r.file, r.reason))
                 _put_lines(build / REJECTED, [asdict(r) for r in rejected])
                 if not samples:
@@ -161,7 +161,7 @@ def _put_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
     return text
 
 
-def _sorted_out(entries: list[Entry], results: Iterable[Accepted | Rejection]) -> tuple[list[Sample], list[Rejection]]:
+def _sorted_out(entries: list[Entry], results: Iterator[Accepted | Rejection]) -> tuple[list[Sample], list[Rejection]]:
     samples, rejected = [], []
     for entry, key, result in zip(entries, _keys(e.file for e in entries), results, strict=True):
         if isinstance(result, Rejection):
