@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 BITS = 256
-THRESHOLD = 48  # bits. On data/samples copies differ in 23 at most, different scenes in 99 at least (tests)
+THRESHOLD = 48  # bits. On data/samples copies differ in 18 at most, different scenes in 99 at least (tests)
 
 _WIDTH, _ROWS, _COLUMNS = 128, 8, 16  # of the small picture; frequencies down and around
 _BLOCK = 2048
