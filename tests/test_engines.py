@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from operator import floordiv
 from pathlib import Path
@@ -42,6 +43,29 @@ def _process_and_threads(_: int) -> tuple[int, tuple[int, int]]:
     import torch
 
     return os.getpid(), (cv2.getNumThreads(), torch.get_num_threads())
+
+
+@dataclass
+class Counting:
+    """Knows how often its own copy was called before."""
+
+    calls: int = 0
+
+    def __call__(self, item: int) -> tuple[int, int, int]:
+        self.calls += 1
+        time.sleep(0.01)
+        return item, os.getpid(), self.calls
+
+
+def test_a_worker_keeps_the_function_that_it_was_sent_and_takes_the_next() -> None:
+    """What a source has listed once serves all panoramas of a worker."""
+    with open_engine(workers=2) as mapped:
+        called = list(mapped(Counting(), range(40)))
+        assert [item for item, _, _ in called] == list(range(40))
+        for process in {process for _, process, _ in called}:
+            counts = sorted(calls for _, by, calls in called if by == process)
+            assert counts == list(range(1, len(counts) + 1))
+        assert min(calls for _, _, calls in mapped(Counting(100), range(4))) == 101
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -90,7 +114,6 @@ def test_an_unknown_engine_and_a_missing_ray_are_errors_with_a_remedy(monkeypatc
 
 
 RAY = """
-import sys
 from functools import partial
 from operator import floordiv
 from cubediff.data.engines import open_engine
@@ -98,6 +121,10 @@ import ray
 with open_engine("ray", 2) as mapped:
     assert list(mapped(partial(pow, 2), range(50))) == [2**i for i in range(50)]
     assert ray.cluster_resources()["CPU"] == 2
+    from test_engines import Counting
+    called = list(mapped(Counting(), range(40)))
+    assert len({process for _, process, _ in called}) == 2
+    assert max(calls for _, _, calls in called) >= 20
     try:
         list(mapped(partial(floordiv, 1), [1, 0]))
     except ZeroDivisionError as error:
@@ -115,7 +142,7 @@ assert not ray.is_initialized()
 @pytest.mark.slow
 def test_ray_gives_the_local_results_errors_and_bytes(tmp_path: Path) -> None:
     """In processes of their own: Ray leaves files and threads to the end of the process."""
-    subprocess.run([sys.executable, "-c", RAY], check=True)
+    subprocess.run([sys.executable, "-c", RAY], check=True, cwd=Path(__file__).parent)
     source = panoramas(tmp_path / "in", 9)
     build_shards(source, tmp_path / "local", val_fraction=0.3, shard_size=2)
     command = [sys.executable, "-m", "cubediff.prepare", "in", "ray", "--engine", "ray", "--workers", "2"]

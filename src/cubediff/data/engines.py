@@ -4,14 +4,16 @@ Ray cluster. Results come in the order of the items, whoever made them."""
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
+from uuid import uuid4
 
 from cubediff.data.sources import DataError
 
@@ -28,7 +30,8 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
     """Gives `map`, whose results come in order and are computed as they are asked for, a few ahead.
 
-    With one local worker in this process, else function and items are pickled and every worker computes in one thread.
+    With one local worker in this process, else function and items are pickled, the function once for every worker,
+    which computes in one thread.
     "ray" starts a Ray of `workers` processes on this machine; where the environment's RAY_ADDRESS names a cluster, or
     Ray runs already, it takes that one with every CPU that it has. Leaving the context ends the work. Raises what the
     function raises, and DataError where a worker dies, `engine` is unknown or Ray is not installed.
@@ -49,17 +52,19 @@ def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
 def _processes(workers: int) -> Iterator[Map]:
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a lock that is held
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, _begin_worker)
+    with ExitStack() as pools:
 
-    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return _windowed(items, _AHEAD * workers, lambda item: pool.submit(function, item), lambda task: task.result())
+        def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            pool = ProcessPoolExecutor(workers, context, _begin_worker, (function,))
+            pools.callback(pool.shutdown, cancel_futures=True)
+            return _windowed(
+                items, _AHEAD * workers, lambda item: pool.submit(_pool_task, item), lambda task: task.result()
+            )
 
-    try:
-        yield mapped
-    except BrokenProcessPool:
-        raise DataError(_DIED) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            yield mapped
+        except BrokenProcessPool:
+            raise DataError(_DIED) from None
 
 
 @contextmanager
@@ -79,8 +84,8 @@ def _ray(workers: int) -> Iterator[Map]:
     ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
 
     def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        shared = ray.put(function)
-        return _windowed(items, ahead, lambda item: task.remote(shared, item), lambda reference: ray.get(reference))
+        name, shared = uuid4().hex, ray.put(pickle.dumps(function))
+        return _windowed(items, ahead, lambda item: task.remote(name, shared, item), lambda task: ray.get(task))
 
     try:
         yield mapped
@@ -103,10 +108,14 @@ def _windowed(
         tasks.extend(start(item) for item in itertools.islice(left, 1))
 
 
-def _begin_worker() -> None:
+_functions: dict[str, Callable[[Any], Any]] = {}  # of a worker: what a function remembers serves all of its tasks
+
+
+def _begin_worker(function: Callable[[Any], Any]) -> None:
     """One thread a worker, and no worker outlives the process that it works for, however that ended; an interrupt from
     the keyboard is that one's to handle."""
     _one_thread()
+    _functions["pool"] = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -118,9 +127,16 @@ def _begin_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _ray_task(function: Callable[[Any], Any], item: Any) -> Any:
-    _one_thread()
-    return function(item)
+def _pool_task(item: Any) -> Any:
+    return _functions["pool"](item)
+
+
+def _ray_task(name: str, pickled: bytes, item: Any) -> Any:
+    if name not in _functions:
+        _one_thread()
+        _functions.clear()
+        _functions[name] = pickle.loads(pickled)
+    return _functions[name](item)
 
 
 def _one_thread() -> None:
