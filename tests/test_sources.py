@@ -360,9 +360,11 @@ def test_a_folder_of_everything_that_goes_wrong(tmp_path: Path) -> None:
     }
     assert after == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "duplicates.jsonl",
         "index.jsonl",
         "manifest.json",
         "rejected.jsonl",
+        "report.html",
         "train-000000.tar",
     ]
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:

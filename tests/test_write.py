@@ -3,9 +3,11 @@
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,8 @@ from typer.testing import CliRunner
 
 from cubediff.data import write
 from cubediff.data.index import read_sample
-from cubediff.data.sources import DataError
+from cubediff.data.sources import DataError, Entry, Panorama
+from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.write import build_shards
 from cubediff.geometry import FACES
 from cubediff.prepare import app
@@ -111,7 +114,7 @@ def test_the_index_finds_every_sample(tmp_path: Path) -> None:
         assert not whole
 
 
-def test_a_second_build_is_identical_to_the_byte_whatever_the_threads_and_times(tmp_path: Path) -> None:
+def test_a_second_build_is_identical_to_the_byte_whatever_the_workers_and_times(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 6)
     picture(9).save(source / "pano 0.jpg", progressive=True)  # re-encoded
     build_shards(source, tmp_path / "a", shard_size=2)
@@ -187,6 +190,43 @@ def test_more_panoramas_move_no_scene_across_the_split(tmp_path: Path) -> None:
     assert split_of(tmp_path / "a", "train") < split_of(tmp_path / "b", "train")
 
 
+def test_near_duplicates_are_listed_and_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
+    """Each sample and a copy of it under another name, turned, halved and coded again, at many fractions."""
+    source = Path(shutil.copytree(SAMPLES, tmp_path / "in"))
+    lines = []
+    paths = sorted(SAMPLES.glob("*.jpg"))
+    for i, path in enumerate(paths):
+        image = cv2.resize(cv2.imread(str(path)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        turned = np.roll(image, 13 * i, axis=1)
+        cv2.imwrite(str(source / f"again {path.name}"), turned, [cv2.IMWRITE_JPEG_QUALITY, 60])
+        lines += [{"file": name, "caption": "c"} for name in (path.name, f"again {path.name}")]
+    captions(source, lines)
+    for fraction in (0.1, 0.5):
+        build_shards(source, tmp_path / "out", val_fraction=fraction, overwrite=True)
+        train, val = (split_of(tmp_path / "out", side) for side in ("train", "val"))
+        assert len(train) + len(val) == 50
+        assert val
+        assert {f.removeprefix("again ") for f in train}.isdisjoint(f.removeprefix("again ") for f in val)
+    pairs = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
+    assert {frozenset(p["files"]) for p in pairs} == {frozenset((p.name, f"again {p.name}")) for p in paths}
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["near_duplicates"]["pairs"] == 25
+
+
+def test_scenes_are_joined_through_chains_of_near_duplicates(tmp_path: Path) -> None:
+    """b is of scene 1 and equal to a; c is of scene 1 too, and d equal to c: all four are one."""
+    source = folder(tmp_path / "in", 8)
+    for copy, of in (("a", 0), ("d", 1)):
+        shutil.copy(source / f"pano {of}.jpg", source / f"{copy}.jpg")
+    lines = [{"file": f"pano {i}.jpg", "caption": "c", "asset": "one" if i < 2 else f"of {i}"} for i in range(8)]
+    captions(source, [*lines, {"file": "a.jpg", "caption": "c"}, {"file": "d.jpg", "caption": "c"}])
+    sides = set()
+    for fraction in np.linspace(0.05, 0.95, 7):
+        build_shards(source, tmp_path / "out", val_fraction=float(fraction), overwrite=True)
+        val = split_of(tmp_path / "out", "val")
+        sides.add(len(val & {"a.jpg", "d.jpg", "pano 0.jpg", "pano 1.jpg"}))
+    assert sides == {0, 4}
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -243,18 +283,18 @@ def test_a_build_that_is_cut_short_leaves_no_shard_and_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = folder(tmp_path / "in", 5)
-    real, calls = write._add, []
+    real, calls = write.write_shard, []
 
-    def fails_at_the_third(*args: object) -> None:
+    def fails_at_the_third(*args: object) -> object:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        real(*args)
+        return real(*args)
 
-    monkeypatch.setattr(write, "_add", fails_at_the_third)
+    monkeypatch.setattr(write, "write_shard", fails_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        build_shards(source, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        build_shards(source, tmp_path / "out", shard_size=1)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".building"]
 
 
 def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp_path: Path) -> None:
@@ -268,9 +308,11 @@ def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp
     assert contents(tmp_path / "out") == before
     build_shards(source, tmp_path / "out", shard_size=6, val_fraction=0.0, overwrite=True)
     assert sorted(contents(tmp_path / "out")) == [
+        "duplicates.jsonl",
         "index.jsonl",
         "manifest.json",
         "rejected.jsonl",
+        "report.html",
         "train-000000.tar",
     ]
 
@@ -282,10 +324,64 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
         picture(99).save(source / "pano 1.jpg")
         return set()
 
-    monkeypatch.setattr(write, "_val_scenes", changes)
-    with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
-        build_shards(source, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_val_scenes", changes)
+        with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
+            build_shards(source, tmp_path / "out")
+    build_shards(source, tmp_path / "out")
+    build_shards(source, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+
+
+# ---- parts of a source -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorded(EquirectFolder):
+    """A source that does something to every panorama and says what."""
+
+    def load(self, entry: Entry, max_width: int, quality: int) -> Panorama:
+        return replace(super().load(entry, max_width, quality), record={"exposure": 1.5, "steps": [1, "é"]})
+
+
+def test_what_a_source_did_to_a_panorama_is_kept_with_it(tmp_path: Path) -> None:
+    build_shards(Recorded(folder(tmp_path / "in", 2)), tmp_path / "out", val_fraction=0.0, workers=2)
+    stored = members(tmp_path / "out" / "train-000000.tar")
+    for name in ("pano_0.json", "pano_1.json"):
+        assert json.loads(stored[name])["record"] == {"exposure": 1.5, "steps": [1, "é"]}
+    build_shards(tmp_path / "in", tmp_path / "plain", val_fraction=0.0)
+    assert "record" not in json.loads(members(tmp_path / "plain" / "train-000000.tar")["pano_0.json"])
+
+
+def test_a_limit_takes_the_first_panoramas(tmp_path: Path) -> None:
+    manifest = build_shards(folder(tmp_path / "in", 9), tmp_path / "out", limit=4)
+    assert manifest["samples"] == 4
+    assert split_of(tmp_path / "out", "train") | split_of(tmp_path / "out", "val") == {
+        f"pano {i}.jpg" for i in range(4)
+    }
+    with pytest.raises(DataError, match="--limit 0"):
+        build_shards(tmp_path / "in", tmp_path / "b", limit=0)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_tells_what_would_come_and_writes_nothing(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", 40, faces=FACE_CAPTIONS)
+    for i in range(40):
+        picture(i, 512, 256).save(source / f"pano {i}.png")
+    lines = (source / "captions.jsonl").read_text()
+    (source / "captions.jsonl").write_text(lines.replace(".jpg", ".png"))
+    before = sorted(f.name for f in tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--dry-run"])
+    assert result.exit_code == 0
+    assert sorted(f.name for f in tmp_path.rglob("*")) == before
+    *left_out, last = result.stdout.splitlines()
+    assert left_out[0] == "left out: pano 0.jpg: has no caption in captions.jsonl"
+    assert left_out[-1] == "left out: 20 more"
+    assert last.startswith("40 panoramas of 40 scenes (40 with face captions), 40 left out")
+    assert "of 16 that were read 0 would be rejected" in last
+    build_shards(source, tmp_path / "out")
+    written = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.tar")) / 1e6
+    assert float(last.split(" about ")[1].split(" MB")[0]) == pytest.approx(written, rel=0.1, abs=0.05)
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -294,7 +390,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
 def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 4, faces=FACE_CAPTIONS)
     picture(0, 60, 20).save(source / "bad.png")
-    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25"])
+    result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25", "--workers", "1"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 1
     assert "4 with face captions" in result.stdout
@@ -302,7 +398,7 @@ def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, [str(source), str(tmp_path / "out")])
     assert again.exit_code == 1
     assert "--overwrite" in again.stderr
-    assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--workers", "1", "--overwrite"]).exit_code == 0
 
 
 def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path) -> None:
@@ -325,9 +421,9 @@ def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path)
         ([bad], "the first is a.png: 60x20 is not 2:1"),
         ([bad, "--shard-size", 0], "--shard-size 0"),
     ):
-        command = [str(arguments[0]), str(tmp_path / "out"), *map(str, arguments[1:])]
+        command = [str(arguments[0]), str(tmp_path / "out"), "--workers", "1", *map(str, arguments[1:])]
         result = CliRunner().invoke(app, command)
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("reading")]
+        lines = [line for line in result.stderr.splitlines() if not line.lstrip().startswith("reading")]
         assert result.exit_code == 1
         assert len([line for line in lines if line.startswith("error: ")]) == 1
         assert words in result.stderr

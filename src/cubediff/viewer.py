@@ -48,10 +48,10 @@ def viewer_html(
     script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
     values = {
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "title": _as_text(title),
+        "title": as_text(title),
         "fov": repr(float(fov)),
         "faces": figures,
-        "prompt": _as_text(prompt),
+        "prompt": as_text(prompt),
         "caption_hidden": "" if prompt.strip() else " hidden",
     }
     # One pass, so that a prompt that looks like a placeholder stays a prompt.
@@ -104,7 +104,7 @@ def _data_uri(face: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _as_text(text: str) -> str:
+def as_text(text: str) -> str:
     """Escaped for HTML; control characters, which a page may not hold, become visible symbols."""
     text = re.sub(r"\r\n?", "\n", text)
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)

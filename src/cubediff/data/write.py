@@ -1,68 +1,78 @@
 """Builds WebDataset shards with a manifest from panoramas and captions (the paper's training data, made
-streamable). The same input gives the same bytes, and a folder has a manifest only when all of its shards
-are whole."""
+streamable). The same input gives the same bytes however often the build was cut short, and a folder has a manifest
+only when all of its shards are whole."""
 
 import hashlib
-import io
 import json
-import os
 import re
-import tarfile
-import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cubediff.data.index import index_tar
-from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source, own_limits
+import cv2
+import numpy as np
+import PIL
 
-MANIFEST = "manifest.json"
-INDEX = "index.jsonl"
-REJECTED = "rejected.jsonl"
-FORMAT = "cubediff-shards"
-VERSION = 2
+import cubediff
+from cubediff.data.duplicates import THRESHOLD, Pairs, near_duplicates
+from cubediff.data.engines import Engine, Map, open_engine
+from cubediff.data.journal import Accepted, accept, put
+from cubediff.data.layout import (
+    BUILDING,
+    DUPLICATES,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    REJECTED,
+    REPORT,
+    VERSION,
+    begin,
+    clear,
+    only_builder,
+    publish,
+    sync,
+)
+from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source
+from cubediff.data.tars import Sample, WrittenShard, write_shard
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+_TRIED = 16  # panoramas that a preview reads
+_TAR_BLOCKS = 3072  # bytes that a sample takes beside its JPEG: two headers, its JSON, padding
 
-
-@dataclass(frozen=True)
-class _Sample:
-    """An accepted panorama, its JPEG still in a file: the source itself or its re-encoded copy."""
-
-    entry: Entry
-    key: str
-    jpeg: Path
-    crc32: int
-    width: int
-    height: int
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def build_shards(
-    source: Path,
+    source: Source | Path,
     output: Path,
     captions: Path | None = None,
-    kind: str | None = None,
     *,
     val_fraction: float = 0.1,
     shard_size: int = 256,
     max_width: int = 16384,
     quality: int = 95,
+    limit: int | None = None,
     workers: int = 1,
+    engine: Engine = "local",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Builds `output`/{train,val}-*.tar, manifest.json, index.jsonl and rejected.jsonl from a source of `kind`.
+    """Builds `output`/{train,val}-*.tar, manifest.json, index.jsonl, rejected.jsonl, duplicates.jsonl and report.html
+    from a source, or from a folder of panoramas and its `captions`.
 
     Shards hold at most `shard_size` samples `{key}.jpg` + `{key}.json` in an order drawn by hash, each
-    split's shards the same number up to one. `progress(iterable, total)` wraps the reading of the panoramas.
-    Returns the manifest. Raises DataError where an argument is out of range, where `output` already holds a
-    dataset, and where no panorama can be used (rejected.jsonl then says why); whatever was in `output` before
-    is untouched by then.
+    split's shards the same number up to one. Near-duplicates are on one side of the split. `limit` takes the first
+    panoramas alone. `progress(iterable, total, what)` wraps what takes long; `workers` and `engine` are those of
+    `open_engine`.
+
+    Until the end all work is in `output`/.building, and whatever was in `output` before is untouched. A build that was
+    cut short goes on from there when it is called again with the same arguments; `overwrite` throws away a build with
+    other ones, and replaces the dataset that `output` holds. Returns the manifest. Raises DataError where an argument
+    is out of range, where `output` already holds a dataset or another unfinished build, where another process builds
+    in it, and where no panorama can be used (rejected.jsonl then says why).
     """
     if not 0 <= val_fraction < 1:
         raise DataError(f"--val-fraction {val_fraction} is not in [0, 1)")
@@ -70,76 +80,143 @@ def build_shards(
         raise DataError(f"--shard-size {shard_size}: a shard holds at least one panorama")
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
-    if (output / MANIFEST).exists() and not overwrite:
+    source = open_source(source, captions) if isinstance(source, Path) else source
+    settings = {"val_fraction": val_fraction, "max_width": max_width, "quality": quality, "limit": limit}
+    plan = {"source": repr(source), **settings, "shard_size": shard_size}
+    plan |= {f"{module.__name__} version": module.__version__ for module in (cubediff, PIL, cv2)}
+    build = output.absolute() / BUILDING
+    if (output / MANIFEST).exists() and not overwrite and not (build / MANIFEST).exists():
         raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
-    opened = open_source(source, captions, kind)
-    entries, rejected = opened.entries()
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".building-") as scratch:
-        build = Path(scratch)
-        samples: list[_Sample] = []
-        for result in _accept(opened, entries, build, max_width, quality, workers, progress):
-            if isinstance(result, Rejection):
-                rejected.append(result)
-            else:
-                samples.append(result)
-        rejected.sort(key=lambda r: (r.file, r.reason))
-        report = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
-        (build / REJECTED).write_text(report, encoding="utf-8")
-        if not samples:
-            os.replace(build / REJECTED, output / REJECTED)
-            first = f"the first is {rejected[0].file}: {rejected[0].reason}" if rejected else "no captions at all"
-            raise DataError(f"no panorama of {source} can be used ({first}); all are listed in {output / REJECTED}")
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "samples": len(samples),
-            "rejected": len(rejected),
-            "with_face_captions": sum(s.entry.faces is not None for s in samples),
-            "widths": {str(w): n for w, n in sorted(Counter(s.width for s in samples).items())},
-            "settings": {"val_fraction": val_fraction, "max_width": max_width, "quality": quality},
-            "splits": {},
-        }
-        val_scenes = _val_scenes({s.entry.scene for s in samples}, val_fraction)
-        for split in ("train", "val"):
-            chosen = [s for s in samples if (s.entry.scene in val_scenes) == (split == "val")]
-            manifest["splits"][split] = _write_split(build, split, chosen, shard_size)
-        shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-        index = "".join(json.dumps({"file": f, **index_tar(build / f)._asdict()}) + "\n" for f in shards)
-        (build / INDEX).write_text(index, encoding="utf-8")
-        manifest["index"] = {"file": INDEX, "sha256": hashlib.sha256(index.encode()).hexdigest()}
-        _publish(build, output, manifest)
-    return manifest
+    entries, rejected = choose(source, limit)
+    with only_builder(build):
+        begin(build, plan, overwrite)
+        if not (build / MANIFEST).exists():  # else the last build was cut short while it moved its files to `output`
+            with open_engine(engine, workers) as mapped:
+                read = partial(accept, source, build / "panoramas", max_width, quality)
+                results: Iterable[Accepted | Rejection] = mapped(read, entries)
+                results = progress(results, len(entries), "reading") if progress else results
+                samples, refused = _sorted_out(entries, iter(results))
+                rejected = sorted(rejected + refused, key=lambda r: (r.file, r.reason))
+                _put_lines(build / REJECTED, [asdict(r) for r in rejected])
+                if not samples:
+                    (build / REJECTED).replace(output / REJECTED)
+                    clear(build)
+                    build.rmdir()
+                    first = f"the first is {rejected[0].file}: {rejected[0].reason}" if rejected else "no captions"
+                    raise DataError(f"no panorama can be used ({first}); all are listed in {output / REJECTED}")
+                _finish(build, samples, rejected, settings, shard_size, mapped, progress)
+        return publish(build, output)
 
 
-def _accept(
-    source: Source,
-    entries: list[Entry],
-    build: Path,
-    max_width: int,
-    quality: int,
-    workers: int,
-    progress: Progress | None,
-) -> Iterable[_Sample | Rejection]:
-    keys = _keys(e.file for e in entries)
+def choose(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
+    """The entries that a build takes, and those that the source refuses unread. Raises DataError as the source does,
+    and where `limit` is below 1."""
+    if limit is not None and limit < 1:
+        raise DataError(f"--limit {limit}: at least one panorama")
+    entries, rejected = source.entries()
+    return entries[:limit], rejected
 
-    def check(entry: Entry, key: str) -> _Sample | Rejection:
+
+class Preview(NamedTuple):
+    """What a build would do; `refused` are those of the `read` panoramas, spread over all, that were tried."""
+
+    panoramas: int
+    scenes: int
+    with_face_captions: int
+    rejected: list[Rejection]
+    read: int
+    refused: list[Rejection]
+    bytes: int  # of all shards, as those that were read suggest
+
+
+def preview(source: Source, limit: int | None, max_width: int, quality: int) -> Preview:
+    """Reads the captions and a few panoramas, and writes nothing. Raises DataError as `build_shards` does."""
+    entries, rejected = choose(source, limit)
+    tried = [entries[i * len(entries) // _TRIED] for i in range(_TRIED)] if len(entries) > _TRIED else entries
+    refused: list[Rejection] = []
+    size = 0
+    for entry in tried:
         try:
-            panorama = source.load(entry, max_width, quality)
+            jpeg = source.load(entry, max_width, quality).jpeg
+            size += len(jpeg) + _TAR_BLOCKS
         except DataError as error:
-            return Rejection(entry.file, str(error))
-        path = panorama.original or build / f"{key}.jpg"
-        if panorama.original is None:
-            path.write_bytes(panorama.jpeg)
-        return _Sample(entry, key, path, zlib.crc32(panorama.jpeg), panorama.width, panorama.height)
+            refused.append(Rejection(entry.file, str(error)))
+    return Preview(
+        panoramas=len(entries),
+        scenes=len({e.scene for e in entries}),
+        with_face_captions=sum(e.faces is not None for e in entries),
+        rejected=rejected,
+        read=len(tried),
+        refused=refused,
+        bytes=size * len(entries) // max(1, len(tried)),
+    )
 
-    with own_limits(), ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            results: Iterable[_Sample | Rejection] = pool.map(check, entries, keys)
-            yield from progress(results, len(entries)) if progress else results
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+
+# ---- the work ----------------------------------------------------------------------------------------------
+
+
+def _put_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    put(path, text, sync=True)
+    return text
+
+
+def _sorted_out(entries: list[Entry], results: Iterator[Accepted | Rejection]) -> tuple[list[Sample], list[Rejection]]:
+    samples, rejected = [], []
+    for entry, key, result in zip(entries, _keys(e.file for e in entries), results, strict=True):
+        if isinstance(result, Rejection):
+            rejected.append(result)
+        else:
+            samples.append(Sample(entry, key, result))
+    return samples, rejected
+
+
+def _finish(
+    build: Path,
+    samples: list[Sample],
+    rejected: list[Rejection],
+    settings: dict[str, Any],
+    shard_size: int,
+    mapped: Map,
+    progress: Progress | None,
+) -> None:
+    """Everything of the dataset in `build`, the manifest last."""
+    from cubediff.data.report import report_html
+
+    hashes = np.frombuffer(bytes.fromhex("".join(s.panorama.hash for s in samples)), np.uint8).reshape(len(samples), -1)
+    pairs = near_duplicates(hashes)
+    samples = _split(samples, pairs, settings["val_fraction"])
+    shards = [shard for split in ("train", "val") for shard in _shards(samples, split, shard_size)]
+    written: Iterable[WrittenShard] = mapped(partial(write_shard, build), shards)
+    written = list(progress(written, len(shards), "writing") if progress else written)
+    index = _put_lines(build / INDEX, [w.places for w in written])
+    files = [s.entry.file for s in samples]
+    found = zip(*(part.tolist() for part in pairs), strict=True)
+    duplicates = [{"files": [files[i], files[j]], "distance": distance} for i, j, distance in found]
+    _put_lines(build / DUPLICATES, duplicates)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "samples": len(samples),
+        "rejected": len(rejected),
+        "with_face_captions": sum(s.entry.faces is not None for s in samples),
+        "widths": {str(w): n for w, n in sorted(Counter(s.panorama.width for s in samples).items())},
+        "near_duplicates": {"pairs": len(duplicates), "threshold": THRESHOLD},
+        "settings": settings,
+        "splits": {
+            split: {
+                "samples": sum(s.split == split for s in samples),
+                "with_face_captions": sum(s.split == split and s.entry.faces is not None for s in samples),
+                "shards": [w.summary for w in written if w.summary["file"].startswith(f"{split}-")],
+            }
+            for split in ("train", "val")
+        },
+        "index": {"file": INDEX, "sha256": hashlib.sha256(index).hexdigest()},
+    }
+    put(build / REPORT, report_html(manifest, samples, rejected, pairs).encode(), sync=True)
+    sync(build)
+    put(build / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode(), sync=True)
+    sync(build)
 
 
 def _keys(files: Iterable[str]) -> list[str]:
@@ -152,6 +229,22 @@ def _keys(files: Iterable[str]) -> list[str]:
         taken.add(key.lower())
         keys.append(key)
     return keys
+
+
+def _split(samples: list[Sample], pairs: Pairs, fraction: float) -> list[Sample]:
+    """The samples with their split. Scenes that share a near-duplicate are one, under the name of their first."""
+    first = {s.entry.scene: s.entry.scene for s in samples}
+
+    def joined(scene: str) -> str:
+        while first[scene] != scene:
+            first[scene] = scene = first[first[scene]]
+        return scene
+
+    for i, j in zip(pairs.first, pairs.second, strict=True):
+        one, other = sorted(joined(samples[k].entry.scene) for k in (i, j))
+        first[other] = one
+    val = _val_scenes({joined(scene) for scene in first}, fraction)
+    return [replace(s, split="val" if joined(s.entry.scene) in val else "train") for s in samples]
 
 
 def _val_scenes(scenes: set[str], fraction: float) -> set[str]:
@@ -168,53 +261,8 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _write_split(build: Path, split: str, samples: list[_Sample], shard_size: int) -> dict[str, Any]:
-    samples = sorted(samples, key=lambda s: _hash(s.key))  # mixed, so that one shard is not one folder
-    total = -(-len(samples) // shard_size)
-    shards = []
-    for i in range(total):
-        members = samples[i * len(samples) // total : (i + 1) * len(samples) // total]
-        path = build / f"{split}-{i:06d}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in members:
-                _add(tar, sample)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-        size = path.stat().st_size
-        shards.append({"file": path.name, "samples": len(members), "bytes": size, "sha256": digest.hexdigest()})
-    faces = sum(s.entry.faces is not None for s in samples)
-    return {"samples": len(samples), "with_face_captions": faces, "shards": shards}
-
-
-def _add(tar: tarfile.TarFile, sample: _Sample) -> None:
-    entry = sample.entry
-    jpeg = sample.jpeg.read_bytes()
-    if zlib.crc32(jpeg) != sample.crc32:
-        raise DataError(f"{sample.jpeg} changed while the shards were built: build them again")
-    record: dict[str, Any] = {"file": entry.file, "caption": entry.caption, "scene": entry.scene}
-    record |= {"faces": entry.faces} if entry.faces else {}
-    record |= {"width": sample.width, "height": sample.height, "crc32": sample.crc32}
-    record |= {"metadata": entry.metadata} if entry.metadata else {}
-    text = json.dumps(record, ensure_ascii=False).encode()
-    for suffix, data in (("jpg", jpeg), ("json", text)):
-        member = tarfile.TarInfo(f"{sample.key}.{suffix}")  # its defaults: time, user and group 0, mode 644
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
-
-
-def _publish(build: Path, output: Path, manifest: dict[str, Any]) -> None:
-    """Moves the whole dataset into place. The manifest goes first and comes last: a folder where this was
-    cut short has none, so nobody trains on a mixture."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    for old in output.iterdir():
-        if re.fullmatch(r"(train|val)-\d{6}\.tar", old.name):
-            old.unlink()
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            os.replace(build / shard["file"], output / shard["file"])
-    for name in (INDEX, REJECTED):
-        os.replace(build / name, output / name)
-    (build / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(build / MANIFEST, output / MANIFEST)
+def _shards(samples: list[Sample], split: str, shard_size: int) -> list[tuple[str, list[Sample]]]:
+    mixed = sorted((s for s in samples if s.split == split), key=lambda s: _hash(s.key))  # no shard is one folder
+    total = -(-len(mixed) // shard_size)
+    parts = [mixed[i * len(mixed) // total : (i + 1) * len(mixed) // total] for i in range(total)]
+    return [(f"{split}-{i:06d}.tar", part) for i, part in enumerate(parts)]

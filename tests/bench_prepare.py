@@ -1,0 +1,70 @@
+"""How fast panoramas become shards, and what Ray costs: 2048 × 1024 PNG, which have to be re-encoded, of data/samples.
+
+python tests/bench_prepare.py [NUMBER]; Ray's row needs the extra ray.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+
+from cubediff.data.engines import Engine, open_engine
+from cubediff.data.sources import open_source
+from cubediff.data.write import build_shards
+
+SAMPLES = sorted((Path(__file__).parents[1] / "data" / "samples").glob("*.jpg"))
+
+
+def panoramas(folder: Path, number: int) -> None:
+    folder.mkdir()
+    for i in range(number):
+        image = cv2.imread(str(SAMPLES[i % len(SAMPLES)]))
+        cv2.imwrite(str(folder / f"{i:06d}.png"), cv2.resize(image, (2048, 1024), interpolation=cv2.INTER_CUBIC))
+    (folder / "prompts.txt").write_text("a panorama\n" * number)
+
+
+def rate(source: Path, output: Path, engine: Engine, workers: int) -> tuple[float, float, float]:
+    """Panoramas a second from the first that is done on, seconds until then, and seconds of all."""
+    moments: list[float] = []
+
+    def clock(results, total, what):
+        for result in results:
+            if what == "reading":
+                moments.append(time.perf_counter())
+            yield result
+
+    start = time.perf_counter()
+    build_shards(source, output, engine=engine, workers=workers, progress=clock)
+    whole = time.perf_counter() - start
+    return (len(moments) - 1) / (moments[-1] - moments[0]), moments[0] - start, whole
+
+
+def main() -> None:
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "in"
+        panoramas(source, number)
+        opened = open_source(source)
+        entry = opened.entries()[0][0]
+        start = time.perf_counter()
+        for _ in range(10):
+            opened.load(entry, 16384, 95)
+        print(f"decoding, checking and encoding alone, one core: {10 / (time.perf_counter() - start):.2f} panoramas/s")
+        for engine, workers in (("local", 1), ("local", 2), ("ray", 1), ("ray", 2)):
+            speed, first, whole = rate(source, Path(scratch) / f"{engine}{workers}", engine, workers)
+            print(
+                f"{engine}, {workers} workers: {speed:.2f} panoramas/s, {speed / workers:.2f} per worker; "
+                f"the first after {first:.1f} s; {number} built in {whole:.1f} s"
+            )
+        for engine in ("local", "ray"):
+            with open_engine(engine, 2) as mapped:
+                list(mapped(str, range(10)))
+                start = time.perf_counter()
+                list(mapped(str, range(2000)))
+                print(f"{engine}, an empty task: {(time.perf_counter() - start) / 2000 * 1e3:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
