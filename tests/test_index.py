@@ -19,7 +19,7 @@ def write(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FOR
     return path
 
 
-MEMBERS = {f"{key}.{part}": f"{key} {part}".encode() * n for n, key in enumerate(("a", "b", "d/e"), 500)
+MEMBERS = {f"{key}.{part}": f"{key} {part}".encode() * n for n, key in enumerate(("a", "b", "d/e", "v1.0/e"), 500)
            for part in ("jpg", "json", "seg.png")}  # fmt: skip
 
 

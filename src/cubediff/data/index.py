@@ -1,5 +1,5 @@
 """Where each sample of a tar shard lies, so that any one is read alone (WebDataset's layout: the members of a sample
-follow each other and share the name before the first dot)."""
+follow each other and share the name before the first dot after the folders)."""
 
 import io
 import tarfile
@@ -21,7 +21,7 @@ def index_tar(shard: Path | BinaryIO) -> ShardIndex:
     path, file = (shard, None) if isinstance(shard, Path) else (None, shard)
     with tarfile.open(path, "r:", file) as tar:
         for member in tar:
-            key = member.name.partition(".")[0]
+            key = _split(member.name)[0]
             if member.isfile() and [key] != keys[-1:]:
                 keys.append(key)
                 offsets.append(member.offset)
@@ -29,7 +29,7 @@ def index_tar(shard: Path | BinaryIO) -> ShardIndex:
 
 
 def read_sample(tar: BinaryIO, offset: int, end: int) -> dict[str, bytes]:
-    """A sample's members by what follows the first dot of their names. Raises EOFError, tarfile.TarError or OSError
+    """A sample's members by what follows that dot in their names. Raises EOFError, tarfile.TarError or OSError
     where these bytes of the open shard are not whole."""
     tar.seek(offset)
     data = tar.read(end - offset)
@@ -40,5 +40,12 @@ def read_sample(tar: BinaryIO, offset: int, end: int) -> dict[str, bytes]:
         for member in members:
             content = members.extractfile(member)
             if content is not None:
-                sample[member.name.partition(".")[2]] = content.read()
+                sample[_split(member.name)[1]] = content.read()
     return sample
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's sample, and which of its members it is: folders may have dots."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix
