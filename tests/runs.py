@@ -19,11 +19,11 @@ QUICK = (
 FEW_SAMPLING_STEPS = "callbacks.samples.steps=1"
 
 
-def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
+def composed(*overrides: str, run_dir: Path | None = None, name: str = "train") -> DictConfig:
     """The job's config; what it reads of Hydra's own (the output folder) is that of the last one composed."""
     into = [] if run_dir is None else [f"run_dir={run_dir}"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        config = compose("train", overrides=[*overrides, *into], return_hydra_config=True)
+        config = compose(name, overrides=[*overrides, *into], return_hydra_config=True)
     with open_dict(config):
         config.hydra.runtime.output_dir = config.hydra.run.dir
     HydraConfig.instance().set_config(config)

@@ -187,7 +187,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._ends.append((time.monotonic(), len(batch["faces"])))
+        self._ends.append((time.monotonic(), len(batch["key"])))
         if len(self._ends) > 1:
             elapsed = self._ends[-1][0] - self._ends[0][0]
             seen = sum(count for _, count in self._ends) - self._ends[0][1]

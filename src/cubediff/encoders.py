@@ -3,6 +3,7 @@
 A plain class, not an nn.Module, so that a LightningModule holding it neither trains nor checkpoints it.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -31,6 +32,20 @@ class FrozenEncoders:
         self.vae.to(device)
         self.text_encoder.to(device)
         return self
+
+    def release(self) -> None:
+        """Gives the models' memory back; they can no longer be used."""
+        self.vae.to("meta")
+        self.text_encoder.to("meta")
+
+    def fingerprint(self) -> str:
+        """Of both models' weights, in float32 (SHA-256, hexadecimal)."""
+        digest = hashlib.sha256()
+        for model in (self.vae, self.text_encoder):
+            for name, weight in sorted(model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode_faces(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:

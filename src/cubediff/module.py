@@ -50,7 +50,8 @@ def select_trainable_(unet: UNet2DConditionModel, trainable: Trainable, lora_ran
 
 
 class CubeDiffModule(L.LightningModule):
-    """Trains `pipeline.unet` on batches of the DataModule: `faces` (B, 6, 3, S, S) in [−1, 1] and `prompts`.
+    """Trains `pipeline.unet` on batches of the DataModule: `faces` (B, 6, 3, S, S) in [−1, 1] and `prompts`, or
+    `latents` (B, 6, C, h, w) and `text` (B, 6, L, D) that were encoded before.
 
     optimizer: called with the trained parameters. lr_schedule and warmup_steps: a name of
     diffusers.optimization.get_scheduler, stepped once per optimizer step. compile: the UNet's transformer blocks
@@ -98,8 +99,16 @@ class CubeDiffModule(L.LightningModule):
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def setup(self, stage: str) -> None:
-        self.encoders.to(self.trainer.strategy.root_device)
-        self.empty_text = self.encoders.encode_text([""])  # (1, L, D)
+        device = self.trainer.strategy.root_device
+        encoded_by = getattr(getattr(self.trainer, "datamodule", None), "encoded_by", None)
+        if encoded_by is None:
+            self.encoders.to(device)
+        elif encoded_by != self.encoders.fingerprint():
+            raise ValueError("the latents of data.path were made by other encoders than those of model.pipeline.path: "
+                             "train from the model that they were cached with, or cache them again")  # fmt: skip
+        self.empty_text = self.encoders.encode_text([""]).to(device)  # (1, L, D)
+        if encoded_by is not None:
+            self.encoders.release()
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.trained_parameters.values())
@@ -138,6 +147,26 @@ class CubeDiffModule(L.LightningModule):
         """The loss (B,) of each panorama, with noise drawn from `place` alone."""
         state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(state >> 1))
+        condition: dict[str, Tensor] = {}
+        if "latents" in batch:
+            latents, text = batch["latents"].float(), batch["text"].float()
+        else:
+            latents, text, condition = self._encoded(batch)
+        losses, _, _ = self.objective.loss(
+            self.unet,
+            self.noise_scheduler,
+            latents,
+            text,
+            self.empty_text.float(),
+            positions=self.pipeline.positions(latents.shape[-1], latents.device),
+            image_drop=self.pipeline.config.image_drop,
+            generator=generator,
+            **condition,
+        )
+        return losses
+
+    def _encoded(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Latents (B, 6, C, h, w), text states (B, 6, L, D), and the condition where it is not the front face."""
         prompts = [prompt for faces in batch["prompts"] for prompt in faces]
         texts = sorted(set(prompts))
         states = self.encoders.encode_text(texts, truncate=True)
@@ -150,15 +179,4 @@ class CubeDiffModule(L.LightningModule):
                 "known": self.encoders.encode_faces(batch["known"]),
                 "mask": latent_mask(batch["covered"], scale),
             }
-        losses, _, _ = self.objective.loss(
-            self.unet,
-            self.noise_scheduler,
-            latents,
-            states[order].unflatten(0, (-1, 6)).float(),
-            self.empty_text.float(),
-            positions=self.pipeline.positions(latents.shape[-1], latents.device),
-            image_drop=self.pipeline.config.image_drop,
-            generator=generator,
-            **condition,
-        )
-        return losses
+        return latents, states[order].unflatten(0, (-1, 6)).float(), condition

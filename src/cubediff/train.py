@@ -20,7 +20,8 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
     import lightning as L
     import torch
 
-    from cubediff.callbacks import UNetEMA
+    from cubediff.callbacks import SampleLogger, UNetEMA
+    from cubediff.data import LatentDataModule
     from cubediff.export import export_pipeline
 
     silence()
@@ -28,7 +29,12 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
     datamodule = build(config.data)
     datamodule.setup()
     module = build(config.model)
-    callbacks = [build(c) for c in config.callbacks.values()]
+    # An experiment may set options of a callback that callbacks=none or …=null has taken away.
+    callbacks = [build(c) for c in config.callbacks.values() if c and "_target_" in c]
+    encoded = isinstance(datamodule, LatentDataModule)
+    if encoded and any(isinstance(c, SampleLogger) for c in callbacks):
+        print("training on latents, with no encoders in memory: no samples are drawn")
+        callbacks = [c for c in callbacks if not isinstance(c, SampleLogger)]
     loggers = [build(c) for c in config.logger.values()]
     options = {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(run_dir)}
     trainer: Any = build(config.trainer, **options)
@@ -51,6 +57,9 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
             wandb.finish(exit_code=int(sys.exc_info()[0] is not None))  # else a sweep's next run would go on in this
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
     if trainer.is_global_zero:
+        if encoded:
+            fresh = build(config.model.pipeline)
+            module.pipeline.register_modules(vae=fresh.vae, text_encoder=fresh.text_encoder)
         export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
         print(f"trained: {run_dir / 'export'}")
     trainer.strategy.barrier()

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cubediff.data.example import create_example_dataset
+    from cubediff.data.latents import LatentDataModule
+    from cubediff.data.panoramas import PanoramaDataModule
     from cubediff.data.photos import RandomViews
-    from cubediff.data.shards import PanoramaDataModule
     from cubediff.data.sources import DataError
     from cubediff.data.views import CubeBatch, PanoramaBatch
     from cubediff.data.write import build_shards
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CubeBatch",
     "DataError",
+    "LatentDataModule",
     "PanoramaBatch",
     "PanoramaDataModule",
     "RandomViews",
@@ -24,8 +26,9 @@ __all__ = [
 _ROOMS = {
     "CubeBatch": "views",
     "DataError": "sources",
+    "LatentDataModule": "latents",
     "PanoramaBatch": "views",
-    "PanoramaDataModule": "shards",
+    "PanoramaDataModule": "panoramas",
     "RandomViews": "photos",
     "build_shards": "write",
     "create_example_dataset": "example",

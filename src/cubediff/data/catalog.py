@@ -37,8 +37,16 @@ class Shard:
         return len(self.offsets) - 1
 
 
-def open_dataset(path: str, cache: Cache) -> dict[str, list[Shard]]:
-    """The shards of "train" and "val": of a folder, here or at a URL, that `python -m cubediff.prepare` wrote; or of
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """The shards of "train" and "val", and how their latents were made if they hold latents."""
+
+    splits: dict[str, list[Shard]]
+    latents: dict[str, Any] | None = None
+
+
+def open_dataset(path: str, cache: Cache) -> Catalog:
+    """The shards of a folder, here or at a URL, that `python -m cubediff.prepare` wrote; or of
     one tar or a brace range of tars, all of which are "train".
 
     Tars are indexed by their headers, remote ones fetched whole for it. Raises DataError where anything is missing or
@@ -46,7 +54,7 @@ def open_dataset(path: str, cache: Cache) -> dict[str, list[Shard]]:
     """
     path = path.removeprefix("file://")
     if path.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", path):
-        return {"train": [_indexed(tar, cache) for tar in expand_urls(path)], "val": []}
+        return Catalog({"train": [_indexed(tar, cache) for tar in expand_urls(path)], "val": []})
     return _catalogued(path.rstrip("/"))
 
 
@@ -59,7 +67,7 @@ def _indexed(tar: str, cache: Cache) -> Shard:
     return Shard(tar, "\0".join(keys), np.array(offsets, np.int64))
 
 
-def _catalogued(folder: str) -> dict[str, list[Shard]]:
+def _catalogued(folder: str) -> Catalog:
     remote = is_remote(folder)
     if not remote and not (Path(folder) / MANIFEST).is_file():
         raise DataError(
@@ -94,7 +102,7 @@ def _catalogued(folder: str) -> dict[str, list[Shard]]:
                     raise DataError(f"{shard} {found}: {_REMEDY}")
             places = np.array(offsets, np.int64)
             splits[split].append(Shard(shard, "\0".join(keys), places, entry["bytes"], entry["sha256"]))
-    return splits
+    return Catalog(splits, manifest.get("latents"))
 
 
 def _index(folder: str, remote: bool, manifest: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:

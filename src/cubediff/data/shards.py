@@ -1,65 +1,53 @@
-"""From shards to batches of cubes for Lightning (the paper's training data): panoramas leave the workers as
-equirectangular uint8 and become faces on the batch's own device."""
+"""From shards to batches for Lightning, whatever their samples hold: a stream that depends on the seed alone, and
+resumes where it was (the paper's training data)."""
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import cv2
 import lightning as L
 import platformdirs
 import torch
 import webdataset as wds
-from torch import Tensor
 
-from cubediff.conditions import Photo, known_faces
 from cubediff.data.catalog import Reader, Shard, open_dataset
 from cubediff.data.order import Mixture, Order
-from cubediff.data.photos import Camera, RandomViews
 from cubediff.data.remote import Cache
 from cubediff.data.sources import DataError
-from cubediff.data.stream import TrainStream, ValStream
-from cubediff.data.views import CubeBatch, PanoramaBatch, PanoramaDecoder
-from cubediff.geometry import equirect_to_cube, equirect_to_perspective, rotation_matrix
+from cubediff.data.stream import Decoder, Stream, TrainStream, ValStream
 
 log = logging.getLogger(__name__)
 
 _TELLING = 1000  # samples, or a whole epoch, before the share of damaged ones is known well enough
 
 
-class PanoramaDataModule(L.LightningDataModule):
-    """Batches of cubes from what `python -m cubediff.prepare` wrote, read where it lies or fetched.
+class ShardDataModule(L.LightningDataModule, ABC):
+    """Batches from shards, read where they lie or fetched; subclasses say what a sample is decoded to.
 
     `path` is a folder, here or at a URL (s3, gs, https, hf), or tars by a brace range or `pipe:COMMAND`; or several of
     these, mixed by `weights`, or by their sizes where none are given. Remote shards are fetched whole into `cache_dir`
-    (default: in the user's cache folder), which may take `cache_gb` (10⁹ bytes). `face_size` in pixels and `fov` in
-    degrees are the faces'; `panorama_height` (default 2·`face_size`) is what the workers resize to. The order is mixed
-    within `shuffle_buffer` samples, so that their shards are needed at a time. With "uniform" `yaw` a panorama is
-    turned by any angle; where it has captions of its faces these are used with `face_caption_probability`, and it is
-    then turned by a multiple of 90 degrees within `face_caption_jitter`, so that they stay true. `photos` conditions a
-    share of the panoramas on a photo that looks anywhere, and not on their front face. Validation shows every held-out
-    panorama (the first `limit_val`) once, unturned. Samples that cannot be read are skipped and counted; a training
-    with more than `max_skipped_share` of them stops with DataError.
+    (default: in the user's cache folder), which may take `cache_gb` (10⁹ bytes). The order is mixed within
+    `shuffle_buffer` samples, so that their shards are needed at a time. Validation shows every held-out sample (the
+    first `limit_val`) once. Samples that cannot be read are skipped and counted; a training with more than
+    `max_skipped_share` of them stops with DataError.
 
     The batches of all ranks are consecutive parts of one stream, a function of the seed alone; `position` is how many
     of its samples the job has been given, and a run that resumes from a checkpoint goes on there.
     """
 
+    content: ClassVar[str]  # what the shards hold: "panoramas" or "latents"
+
     def __init__(
         self,
         path: str | Path | Sequence[str | Path],
         batch_size: int,
-        face_size: int,
-        fov: float = 95.0,
-        panorama_height: int | None = None,
+        *,
         num_workers: int = 0,
         shuffle_buffer: int = 1024,
-        yaw: Literal["uniform", "none"] = "uniform",
-        face_caption_probability: float = 0.5,
-        face_caption_jitter: float = 15.0,
-        photos: RandomViews | None = None,
         limit_val: int | None = None,
         weights: Sequence[float | int] | None = None,
         cache_dir: str | Path | None = None,
@@ -68,17 +56,10 @@ class PanoramaDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or face_size < 1 or num_workers < 0 or shuffle_buffer < 1:
+        if batch_size < 1 or num_workers < 0 or shuffle_buffer < 1:
             raise ValueError(
-                f"batch_size {batch_size}, face_size {face_size} and shuffle_buffer {shuffle_buffer} must be "
-                f"at least 1, num_workers {num_workers} at least 0"
-            )
-        if yaw not in ("uniform", "none"):
-            raise ValueError(f"yaw {yaw!r} is not one of 'uniform', 'none'")
-        if not 0 <= face_caption_probability <= 1 or not 0 <= face_caption_jitter <= 45:
-            raise ValueError(
-                f"face_caption_probability {face_caption_probability} must be in [0, 1], face_caption_jitter "
-                f"{face_caption_jitter} in [0, 45] degrees"
+                f"batch_size {batch_size} and shuffle_buffer {shuffle_buffer} must be at least 1, num_workers "
+                f"{num_workers} at least 0"
             )
         if limit_val is not None and limit_val < 1:
             raise ValueError(f"limit_val {limit_val}: give at least 1, or null for all of them")
@@ -92,30 +73,32 @@ class PanoramaDataModule(L.LightningDataModule):
         self.cache = Cache(Path(cache_dir or platformdirs.user_cache_path("cubediff") / "shards"), cache_gb * 1e9)
         self.max_skipped_share = max_skipped_share
         self.batch_size = batch_size
-        self.face_size = face_size
-        self.fov = fov
-        self.panorama_height = panorama_height or 2 * face_size
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
-        self.yaw = yaw
-        self.face_caption_probability = face_caption_probability
-        self.face_caption_jitter = face_caption_jitter
-        self.photos = photos
         self.limit_val = limit_val
         self.seed = seed
         self.position = 0
+        self.latents: list[dict[str, Any]] = []  # how those of each dataset were made
         self._datasets: list[dict[str, list[Shard]]] = []
-        self._streams: dict[str, TrainStream | ValStream] = {}
+        self._streams: dict[str, Stream] = {}
+
+    @abstractmethod
+    def decoder(self, split: str) -> Decoder:
+        """What makes batches of the samples of "train" or "val"."""
 
     def setup(self, stage: str | None = None) -> None:
         """Finds where all samples lie; raises DataError where something is missing or does not fit together."""
         if self._datasets:
             return
-        datasets = [open_dataset(path, self.cache) for path in self.paths]
-        for path, dataset in zip(self.paths, datasets, strict=True):
-            if not any(map(len, dataset["train"])):
+        catalogs = [open_dataset(path, self.cache) for path in self.paths]
+        for path, catalog in zip(self.paths, catalogs, strict=True):
+            content = "panoramas" if catalog.latents is None else "latents"
+            if content != self.content:
+                raise DataError(f"{path} holds {content} and not {self.content}: give data={content}")
+            if not any(map(len, catalog.splits["train"])):
                 raise DataError(f"{path} has no panoramas to train on: give data.path another, or build it again")
-        self._datasets = datasets
+        self.latents = [catalog.latents for catalog in catalogs if catalog.latents is not None]
+        self._datasets = [catalog.splits for catalog in catalogs]
 
     def samples(self, split: str) -> int:
         """How many panoramas a split ("train" or "val") shows."""
@@ -148,13 +131,7 @@ class PanoramaDataModule(L.LightningDataModule):
         stream = TrainStream(
             self._reader("train"),
             Mixture(orders, self.weights or [order.length for order in orders]),
-            PanoramaDecoder(
-                self.panorama_height,
-                self.face_caption_probability,
-                self.face_caption_jitter,
-                self.yaw == "uniform",
-                self.photos,
-            ),
+            self.decoder("train"),
             self.batch_size,
             self.num_workers,
             rank=rank,
@@ -181,31 +158,9 @@ class PanoramaDataModule(L.LightningDataModule):
                 "--val-fraction, or train with trainer.limit_val_batches=0"
             )
         own = range(rank * samples // world, (rank + 1) * samples // world)
-        decoder = PanoramaDecoder(self.panorama_height)
-        stream = ValStream(self._reader("val"), own, decoder, self.batch_size, self.num_workers)
+        stream = ValStream(self._reader("val"), own, self.decoder("val"), self.batch_size, self.num_workers)
         self._streams["val"] = stream
         return self._loader(stream, range(math.ceil(len(own) / self.batch_size)))
-
-    def on_after_batch_transfer(self, batch: PanoramaBatch, dataloader_idx: int) -> CubeBatch:
-        """Renders the faces of every panorama, turned by its yaw, where the batch now is."""
-        panorama = batch["panorama"].float().div_(127.5).sub_(1.0)
-        rotation = rotation_matrix(batch["yaw"])
-        faces = equirect_to_cube(panorama, self.face_size, self.fov, rotation=rotation, mode="bicubic")
-        cubes = CubeBatch(faces=faces.clamp_(-1, 1), yaw=batch["yaw"], prompts=batch["prompts"], key=batch["key"])
-        if any(batch["cameras"]):
-            taken = zip(batch["cameras"], cubes["faces"], panorama, batch["yaw"], strict=True)
-            photos = [[self._photo(camera, six[0], image, yaw)] for camera, six, image, yaw in taken]
-            cubes["known"], cubes["covered"] = known_faces(photos, self.face_size, self.fov)
-        return cubes
-
-    def _photo(self, camera: Camera | None, front: Tensor, panorama: Tensor, yaw: Tensor) -> Photo:
-        """The photo that a panorama is conditioned on; it has as many pixels as a face."""
-        if camera is None:
-            return Photo(front)
-        rows, columns = (round(self.face_size * camera.aspect**power) for power in (-0.5, 0.5))
-        turn = (yaw + camera.yaw, camera.pitch, camera.roll)
-        picture = equirect_to_perspective(panorama[None], (rows, columns), camera.fov, *turn, mode="bicubic")[0]
-        return Photo(picture.clamp_(-1, 1), camera.fov, camera.yaw, camera.pitch, camera.roll)
 
     def state_dict(self) -> dict[str, int]:
         """The seed and how many samples of the stream the whole job has been trained on."""
@@ -246,7 +201,7 @@ class PanoramaDataModule(L.LightningDataModule):
 class _From:
     """The positions at which an epoch's batches begin, from where the stream is when the epoch begins."""
 
-    def __init__(self, data: PanoramaDataModule, batches: int, step: int) -> None:
+    def __init__(self, data: ShardDataModule, batches: int, step: int) -> None:
         self.data, self.batches, self.step = data, batches, step
 
     def __iter__(self) -> Iterator[int]:
@@ -265,7 +220,7 @@ class _Loader(wds.WebLoader):
         super().__init__(stream, sampler=asked, batch_size=None, **options)
         self.asked, self.taken = asked, taken
 
-    def __iter__(self) -> Iterator[PanoramaBatch]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
             if isinstance(batch, DataError):
                 raise batch

@@ -67,7 +67,7 @@ class Skips:
         )
 
 
-class _Stream(Dataset[Any]):
+class Stream(Dataset[Any]):
     """What both splits share: from a position of the stream to a sample."""
 
     def __init__(self, reader: Reader, order: Mixture | range, decoder: Decoder, batch_size: int, workers: int) -> None:
@@ -91,7 +91,7 @@ class _Stream(Dataset[Any]):
             raise damaged from error
 
 
-class TrainStream(_Stream):
+class TrainStream(Stream):
     """`stream[first]` is this rank's part of the batch of the whole job that begins at position `first`, or a DataError
     for the training to raise. What a position shows is a function of the seed and the position."""
 
@@ -116,7 +116,7 @@ class TrainStream(_Stream):
         raise DataError(f"{_PATIENCE} samples in a row cannot be read, the last {last}")
 
 
-class ValStream(_Stream):
+class ValStream(Stream):
     """`stream[i]` is the i-th batch of a range of samples, without those that cannot be read and unturned; None where
     nothing is left of it, or a DataError for the validation to raise."""
 

@@ -1,0 +1,199 @@
+"""Encodes every panorama of some shards at several turns, with its captions, into shards of latents: Lightning's
+predict loop, each device taking whole shards (CubeDiff, section 4.1: both encoders stay frozen)."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from cubediff.data.index import index_tar
+from cubediff.data.latents import Views, pack
+from cubediff.data.panoramas import PanoramaDataModule
+from cubediff.data.sources import DataError
+from cubediff.data.stream import Damaged, Stream
+from cubediff.data.write import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.encoders import FrozenEncoders
+
+SETTINGS = "settings.json"
+
+
+class TurnsDataModule(PanoramaDataModule):
+    """Each panorama of a folder of shards as one batch of `turns` views, drawn as training draws them from the seed and
+    the panorama's key; without those shards that `done` names. Validation panoramas stay unturned, and so have one."""
+
+    def __init__(self, *args: Any, turns: int, done: frozenset[str] = frozenset(), **options: Any) -> None:
+        super().__init__(*args, **options)
+        if turns < 1:
+            raise ValueError(f"cache.turns={turns}: give at least 1")
+        if self.photos is not None:
+            raise ValueError("data=photos draws its conditions anew in every step: cache with data=panoramas")
+        if len(self.paths) != 1:
+            raise ValueError("data.path names several datasets: cache one after the other")
+        self.turns, self.done = turns, done
+
+    def predict_dataloader(self) -> Any:
+        rank, world = self._place()
+        places = []
+        for split in ("train", "val"):
+            reader = self._reader(split)
+            left = [n for n, shard in enumerate(reader.shards) if file_name(shard.name) not in self.done]
+            for shard in left[rank::world]:
+                places += [(split, shard, number) for number in range(len(reader.shards[shard]))]
+        turns = _Turns(self, places)
+        self._streams = {"train": turns.streams["train"], "val": turns.streams["val"]}
+        return self._loader(turns, range(len(places)))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**super().on_after_batch_transfer(batch, dataloader_idx), "shard": batch["shard"]}
+
+
+class _Turns(torch.utils.data.Dataset[Any]):
+    def __init__(self, data: TurnsDataModule, places: list[tuple[str, int, int]]) -> None:
+        self.places, self.turns, self.seed = places, data.turns, data.seed
+        self.streams = {}
+        for split in ("train", "val"):
+            reader = data._reader(split)
+            decoder = data.decoder(split)
+            self.streams[split] = Stream(reader, range(int(reader.firsts[-1])), decoder, 1, data.num_workers)
+
+    def __getitem__(self, i: int) -> Any:
+        split, shard, number = self.places[i]
+        stream = self.streams[split]
+        reader = stream.reader
+        key, position = reader.key(shard, number), int(reader.firsts[shard]) + number
+        draws = [random.Random(f"{self.seed} {key} {turn}") for turn in range(self.turns)]
+        try:
+            views = [stream.decoded(position, rng) for rng in (draws if split == "train" else [None])]
+        except Damaged:
+            return None
+        except DataError as error:
+            return error
+        return {**stream.decoder.batch(views), "shard": reader.shards[shard].name}
+
+
+class Encoder(L.LightningModule):
+    """Latents and text states of a batch, on the host in `dtype`."""
+
+    def __init__(self, encoders: FrozenEncoders, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.encoders, self.stored_dtype = encoders, dtype
+
+    def setup(self, stage: str) -> None:
+        self.encoders.to(self.trainer.strategy.root_device)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Views:
+        captions = list(dict.fromkeys(caption for six in batch["prompts"] for caption in six))
+        which = torch.tensor([[captions.index(caption) for caption in six] for six in batch["prompts"]])
+        text, latents = self.encoders.encode_text(captions, truncate=True), self.encoders.encode_faces(batch["faces"])
+        if not latents.isfinite().all():
+            raise FloatingPointError(f"the latents of {batch['key'][0]} in {batch['shard']} are not finite: encode in "
+                                     "trainer.precision=32-true")  # fmt: skip
+        latents, text = (tensor.to("cpu", self.stored_dtype) for tensor in (latents, text))
+        return Views(batch["yaw"].tolist(), latents, text, which, captions)
+
+
+class ShardWriter(Callback):
+    """Writes what each device encodes, a shard for every shard that was read, under a temporary name until it is
+    whole."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._tar: tarfile.TarFile | None = None
+        self._name = ""
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        name = file_name(batch["shard"])
+        if name != self._name:
+            self._finish()
+            self._name = name
+            self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _finish
+        key = batch["key"][0]
+        for suffix, content in pack(key, outputs).items():
+            member = tarfile.TarInfo(f"{key}.{suffix}")  # its defaults: time, user and group 0, mode 644
+            member.size = len(content)
+            assert self._tar is not None
+            self._tar.addfile(member, io.BytesIO(content))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish()
+
+    @property
+    def _part(self) -> Path:
+        return self.output / f".{self._name}.part"
+
+    def _finish(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            os.replace(self._part, self.output / self._name)
+            self._tar = None
+
+
+def file_name(shard: str) -> str:
+    return shard.rpartition("/")[2]
+
+
+def whole_shards(output: Path, settings: dict[str, Any]) -> frozenset[str]:
+    """The shards that an earlier, unfinished caching with the same settings has left in `output`. Raises DataError
+    where the settings were others, or the caching was finished."""
+    if (output / MANIFEST).exists():
+        raise DataError(f"{output} already holds a dataset ({MANIFEST}): give another cache.output, or remove it")
+    file = output / SETTINGS
+    if file.is_file():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        if differing := sorted(name for name in settings if earlier.get(name) != settings[name]):
+            raise DataError(f"{output} was begun with another {', '.join(differing)}: give another cache.output, or "
+                            "remove it")  # fmt: skip
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return frozenset(path.name for path in output.glob("*.tar"))
+
+
+def write_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Makes a dataset of the shards in `output`: manifest.json, written last, and index.jsonl; returns the manifest."""
+    splits: dict[str, Any] = {}
+    lines = []
+    for split in ("train", "val"):
+        shards = []
+        for path in sorted(output.glob(f"{split}-*.tar")):
+            with path.open("rb") as file:
+                index = index_tar(file)
+                file.seek(0)
+                digest = hashlib.sha256()
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+            lines.append(json.dumps({"file": path.name, **index._asdict()}) + "\n")
+            shards.append({"file": path.name, "samples": len(index.keys), "bytes": path.stat().st_size,
+                           "sha256": digest.hexdigest()})  # fmt: skip
+        splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
+    content = "".join(lines)
+    (output / INDEX).write_text(content, encoding="utf-8")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "samples": sum(split["samples"] for split in splits.values()),
+        "latents": settings,
+        "splits": splits,
+        "index": {"file": INDEX, "sha256": hashlib.sha256(content.encode()).hexdigest()},
+    }
+    part = output / f".{MANIFEST}.part"
+    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, output / MANIFEST)
+    (output / SETTINGS).unlink(missing_ok=True)
+    return manifest
