@@ -19,11 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from typer.testing import CliRunner
 
 from cubediff.data import caption
 from cubediff.data.caption import VIEWS, Captioned, Question, write_captions
 from cubediff.data.sources import DataError, open_source
 from cubediff.geometry import FACES
+from cubediff.prepare import app
 
 CHAT = (
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
@@ -162,6 +164,20 @@ def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, asked: li
     assert entries[0].caption == "panorama of 0.jpg"
     assert entries[0].faces == {face: f"{face} of 0.jpg" for face in FACES}
     assert entries[0].metadata == {"captioned_by": "any"}
+
+
+def test_the_command_captions_and_builds(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+    words = [str(folder), str(tmp_path / "out"), "--caption", "any", "--workers", "1"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "(3 with face captions)" in done.output
+    assert len(records(tmp_path / "out" / "captions.jsonl")) == 3
+    asked.clear()
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
+    assert not asked
+    done = CliRunner().invoke(app, [*words, "--captions", "x.jsonl"])
+    assert done.exit_code == 1
+    assert "not both" in done.output
 
 
 @pytest.mark.parametrize(

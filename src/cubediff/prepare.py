@@ -42,6 +42,15 @@ def build(
             show_default=False,
         ),
     ] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Caption the panoramas and their faces with a vision-language model (folder or Hub id of one of "
+            "transformers' image-text-to-text) into OUTPUT/captions.jsonl; conf/caption.yaml says what it is asked.",
+        ),
+    ] = None,
+    caption_batch: Annotated[int, typer.Option(help="Pictures that the model sees at once.", min=1)] = 8,
     val_fraction: Annotated[float, typer.Option(help="Part of the scenes to hold out for validation.")] = 0.1,
     shard_size: Annotated[int, typer.Option(help="Panoramas in a shard at most.")] = 256,
     max_width: Annotated[int, typer.Option(help="Wider panoramas are refused.")] = 16384,
@@ -61,13 +70,21 @@ def build(
     ] = False,
 ) -> None:
     """Build WebDataset shards from a folder of panoramas with captions. Cut short, the same command goes on."""
-    from cubediff.data.sources import DataError, open_source
+    from cubediff.data.sources import DataError, Source, open_source
 
     try:
-        opened = open_source(source, captions, kind)
+        if caption is not None and captions is not None:
+            raise DataError("give --captions FILE or --caption MODEL, not both")
+        opened: Source = open_source(source, captions, kind, captioned=caption is None)
         if dry_run:
             _preview(opened, limit, max_width, quality)
             return
+        if caption is not None:
+            from cubediff.data.caption import Captioned, write_captions
+
+            file = output / "captions.jsonl"
+            write_captions(opened, file, caption, batch=caption_batch, max_width=max_width, progress=_captioning)
+            opened = Captioned(opened, file)
         from cubediff.data.write import REJECTED, REPORT, build_shards
 
         manifest = build_shards(
@@ -139,6 +156,12 @@ def _bar(results: "Iterable[Any]", total: int, what: str) -> "Iterable[Any]":
     from tqdm import tqdm
 
     return tqdm(results, total=total, desc=what, unit=" panoramas" if what == "reading" else " shards")
+
+
+def _captioning(entries: "Iterable[Any]", total: int) -> "Iterable[Any]":
+    from tqdm import tqdm
+
+    return tqdm(entries, total=total, desc="captioning", unit=" panoramas")
 
 
 def _cores() -> int:
