@@ -1,7 +1,10 @@
 """Training on latents that were encoded before, against training that encodes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -157,6 +160,19 @@ def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: 
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
     with pytest.raises(DataError, match="already holds a dataset"):
         cached(source, tmp_path / "out", *words)
+
+
+def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "cache.turns=3", "cache.dtype=float32", "trainer.devices=2", "+trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "cubediff.cache", *words, f"data.path={source}", f"cache.output={tmp_path}/out"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("turns each") == 1  # one process tells
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
+        file.name: file.read_bytes() for file in latents.iterdir()
+    }
 
 
 def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cubediff.data.index import index_tar
+from cubediff.data.journal import put
 from cubediff.data.latents import Views, pack
+from cubediff.data.layout import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.data.panoramas import PanoramaDataModule
 from cubediff.data.sources import DataError
 from cubediff.data.stream import Damaged, Stream
-from cubediff.data.write import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.encoders import FrozenEncoders
 
 SETTINGS = "settings.json"
@@ -161,7 +162,7 @@ def whole_shards(output: Path, settings: dict[str, Any]) -> frozenset[str]:
                             "remove it")  # fmt: skip
     else:
         output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        put(file, json.dumps(settings).encode())
     return frozenset(path.name for path in output.glob("*.tar"))
 
 
@@ -183,7 +184,7 @@ def write_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
                            "sha256": digest.hexdigest()})  # fmt: skip
         splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
     content = "".join(lines)
-    (output / INDEX).write_text(content, encoding="utf-8")
+    put(output / INDEX, content.encode(), sync=True)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -192,8 +193,6 @@ def write_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "splits": splits,
         "index": {"file": INDEX, "sha256": hashlib.sha256(content.encode()).hexdigest()},
     }
-    part = output / f".{MANIFEST}.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, output / MANIFEST)
+    put(output / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode(), sync=True)
     (output / SETTINGS).unlink(missing_ok=True)
     return manifest
