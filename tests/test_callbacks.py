@@ -230,7 +230,7 @@ def test_throughput_is_panoramas_of_all_devices_by_the_clock(monkeypatch: pytest
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
     throughput, module = Throughput(window=2), Mock(spec=L.LightningModule, device=torch.device("cpu"))
     trainer = stand_in(L.Trainer, world_size=2)
-    batch = {"faces": torch.zeros(4, 6, 3, 8, 8)}
+    batch = {"key": ["a", "b", "c", "d"]}
     seen = []
     for i in range(7):
         throughput.on_train_batch_end(trainer, module, None, batch, i)

@@ -128,7 +128,7 @@ def test_corrupt_tars_without_a_manifest_are_indexed_as_far_as_they_go_or_refuse
     for _, broken in corruptions(path.read_bytes(), count, Random(1)):
         broken_tar.write_bytes(broken)
         try:
-            (shard,) = open_dataset(str(broken_tar), Cache(tmp_path, 1.0))["train"]
+            (shard,) = open_dataset(str(broken_tar), Cache(tmp_path, 1.0)).splits["train"]
             assert len(shard) <= 12
         except DataError:
             refused += 1

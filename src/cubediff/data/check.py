@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from cubediff.data.engines import open_engine
+from cubediff.data.files import sha256
 from cubediff.data.index import index_tar, read_sample
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
 from cubediff.data.write import Progress
@@ -98,15 +99,11 @@ def _check_shard(folder: Path, task: tuple[dict[str, Any], dict[str, Any] | None
     name, path = shard["file"], folder / shard["file"]
     seen = Seen(name, [], set(), Counter(), [], 0, 0, [])
     try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-        size = path.stat().st_size
+        digest, size = sha256(path), path.stat().st_size
         if size != shard["bytes"]:
             seen.faults.append(f"{name} is {size} bytes long, not the {shard['bytes']} of the manifest")
-        elif digest.hexdigest() != shard["sha256"]:
-            seen.faults.append(f"{name} is damaged: its sha256 is {digest.hexdigest()}, not {shard['sha256']}")
+        elif digest != shard["sha256"]:
+            seen.faults.append(f"{name} is damaged: its sha256 is {digest}, not {shard['sha256']}")
         index = index_tar(path)
     except FileNotFoundError:
         return seen._replace(faults=[f"{name} is missing"])

@@ -2,7 +2,6 @@
 predict loop, each device taking whole shards (CubeDiff, section 4.1: both encoders stay frozen)."""
 
 import hashlib
-import io
 import json
 import os
 import random
@@ -14,13 +13,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cubediff.data.index import index_tar
-from cubediff.data.journal import put
+from cubediff.data.files import put
 from cubediff.data.latents import Views, pack
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.data.panoramas import PanoramaDataModule
 from cubediff.data.sources import DataError
 from cubediff.data.stream import Damaged, Stream
+from cubediff.data.tars import add_sample, described
 from cubediff.encoders import FrozenEncoders
 
 SETTINGS = "settings.json"
@@ -125,11 +124,8 @@ class ShardWriter(Callback):
             self._name = name
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _finish
         key = batch["key"][0]
-        for suffix, content in pack(key, outputs).items():
-            member = tarfile.TarInfo(f"{key}.{suffix}")  # its defaults: time, user and group 0, mode 644
-            member.size = len(content)
-            assert self._tar is not None
-            self._tar.addfile(member, io.BytesIO(content))
+        assert self._tar is not None
+        add_sample(self._tar, key, pack(key, outputs))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._finish()
@@ -168,22 +164,12 @@ def whole_shards(output: Path, settings: dict[str, Any]) -> frozenset[str]:
 
 def write_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Makes a dataset of the shards in `output`: manifest.json, written last, and index.jsonl; returns the manifest."""
+    written = [described(path, path.name) for path in sorted(output.glob("*.tar"))]
     splits: dict[str, Any] = {}
-    lines = []
     for split in ("train", "val"):
-        shards = []
-        for path in sorted(output.glob(f"{split}-*.tar")):
-            with path.open("rb") as file:
-                index = index_tar(file)
-                file.seek(0)
-                digest = hashlib.sha256()
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
-            lines.append(json.dumps({"file": path.name, **index._asdict()}) + "\n")
-            shards.append({"file": path.name, "samples": len(index.keys), "bytes": path.stat().st_size,
-                           "sha256": digest.hexdigest()})  # fmt: skip
+        shards = [shard.summary for shard in written if shard.summary["file"].startswith(f"{split}-")]
         splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
-    content = "".join(lines)
+    content = "".join(json.dumps(shard.places) + "\n" for shard in written)
     put(output / INDEX, content.encode(), sync=True)
     manifest = {
         "format": FORMAT,

@@ -3,14 +3,13 @@ does again what has changed since."""
 
 import hashlib
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from cubediff.data.duplicates import hash_jpeg
+from cubediff.data.files import put
 from cubediff.data.sources import DataError, Entry, Rejection, Source
 
 
@@ -92,14 +91,3 @@ def read_jpeg(accepted: Accepted) -> bytes:
     if zlib.crc32(jpeg) != accepted.crc32:
         raise DataError(f"{accepted.jpeg} changed while the shards were built: start again, the rest is kept")
     return jpeg
-
-
-def put(path: Path, content: bytes, *, sync: bool = False) -> None:
-    """Writes a whole file or none, whenever it is cut short; with `sync` even where the machine's power is."""
-    part = path.with_name(f"{path.name}.{uuid4().hex}")
-    with part.open("wb") as file:
-        file.write(content)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(part, path)

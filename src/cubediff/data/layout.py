@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cubediff.data.journal import put
+from cubediff.data.files import put, sync
 from cubediff.data.sources import DataError
 
 MANIFEST = "manifest.json"
@@ -92,12 +92,3 @@ def publish(build: Path, output: Path) -> dict[str, Any]:
     clear(build)
     build.rmdir()
     return manifest
-
-
-def sync(folder: Path) -> None:
-    """After it the folder's new names outlive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

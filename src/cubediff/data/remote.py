@@ -16,6 +16,7 @@ import fsspec
 from filelock import FileLock
 from webdataset.gopen import gopen
 
+from cubediff.data.files import sha256
 from cubediff.data.sources import DataError
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,11 @@ class Cache:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
 
-    def open(self, url: str, size: int | None = None, sha256: str | None = None) -> BinaryIO:
-        """A remote file, open to read, whole and of the given size and sha256 where these are known. Raises DataError
-        where it cannot be had."""
+    def open(self, url: str, size: int | None = None, digest: str | None = None) -> BinaryIO:
+        """A remote file, open to read, whole and of the given size and SHA-256 `digest` where these are known. Raises
+        DataError where it cannot be had."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rpartition("/")[2])[-60:]
-        file = self.folder / f"{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:24]}-{name}"
+        file = self.folder / f"{hashlib.sha256(f'{url} {digest}'.encode()).hexdigest()[:24]}-{name}"
         if opened := _opened(file):
             return opened
         locks = self.folder / "locks"
@@ -85,7 +86,7 @@ class Cache:
                 return opened  # another process has fetched it meanwhile
             part = self.folder / "part" / file.name
             part.parent.mkdir(exist_ok=True)
-            retried(lambda: _fetch(url, part, size, sha256), url)
+            retried(lambda: _fetch(url, part, size, digest), url)
             os.replace(part, file)
             opened = file.open("rb")
         with FileLock(locks / "room"):
@@ -110,21 +111,17 @@ def _opened(file: Path) -> BinaryIO | None:
     return opened
 
 
-def _fetch(url: str, part: Path, size: int | None, sha256: str | None) -> None:
+def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
     if url.startswith("pipe:"):
         with gopen(url) as stream, part.open("wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
     else:
         filesystem, path = _filesystem(url)
         filesystem.get_file(path, str(part))
-    digest = hashlib.sha256()
-    with part.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-        found = file.tell()
+    found = part.stat().st_size
     if size is not None and found != size:
         raise OSError(f"{found} bytes arrived instead of {size}")
-    if sha256 is not None and digest.hexdigest() != sha256:
+    if digest is not None and sha256(part) != digest:
         raise OSError("what arrived is not what was written (sha256 differs)")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
+from cubediff.data.files import put, sha256
 from cubediff.data.index import index_tar
-from cubediff.data.journal import Accepted, put, read_jpeg
+from cubediff.data.journal import Accepted, read_jpeg
 from cubediff.data.sources import Entry
 
 
@@ -51,22 +52,28 @@ def write_shard(folder: Path, shard: tuple[str, list[Sample]]) -> WrittenShard:
     with part.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample, text in zip(samples, texts, strict=True):
-                for suffix, data in (("jpg", read_jpeg(sample.panorama)), ("json", text)):
-                    info = tarfile.TarInfo(f"{sample.key}.{suffix}")  # its defaults: time, user, group 0, mode 644
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                add_sample(tar, sample.key, {"jpg": read_jpeg(sample.panorama), "json": text})
         file.flush()
         os.fsync(file.fileno())
-    with part.open("rb") as file:
-        digest = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    size = part.stat().st_size
-    summary = {"file": name, "samples": len(samples), "bytes": size, "sha256": digest.hexdigest()}
-    places = {"file": name, **index_tar(part)._asdict()}
+    written = described(part, name)
     os.replace(part, path)
-    put(memory, json.dumps({"members": members, "summary": summary, "places": places}).encode())
-    return WrittenShard(summary, places)
+    put(memory, json.dumps({"members": members, **written._asdict()}).encode())
+    return written
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """The same bytes for the same members, whoever writes them and when."""
+    for suffix, content in members.items():
+        info = tarfile.TarInfo(f"{key}.{suffix}")  # its defaults: time, user, group 0, mode 644
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+
+
+def described(tar: Path, name: str) -> WrittenShard:
+    """What is to be said of a tar that is, or will be, called `name`."""
+    index = index_tar(tar)
+    summary = {"file": name, "samples": len(index.keys), "bytes": tar.stat().st_size, "sha256": sha256(tar)}
+    return WrittenShard(summary, {"file": name, **index._asdict()})
 
 
 def _record(sample: Sample) -> dict[str, Any]:

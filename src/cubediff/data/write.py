@@ -20,7 +20,8 @@ import PIL
 import cubediff
 from cubediff.data.duplicates import THRESHOLD, Pairs, near_duplicates
 from cubediff.data.engines import Engine, Map, open_engine
-from cubediff.data.journal import Accepted, accept, put
+from cubediff.data.files import put, sync
+from cubediff.data.journal import Accepted, accept
 from cubediff.data.layout import (
     BUILDING,
     DUPLICATES,
@@ -34,7 +35,6 @@ from cubediff.data.layout import (
     clear,
     only_builder,
     publish,
-    sync,
 )
 from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source
 from cubediff.data.tars import Sample, WrittenShard, write_shard
