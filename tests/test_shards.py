@@ -82,10 +82,12 @@ def test_a_batch_of_front_faces_alone_has_nothing_else_known(tmp_path: Path) -> 
 # ---- one sample --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("shown", ["faces", "panorama"])
-def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str) -> None:
+def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str, flip: float) -> None:
     """Walls of known colours: after the turn, the colour at a face's centre is the one its caption names."""
-    module = data(shards(tmp_path, 8, faces=True), batch_size=8, face_caption_probability=float(shown == "faces"))
+    share = float(shown == "faces")
+    module = data(shards(tmp_path, 8, faces=True), batch_size=8, face_caption_probability=share, flip=flip)
     yaws = []
     for batch in itertools.chain(*([module.train_dataloader()] * 4)):
         cube = module.on_after_batch_transfer(batch, 0)
@@ -98,6 +100,7 @@ def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str
             centres = (faces[:, :, 7:9, 7:9].mean((-1, -2)) + 1) * 127.5
             for centre, name in zip(centres, prompts, strict=True):
                 assert (centre - torch.tensor(COLOURS[name])).abs().max() < 25, (float(yaw), name)
+            assert prompts[(prompts.index("red") + 1) % 4] == ("yellow" if flip else "green")
     turns = {round(yaw / 90) % 4 for yaw in yaws}
     assert turns == {0, 1, 2, 3}
     off = max(abs((yaw + 45) % 90 - 45) for yaw in yaws)
@@ -354,6 +357,7 @@ def test_a_folder_that_is_no_dataset_is_refused_before_training(tmp_path: Path, 
         {"yaw": "random"},
         {"face_caption_probability": 1.5},
         {"face_caption_jitter": 50.0},
+        {"flip": 1.5},
         {"limit_val": 0},
         {"num_workers": -1},
     ],

@@ -33,7 +33,7 @@ def cache(config: DictConfig) -> dict[str, Any]:
         "encoders": encoders.fingerprint(),
         "source": str(config.data.path),
         "seed": config.seed,
-        "face_caption_probability": config.data.face_caption_probability,
+        **{name: config.data[name] for name in ("yaw", "flip", "face_caption_probability", "face_caption_jitter")},
     }
     output = Path(config.cache.output)
     done = whole_shards(output, settings)

@@ -21,8 +21,9 @@ class PanoramaDataModule(ShardDataModule):
     `face_size` in pixels and `fov` in degrees are the faces'; `panorama_height` (default 2·`face_size`) is what the
     workers resize to. With "uniform" `yaw` a panorama is turned by any angle; where it has captions of its faces these
     are used with `face_caption_probability`, and it is then turned by a multiple of 90 degrees within
-    `face_caption_jitter`, so that they stay true. `photos` conditions a share of the panoramas on a photo that looks
-    anywhere, and not on their front face. Validation shows panoramas unturned.
+    `face_caption_jitter`, so that they stay true. A share `flip` is mirrored; captions that tell left from right then
+    lie. `photos` conditions a share of the panoramas on a photo that looks anywhere, and not on their front face.
+    Validation shows panoramas unturned.
     """
 
     content = "panoramas"
@@ -38,6 +39,7 @@ class PanoramaDataModule(ShardDataModule):
         face_caption_probability: float = 0.5,
         face_caption_jitter: float = 15.0,
         photos: RandomViews | None = None,
+        flip: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(path, batch_size, **options)
@@ -45,6 +47,8 @@ class PanoramaDataModule(ShardDataModule):
             raise ValueError(f"face_size {face_size} must be at least 1")
         if yaw not in ("uniform", "none"):
             raise ValueError(f"yaw {yaw!r} is not one of 'uniform', 'none'")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip {flip} is a share: give a number in [0, 1]")
         if not 0 <= face_caption_probability <= 1 or not 0 <= face_caption_jitter <= 45:
             raise ValueError(
                 f"face_caption_probability {face_caption_probability} must be in [0, 1], face_caption_jitter "
@@ -57,6 +61,7 @@ class PanoramaDataModule(ShardDataModule):
         self.face_caption_probability = face_caption_probability
         self.face_caption_jitter = face_caption_jitter
         self.photos = photos
+        self.flip = flip
 
     def decoder(self, split: str) -> PanoramaDecoder:
         if split == "val":
@@ -67,6 +72,7 @@ class PanoramaDataModule(ShardDataModule):
             self.face_caption_jitter,
             self.yaw == "uniform",
             self.photos,
+            self.flip,
         )
 
     def on_after_batch_transfer(self, batch: PanoramaBatch, dataloader_idx: int) -> CubeBatch:

@@ -118,20 +118,24 @@ class _Panorama(NamedTuple):
 
 @dataclass(frozen=True)
 class PanoramaDecoder:
-    """Makes batches of panoramas of `height` pixels from samples, each turned as its rng says; without an rng as it is,
-    with its own caption on every face. The fields are those of `draw_view`."""
+    """Makes batches of panoramas of `height` pixels from samples, each turned as its rng says, a share `flip` of them
+    mirrored; without an rng as it is, with its own caption on every face. The other fields are those of `draw_view`."""
 
     height: int
     face_caption_probability: float = 0.5
     jitter: float = 15.0
     turn: bool = True
     photos: RandomViews | None = None
+    flip: float = 0.0
 
     def sample(self, key: str, members: Mapping[str, bytes], rng: random.Random | None) -> _Panorama:
         image, record = decode_sample(members, self.height)
         if rng is None:
             return _Panorama(key, image, View(0.0, [record["caption"]] * len(FACES)))
         faces = record.get("faces")
+        if self.flip and rng.random() < self.flip:
+            image = np.ascontiguousarray(image[:, ::-1])
+            faces = {**faces, "right": faces["left"], "left": faces["right"]} if faces else None
         view = draw_view(record["caption"], faces, rng, self.face_caption_probability, self.jitter, self.turn)
         return _Panorama(key, image, view._replace(camera=self.photos.draw(rng)) if self.photos else view)
 
