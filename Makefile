@@ -32,7 +32,7 @@ demo: $(DEMO)/text/viewer.html $(DEMO)/photo/viewer.html ## train the tiny model
 test: $(INSTALLED) ## the tests, warnings as errors and shapes checked at run time
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
 
-test-slow: $(INSTALLED) ## the tests that take minutes, such as the wheel in a clean environment
+test-slow: $(INSTALLED) ## the tests that take minutes: the wheel in a clean environment, killed builds, corruptions
 	$(PY) -m pytest -m slow
 
 lint: $(INSTALLED) ## ruff, its formatter and mypy
