@@ -154,6 +154,12 @@ def test_a_call_that_was_cut_is_gone_on_with(folder: Path, tmp_path: Path, asked
     assert write_captions(source, file, "any") == 0
 
 
+def test_a_limit_takes_the_first(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+    source, file = open_source(folder, captioned=False), tmp_path / "captions.jsonl"
+    assert write_captions(source, file, "any", limit=2) == 2
+    assert [record["file"] for record in records(file)] == ["0.jpg", "1.jpg"]
+
+
 def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
     (folder / "1.jpg").write_bytes(b"no picture")
     source, file = open_source(folder, captioned=False), tmp_path / "captions.jsonl"

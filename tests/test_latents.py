@@ -175,6 +175,17 @@ def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_pa
     }
 
 
+def test_damaged_panoramas_are_left_out_as_far_as_is_allowed(source: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(source, tmp_path / "broken"))
+    with tarfile.open(broken / "train-000000.tar") as tar:
+        damaged = next(name for name in tar.getnames() if name.endswith("jpg"))
+    spoil(broken / "train-000000.tar", damaged)
+    with pytest.raises(DataError, match=r"1 of \d+ samples cannot be read"):
+        cached(broken, tmp_path / "none", "cache.turns=2")
+    manifest = cached(broken, tmp_path / "most", "cache.turns=2", "data.max_skipped_share=0.2")
+    assert manifest["samples"] == 9
+
+
 def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
     shutil.copytree(latents, tmp_path / "out")
     shard = next((tmp_path / "out").glob("train-*.tar"))

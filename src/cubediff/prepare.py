@@ -83,7 +83,15 @@ def build(
             from cubediff.data.caption import Captioned, write_captions
 
             file = output / "captions.jsonl"
-            write_captions(opened, file, caption, batch=caption_batch, max_width=max_width, progress=_captioning)
+            write_captions(
+                opened,
+                file,
+                caption,
+                batch=caption_batch,
+                limit=limit,
+                max_width=max_width,
+                progress=_captioning,
+            )
             opened = Captioned(opened, file)
         from cubediff.data.write import REJECTED, REPORT, build_shards
 

@@ -66,11 +66,13 @@ def write_captions(
     model: str,
     *,
     batch: int = 8,
+    limit: int | None = None,
     max_width: int = 16384,
     device: str | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> int:
-    """Appends a line of captions to `file` for every panorama of `source` that it has none of; returns how many.
+    """Appends a line of captions to `file` for every panorama of `source` (the first `limit`) that it has none of;
+    returns how many.
 
     `model` is the folder or Hub id of any transformers image-text-to-text model with a chat template (safetensors, no
     remote code); `batch` the pictures it sees at once. conf/caption.yaml says what it is asked. A call that is cut is
@@ -79,7 +81,7 @@ def write_captions(
     """
     entries, _ = source.entries()
     done = _whole_lines(file)
-    left = [entry for entry in entries if entry.file not in done]
+    left = [entry for entry in entries[:limit] if entry.file not in done]
     if not left:
         return 0
     settings = OmegaConf.load(Path(CONFIG_DIR) / "caption.yaml")

@@ -48,8 +48,12 @@ class TurnsDataModule(PanoramaDataModule):
             for shard in left[rank::world]:
                 places += [(split, shard, number) for number in range(len(reader.shards[shard]))]
         turns = _Turns(self, places)
-        self._streams = {"train": turns.streams["train"], "val": turns.streams["val"]}
-        return self._loader(turns, range(len(places)))
+
+        def taken() -> None:
+            for stream in turns.streams.values():
+                stream.skips.check(self.max_skipped_share, enough=max(1, self.samples("train") + self.samples("val")))
+
+        return self._loader(turns, range(len(places)), taken)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return {**super().on_after_batch_transfer(batch, dataloader_idx), "shard": batch["shard"]}
@@ -58,20 +62,22 @@ class TurnsDataModule(PanoramaDataModule):
 class _Turns(torch.utils.data.Dataset[Any]):
     def __init__(self, data: TurnsDataModule, places: list[tuple[str, int, int]]) -> None:
         self.places, self.turns, self.seed = places, data.turns, data.seed
-        self.streams = {}
+        self.streams: dict[str, Stream] = {}
         for split in ("train", "val"):
             reader = data._reader(split)
-            decoder = data.decoder(split)
-            self.streams[split] = Stream(reader, range(int(reader.firsts[-1])), decoder, 1, data.num_workers)
+            samples = range(int(reader.firsts[-1]))
+            self.streams[split] = Stream(reader, samples, data.decoder(split), 1, data.num_workers)
 
     def __getitem__(self, i: int) -> Any:
         split, shard, number = self.places[i]
         stream = self.streams[split]
         reader = stream.reader
         key, position = reader.key(shard, number), int(reader.firsts[shard]) + number
-        draws = [random.Random(f"{self.seed} {key} {turn}") for turn in range(self.turns)]
+        draws: list[random.Random | None] = [None]
+        if split == "train":
+            draws = [random.Random(f"{self.seed} {key} {turn}") for turn in range(self.turns)]
         try:
-            views = [stream.decoded(position, rng) for rng in (draws if split == "train" else [None])]
+            views = [stream.decoded(position, rng, count=rng is draws[0]) for rng in draws]
         except Damaged:
             return None
         except DataError as error:
