@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cubediff import CubeDiffPipeline
-from cubediff.conditions import Photo, known_faces
+from cubediff.conditions import Photo, faded, known_faces, latent_mask
 from cubediff.data import RandomViews
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
-from cubediff.pipeline import faded, latent_mask, to_pil
+from cubediff.pipeline import to_pil
 
 YAWS = 24
 HEIGHT = 96  # of the panoramas that are compared; a yaw step is 2·96/24 = 8 columns

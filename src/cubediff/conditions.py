@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cubediff.geometry import FACES, face_rays, perspective_to_cube, rotation_matrix
+from cubediff.geometry import FACES, perspective_to_cube, rotation_matrix
+from cubediff.rays import face_rays
 
 Prompt = str | Sequence[str] | Mapping[str, str]
 Picture = PIL.Image.Image | Tensor
@@ -139,6 +140,18 @@ def _placed(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, T
     rays = face_rays(size, face_fov, faces.dtype, faces.device).unbind(-1)
     near = sum((a * along for a, along in zip(axis, rays, strict=True)), torch.zeros_like(rays[0]))
     return faces, covered, near[:, None]
+
+
+def latent_mask(covered: Tensor, scale: int) -> Tensor:
+    """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
+    return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
+
+
+def faded(covered: Tensor, reach: int) -> Tensor:
+    """1 on `covered` pixels (B, 6, 1, S, S), falling to 0 over 2·`reach` pixels around them."""
+    wide = F.max_pool2d(covered.flatten(0, 1).float(), 2 * reach + 1, 1, reach)
+    padded = F.pad(wide, (reach,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * reach + 1, 1).unflatten(0, (-1, 6))
 
 
 def exif_fov(picture: Picture) -> float | None:

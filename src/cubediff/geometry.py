@@ -26,6 +26,7 @@ from cubediff.rays import (
     angles,
     check_size,
     face_directions,
+    face_rays,
     on_device,
     position_map,
     reorder_faces,
@@ -190,13 +191,6 @@ def _panorama_grid(rays: Tensor, height: int, margin: int) -> Tensor:
     across = yaw * (2 * height / (math.pi * (2 * height + 2 * margin)))
     down = pitch * (-2 * height / (math.pi * (height + 2 * margin)))
     return torch.stack([across, down], -1)
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def face_rays(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "6 s s 3"]:
-    """`face_directions`, kept on the device."""
-    return face_directions(size, fov, torch.float64).to(device, dtype)
 
 
 @lru_cache(maxsize=8)

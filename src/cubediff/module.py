@@ -15,9 +15,10 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from cubediff.conditions import latent_mask
 from cubediff.encoders import sent
 from cubediff.objective import Objective
-from cubediff.pipeline import CubeDiffPipeline, latent_mask
+from cubediff.pipeline import CubeDiffPipeline
 
 Trainable = Literal["attention", "value_output", "lora", "full"]
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")

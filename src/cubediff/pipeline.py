@@ -15,7 +15,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -23,7 +22,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cubediff.conditions import Image, Prompt, known_faces, photos_by_panorama, prompts_by_panorama
+from cubediff.conditions import (
+    Image,
+    Prompt,
+    faded,
+    known_faces,
+    latent_mask,
+    photos_by_panorama,
+    prompts_by_panorama,
+)
 from cubediff.encoders import FrozenEncoders
 from cubediff.geometry import cube_to_equirect
 from cubediff.guidance import guidance_branches, warn_of_the_unknown
@@ -301,18 +308,6 @@ class CubeDiffPipeline(DiffusionPipeline):
         hidden = {} if seen is None else {"attention_mask": seen}
         output = self.unet(inputs, t, encoder_hidden_states=states, return_dict=False, **hidden)[0]
         return output.unflatten(0, (-1, 6)).float()
-
-
-def latent_mask(covered: Tensor, scale: int) -> Tensor:
-    """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
-    return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
-
-
-def faded(covered: Tensor, reach: int) -> Tensor:
-    """1 on `covered` pixels (B, 6, 1, S, S), falling to 0 over 2·`reach` pixels around them."""
-    wide = F.max_pool2d(covered.flatten(0, 1).float(), 2 * reach + 1, 1, reach)
-    padded = F.pad(wide, (reach,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, 2 * reach + 1, 1).unflatten(0, (-1, 6))
 
 
 def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:

@@ -6,6 +6,7 @@ y = −t·((2i + 1)/S − 1), z = 1, turned to its face. Degrees at every public
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,13 @@ def face_directions(size: int, fov: float = 95.0, dtype: torch.dtype = torch.flo
     plane = torch.stack([across.expand(size, size), -across[:, None].expand(size, size), torch.ones(size, size)], -1)
     rays = torch.einsum("ijk,fkw->fijw", plane, torch.tensor(FRAMES, dtype=torch.float64))
     return F.normalize(rays, dim=-1).to(dtype)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def face_rays(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "6 s s 3"]:
+    """`face_directions`, kept on the device."""
+    return face_directions(size, fov, torch.float64).to(device, dtype)
 
 
 def rotation_matrix(
