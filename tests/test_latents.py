@@ -226,3 +226,4 @@ def test_latents_that_do_not_fit_are_told(
 def test_what_cannot_be_cached_is_told(source: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         cached(source, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,8 @@ def cache(config: DictConfig) -> dict[str, Any]:
     from cubediff.train import silence
 
     silence()
+    data = build(config.data, _target_="cubediff.data.encode.TurnsDataModule", turns=config.cache.turns)
+    data.setup()  # fails, where it must, before anything is written
     encoders = build(config.model.pipeline).encoders
     settings = {
         "turns": config.cache.turns,
@@ -36,9 +38,7 @@ def cache(config: DictConfig) -> dict[str, Any]:
         **{name: config.data[name] for name in ("yaw", "flip", "face_caption_probability", "face_caption_jitter")},
     }
     output = Path(config.cache.output)
-    done = whole_shards(output, settings)
-    data = build(config.data, _target_="cubediff.data.encode.TurnsDataModule", turns=config.cache.turns, done=done)
-    data.setup()
+    data.done = whole_shards(output, settings)
     options = {"callbacks": [ShardWriter(output)], "logger": False, "enable_checkpointing": False}
     trainer: Any = build(config.trainer, **options)
     encoder = Encoder(encoders, getattr(torch, config.cache.dtype))

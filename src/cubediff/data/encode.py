@@ -27,9 +27,10 @@ SETTINGS = "settings.json"
 
 class TurnsDataModule(PanoramaDataModule):
     """Each panorama of a folder of shards as one batch of `turns` views, drawn as training draws them from the seed and
-    the panorama's key; without those shards that `done` names. Validation panoramas stay unturned, and so have one."""
+    the panorama's key; without the shards whose names are put into `done`. Validation panoramas stay unturned, and so
+    have one."""
 
-    def __init__(self, *args: Any, turns: int, done: frozenset[str] = frozenset(), **options: Any) -> None:
+    def __init__(self, *args: Any, turns: int, **options: Any) -> None:
         super().__init__(*args, **options)
         if turns < 1:
             raise ValueError(f"cache.turns={turns}: give at least 1")
@@ -37,36 +38,34 @@ class TurnsDataModule(PanoramaDataModule):
             raise ValueError("data=photos draws its conditions anew in every step: cache with data=panoramas")
         if len(self.paths) != 1:
             raise ValueError("data.path names several datasets: cache one after the other")
-        self.turns, self.done = turns, done
+        self.turns = turns
+        self.done: frozenset[str] = frozenset()
 
     def predict_dataloader(self) -> Any:
         rank, world = self._place()
+        streams: dict[str, Stream] = {}
         places = []
         for split in ("train", "val"):
             reader = self._reader(split)
+            samples = range(int(reader.firsts[-1]))
+            streams[split] = Stream(reader, samples, self.decoder(split), 1, self.num_workers)
             left = [n for n, shard in enumerate(reader.shards) if file_name(shard.name) not in self.done]
             for shard in left[rank::world]:
                 places += [(split, shard, number) for number in range(len(reader.shards[shard]))]
-        turns = _Turns(self, places)
 
         def taken() -> None:
-            for stream in turns.streams.values():
+            for stream in streams.values():
                 stream.skips.check(self.max_skipped_share, enough=max(1, self.samples("train") + self.samples("val")))
 
-        return self._loader(turns, range(len(places)), taken)
+        return self._loader(_Turns(streams, places, self.turns, self.seed), range(len(places)), taken)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return {**super().on_after_batch_transfer(batch, dataloader_idx), "shard": batch["shard"]}
 
 
 class _Turns(torch.utils.data.Dataset[Any]):
-    def __init__(self, data: TurnsDataModule, places: list[tuple[str, int, int]]) -> None:
-        self.places, self.turns, self.seed = places, data.turns, data.seed
-        self.streams: dict[str, Stream] = {}
-        for split in ("train", "val"):
-            reader = data._reader(split)
-            samples = range(int(reader.firsts[-1]))
-            self.streams[split] = Stream(reader, samples, data.decoder(split), 1, data.num_workers)
+    def __init__(self, streams: dict[str, Stream], places: list[tuple[str, int, int]], turns: int, seed: int) -> None:
+        self.streams, self.places, self.turns, self.seed = streams, places, turns, seed
 
     def __getitem__(self, i: int) -> Any:
         split, shard, number = self.places[i]
