@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from resource import RUSAGE_SELF, getrusage
 
 import cv2
 import numpy as np
@@ -38,11 +38,12 @@ def dataset(folder: Path) -> Path:
 
 
 def per_second(work: Callable[[], None], count: int, rounds: int) -> float:
-    """Panoramas for each second of this process's and its ended workers' cores, whatever else the machine does; of the
-    best of some rounds."""
+    """Panoramas for each second of the cores that this process takes, whatever else the machine does; of the best of
+    some rounds."""
 
     def spent() -> float:
-        return sum(u.ru_utime + u.ru_stime for u in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
+        usage = getrusage(RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime
 
     best = float("inf")
     for _ in range(rounds):
@@ -73,13 +74,12 @@ def main() -> None:
                 for batch in loader:
                     if cubes:
                         module.on_after_batch_transfer(batch, 0)
-            if workers:
-                loader._iterator._shutdown_workers()  # for their time to be known
 
         kinds = {
             "JPEG decoding alone": decode,
             "stream to batches, in this process": lambda: stream(0),
-            "stream to batches, by a worker": lambda: stream(1),
+            "stream to batches, by a thread": lambda: stream(1),
+            "stream to batches, by two threads": lambda: stream(2),
             f"stream to 6 × {FACE} × {FACE} cubes on the CPU": lambda: stream(0, cubes=True),
         }
         size = sum(map(len, files)) / len(files) / 1e3

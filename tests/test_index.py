@@ -33,7 +33,7 @@ def test_every_sample_read_alone_is_what_webdataset_reads(tmp_path: Path, format
     assert index.keys == [sample["__key__"] for sample in theirs]
     with path.open("rb") as file:
         for i in reversed(range(len(index.keys))):
-            sample = read_sample(file, *index.offsets[i : i + 2])
+            sample = read_sample(file.fileno(), *index.offsets[i : i + 2])
             assert sample == {name: content for name, content in theirs[i].items() if not name.startswith("__")}
 
 
@@ -50,7 +50,7 @@ def test_folders_are_no_samples_and_an_empty_shard_has_none(tmp_path: Path) -> N
     index = index_tar(path)
     assert index.keys == ["a/b"]
     with path.open("rb") as file:
-        assert read_sample(file, *index.offsets) == {"txt": b"abc"}
+        assert read_sample(file.fileno(), *index.offsets) == {"txt": b"abc"}
 
 
 def test_of_a_shard_that_ends_early_what_is_whole_can_be_read(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_of_a_shard_that_ends_early_what_is_whole_can_be_read(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.truncate(index.offsets[2] - 1)
     with path.open("rb") as file:
-        assert set(read_sample(file, *index.offsets[0:2])) == {"jpg", "json", "seg.png"}
+        assert set(read_sample(file.fileno(), *index.offsets[0:2])) == {"jpg", "json", "seg.png"}
         with pytest.raises(EOFError, match="ends early"):
-            read_sample(file, *index.offsets[1:3])
+            read_sample(file.fileno(), *index.offsets[1:3])
 
 
 def test_what_is_no_tar_raises(tmp_path: Path) -> None:

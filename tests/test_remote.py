@@ -19,8 +19,6 @@ from cubediff.data import DataError, remote
 from cubediff.data.index import index_tar
 from cubediff.data.remote import Cache
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +31,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(path: Any, cache: Path, workers: int = 0, **options: Any) -> list[str]:
-    """An epoch of training and the validation."""
+    """An epoch of training and the validation, and nothing left to fetch."""
     module = data(path, batch_size=1, num_workers=workers, cache_dir=cache, **options)
-    return sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
+    seen = sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
+    fetched()
+    return seen
+
+
+def fetched() -> None:
+    """What is being fetched in the background has come."""
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join()
 
 
 def braces(dataset: Path) -> str:
@@ -68,7 +75,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.random.random() < self.server.drops:
             self.server.dropped += 1
             outputfile.write(content[: self.server.random.randrange(len(content))])
-            self.connection.shutdown(socket.SHUT_RDWR)  # closing is not enough, for forked workers have it too
+            self.connection.shutdown(socket.SHUT_RDWR)  # closing is not enough: the test has it too
             self.close_connection = True
         else:
             outputfile.write(content)
@@ -101,6 +108,18 @@ def test_over_http_that_drops_connections_everything_arrives(server: Server, tmp
     assert everything(server.url, tmp_path, workers) == EVERY
     assert not {f for f, count in server.asked.items() if f.endswith(".tar") and count > whole[f]}
     assert server.asked.total() > asked  # the manifest and the index, each time
+
+
+def test_shards_are_fetched_before_they_are_needed(server: Server, tmp_path: Path) -> None:
+    module = data(server.url, batch_size=2, cache_dir=tmp_path, shuffle_buffer=4)
+    batches = iter(module.train_dataloader())
+    next(batches)
+    stream = module._streams["train"]
+    for _ in batches:
+        fetched()
+        present = {file.name.partition("-")[2] for file in tmp_path.glob("*.tar")}
+        coming = [stream.reader.locate(stream.order[module.position + i])[0] for i in range(2)]
+        assert {Path(stream.reader.shards[shard].name).name for shard in coming} <= present
 
 
 def test_from_an_s3_bucket_everything_arrives(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +172,6 @@ def test_a_shard_that_stays_missing_is_an_error_that_names_it(
     monkeypatch.setattr(Handler, "translate_path", lambda self, path: "/nowhere")
     with pytest.raises(DataError, match=r"^http://127.*train-0000\d\d\.tar cannot be read after 6 attempts \(FileNotF"):
         keys(loader)
-    loader._iterator._shutdown_workers()  # as Lightning does; the garbage collector takes longer
     assert list(tmp_path.glob("*.tar")) == []
 
 

@@ -14,7 +14,6 @@ from runs import QUICK, composed
 from cubediff.configs import build
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than cores
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # that of the run that goes on
 ]
 

@@ -109,7 +109,7 @@ def test_the_index_finds_every_sample(tmp_path: Path) -> None:
         whole = members(tmp_path / "out" / line["file"])
         with (tmp_path / "out" / line["file"]).open("rb") as file:
             for key, place in zip(line["keys"], itertools.pairwise(line["offsets"]), strict=True):
-                sample = read_sample(file, *place)
+                sample = read_sample(file.fileno(), *place)
                 assert sample == {part: whole.pop(f"{key}.{part}") for part in ("jpg", "json")}
         assert not whole
 

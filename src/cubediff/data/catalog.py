@@ -3,12 +3,15 @@ read alone."""
 
 import hashlib
 import json
+import os
 import re
 import tarfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -117,14 +120,22 @@ def _index(folder: str, remote: bool, manifest: dict[str, Any]) -> dict[str, tup
     return {line["file"]: (line["keys"], line["offsets"]) for line in lines}
 
 
+class _Descriptors(dict[int, int]):
+    """Of the shards that one thread holds open; closed with it."""
+
+    def __del__(self) -> None:
+        for descriptor in self.values():
+            os.close(descriptor)
+
+
 class Reader:
-    """Any sample of some shards, numbered through them; a few are kept open. Travels to workers, where it opens its
-    own."""
+    """Any sample of some shards, numbered through them; each thread that reads keeps a few of its own open."""
 
     def __init__(self, shards: Sequence[Shard], cache: Cache) -> None:
         self.shards, self.cache = shards, cache
         self.firsts = np.cumsum([0, *map(len, shards)])
-        self._open: dict[int, BinaryIO] = {}
+        self._own = threading.local()
+        self._fetcher = threading.Thread()
 
     def locate(self, sample: int) -> tuple[int, int]:
         """The shard that holds a sample, and the sample's number in it."""
@@ -134,28 +145,37 @@ class Reader:
     def key(self, shard: int, number: int) -> str:
         return self.shards[shard].keys.split("\0")[number]
 
-    def open(self, shard: int) -> BinaryIO:
-        """A shard, fetched if it is remote. Raises DataError where it cannot be had."""
-        file = self._open.pop(shard, None)
-        if file is None:
-            while len(self._open) >= _OPEN_AT_A_TIME:
-                self._open.pop(next(iter(self._open))).close()  # the one used longest ago
+    def open(self, shard: int) -> int:
+        """The file descriptor of a shard, which is fetched if it is remote. Raises DataError where it cannot be had."""
+        opened = self._own.__dict__.setdefault("opened", _Descriptors())
+        descriptor = opened.pop(shard, None)
+        if descriptor is None:
+            while len(opened) >= _OPEN_AT_A_TIME:
+                os.close(opened.pop(next(iter(opened))))  # the one used longest ago
             one = self.shards[shard]
             if is_remote(one.name):
-                file = self.cache.open(one.name, one.size, one.sha256)
+                with self.cache.open(one.name, one.size, one.sha256) as file:
+                    descriptor = os.dup(file.fileno())
             else:
-                file = retried(lambda: open(one.name, "rb"), one.name)  # noqa: SIM115 - closed by __del__ at the latest
-        self._open[shard] = file
-        return file
+                descriptor = retried(lambda: os.open(one.name, os.O_RDONLY | os.O_CLOEXEC), one.name)
+        opened[shard] = descriptor
+        return int(descriptor)
+
+    def prefetch(self, shard: int) -> None:
+        """Fetches a remote shard in the background, unless another is just being fetched; where that fails, `open` will
+        say so."""
+        one = self.shards[shard]
+        if not is_remote(one.name) or self._fetcher.is_alive():
+            return
+
+        def fetch() -> None:
+            with suppress(DataError):
+                self.cache.open(one.name, one.size, one.sha256).close()
+
+        self._fetcher = threading.Thread(target=fetch, name="prefetch", daemon=True)
+        self._fetcher.start()
 
     def read(self, shard: int, number: int) -> dict[str, bytes]:
         """A sample's members. Raises as `open` does, and what `read_sample` raises where its bytes are not whole."""
         begin, end = self.shards[shard].offsets[number : number + 2].tolist()
         return read_sample(self.open(shard), begin, end)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
-
-    def __del__(self) -> None:
-        for file in self._open.values():
-            file.close()

@@ -119,7 +119,7 @@ def _check_shard(folder: Path, task: tuple[dict[str, Any], dict[str, Any] | None
     with path.open("rb") as file:
         for key, (offset, end) in zip(index.keys, pairwise(index.offsets), strict=True):
             try:
-                record = _check_sample(read_sample(file, offset, end))
+                record = _check_sample(read_sample(file.fileno(), offset, end))
             except Exception as error:  # a damaged tar, JSON or JPEG raises whatever it likes
                 seen.faults.append(f"{name}, sample {key}: {str(error) or type(error).__name__}")
                 continue

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from cubediff.data.files import put
 from cubediff.data.latents import Views, pack
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.data.loader import Loader
 from cubediff.data.panoramas import PanoramaDataModule
 from cubediff.data.sources import DataError
 from cubediff.data.stream import Damaged, Stream
@@ -48,7 +49,7 @@ class TurnsDataModule(PanoramaDataModule):
         for split in ("train", "val"):
             reader = self._reader(split)
             samples = range(int(reader.firsts[-1]))
-            streams[split] = Stream(reader, samples, self.decoder(split), 1, self.num_workers)
+            streams[split] = Stream(reader, samples, self.decoder(split), 1)
             left = [n for n, shard in enumerate(reader.shards) if file_name(shard.name) not in self.done]
             for shard in left[rank::world]:
                 places += [(split, shard, number) for number in range(len(reader.shards[shard]))]
@@ -57,13 +58,15 @@ class TurnsDataModule(PanoramaDataModule):
             for stream in streams.values():
                 stream.skips.check(self.max_skipped_share, enough=max(1, self.samples("train") + self.samples("val")))
 
-        return self._loader(_Turns(streams, places, self.turns, self.seed), range(len(places)), taken)
+        return Loader(
+            _Turns(streams, places, self.turns, self.seed).__getitem__, range(len(places)), self.num_workers, taken
+        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return {**super().on_after_batch_transfer(batch, dataloader_idx), "shard": batch["shard"]}
 
 
-class _Turns(torch.utils.data.Dataset[Any]):
+class _Turns:
     def __init__(self, streams: dict[str, Stream], places: list[tuple[str, int, int]], turns: int, seed: int) -> None:
         self.streams, self.places, self.turns, self.seed = streams, places, turns, seed
 
@@ -79,8 +82,6 @@ class _Turns(torch.utils.data.Dataset[Any]):
             views = [stream.decoded(position, rng, count=rng is draws[0]) for rng in draws]
         except Damaged:
             return None
-        except DataError as error:
-            return error
         return {**stream.decoder.batch(views), "shard": reader.shards[shard].name}
 
 

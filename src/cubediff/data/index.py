@@ -2,6 +2,7 @@
 follow each other and share the name before the first dot after the folders)."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,11 +29,10 @@ def index_tar(shard: Path | BinaryIO) -> ShardIndex:
         return ShardIndex(keys, [*offsets, tar.offset] if keys else [0])
 
 
-def read_sample(tar: BinaryIO, offset: int, end: int) -> dict[str, bytes]:
-    """A sample's members by what follows that dot in their names. Raises EOFError, tarfile.TarError or OSError
-    where these bytes of the open shard are not whole."""
-    tar.seek(offset)
-    data = tar.read(end - offset)
+def read_sample(tar: int, offset: int, end: int) -> dict[str, bytes]:
+    """A sample's members by what follows that dot in their names, from a shard's file descriptor. Raises EOFError,
+    tarfile.TarError or OSError where these bytes of it are not whole."""
+    data = os.pread(tar, end - offset, offset)
     if len(data) < end - offset:
         raise EOFError("the shard ends early")
     sample = {}

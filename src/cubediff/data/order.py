@@ -3,6 +3,7 @@ replayed, so that no number of readers changes it and any run resumes it."""
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,14 +20,11 @@ class Order:
         self.counts = np.asarray(counts, np.int64)
         self.length = int(self.counts.sum())
         self.shuffle_buffer, self.seed = shuffle_buffer, tuple(seed)
-        self._epochs: dict[int, Int64[np.ndarray, " samples"]] = {}
+        self._epoch = lru_cache(maxsize=4)(self._shuffled)  # readers are in an epoch, at its end, or looking ahead
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.length)
-        if epoch not in self._epochs:
-            self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}  # a batch may need both
-            self._epochs[epoch] = self._shuffled(epoch)
-        return int(self._epochs[epoch][place])
+        return int(self._epoch(epoch)[place])
 
     def _shuffled(self, epoch: int) -> Int64[np.ndarray, " samples"]:
         draw = np.random.PCG64(np.random.SeedSequence([*self.seed, epoch])).random_raw  # the same in every NumPy

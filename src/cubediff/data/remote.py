@@ -87,8 +87,8 @@ class Cache:
             part = self.folder / "part" / file.name
             part.parent.mkdir(exist_ok=True)
             retried(lambda: _fetch(url, part, size, digest), url)
+            opened = part.open("rb")  # before others see it, who may remove it to make room
             os.replace(part, file)
-            opened = file.open("rb")
         with FileLock(locks / "room"):
             self._make_room(file)
         return opened

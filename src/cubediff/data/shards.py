@@ -4,17 +4,15 @@ resumes where it was (the paper's training data)."""
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import lightning as L
 import platformdirs
-import torch
-import webdataset as wds
 
 from cubediff.data.catalog import Reader, Shard, open_dataset
+from cubediff.data.loader import Loader
 from cubediff.data.order import Mixture, Order
 from cubediff.data.remote import Cache
 from cubediff.data.sources import DataError
@@ -31,9 +29,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
     `path` is a folder, here or at a URL (s3, gs, https, hf), or tars by a brace range or `pipe:COMMAND`; or several of
     these, mixed by `weights`, or by their sizes where none are given. Remote shards are fetched whole into `cache_dir`
     (default: in the user's cache folder), which may take `cache_gb` (10⁹ bytes). The order is mixed within
-    `shuffle_buffer` samples, so that their shards are needed at a time. Validation shows every held-out sample (the
-    first `limit_val`) once. Samples that cannot be read are skipped and counted; a training with more than
-    `max_skipped_share` of them stops with DataError.
+    `shuffle_buffer` samples, so that their shards are needed at a time. `num_workers` threads make batches ahead.
+    Validation shows every held-out sample (the first `limit_val`) once. Samples that cannot be read are skipped and
+    counted; a training with more than `max_skipped_share` of them stops with DataError.
 
     The batches of all ranks are consecutive parts of one stream, a function of the seed alone; `position` is how many
     of its samples the job has been given, and a run that resumes from a checkpoint goes on there.
@@ -113,7 +111,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
 
     @property
     def skipped(self) -> int:
-        """Samples that could not be read so far, each time that this rank was to show one, in all its workers."""
+        """Samples that could not be read so far, each time that this rank was to show one."""
         return sum(stream.skips.total for stream in self._streams.values())
 
     def train_dataloader(self) -> Any:
@@ -133,9 +131,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
             Mixture(orders, self.weights or [order.length for order in orders]),
             self.decoder("train"),
             self.batch_size,
-            self.num_workers,
             rank=rank,
             seed=self.seed,
+            lookahead=self.shuffle_buffer,
         )
         enough = min(self.samples("train"), _TELLING)
 
@@ -144,7 +142,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
             stream.skips.check(self.max_skipped_share, enough)
 
         self._streams["train"] = stream
-        return self._loader(stream, _From(self, batches, self.batch_size * world), taken)
+        return Loader(stream.__getitem__, _From(self, batches, self.batch_size * world), self.num_workers, taken)
 
     def val_dataloader(self) -> Any:
         """Every validation panorama once over all devices; an empty list where none were held out."""
@@ -158,9 +156,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
                 "--val-fraction, or train with trainer.limit_val_batches=0"
             )
         own = range(rank * samples // world, (rank + 1) * samples // world)
-        stream = ValStream(self._reader("val"), own, self.decoder("val"), self.batch_size, self.num_workers)
+        stream = ValStream(self._reader("val"), own, self.decoder("val"), self.batch_size)
         self._streams["val"] = stream
-        return self._loader(stream, range(math.ceil(len(own) / self.batch_size)))
+        return Loader(stream.__getitem__, range(math.ceil(len(own) / self.batch_size)), self.num_workers)
 
     def state_dict(self) -> dict[str, int]:
         """The seed and how many samples of the stream the whole job has been trained on."""
@@ -186,17 +184,6 @@ class ShardDataModule(L.LightningDataModule, ABC):
     def _reader(self, split: str) -> Reader:
         return Reader([shard for dataset in self._datasets for shard in dataset[split]], self.cache)
 
-    def _loader(self, stream: Any, asked: Any, taken: Callable[[], None] = lambda: None) -> Any:
-        return _Loader(
-            stream,
-            asked,
-            taken,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if self.num_workers else None,
-        )
-
 
 class _From:
     """The positions at which an epoch's batches begin, from where the stream is when the epoch begins."""
@@ -210,43 +197,3 @@ class _From:
 
     def __len__(self) -> int:
         return self.batches
-
-
-class _Loader(wds.WebLoader):
-    """Asks the workers for one batch after another and calls `taken` for each. Its own state is empty, for the data
-    module's says where an epoch that Lightning resumes in its middle goes on."""
-
-    def __init__(self, stream: Any, asked: Any, taken: Callable[[], None], **options: Any) -> None:
-        super().__init__(stream, sampler=asked, batch_size=None, **options)
-        self.asked, self.taken = asked, taken
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
-            if isinstance(batch, DataError):
-                raise batch
-            self.taken()
-            if batch is not None:
-                yield batch
-
-    def __len__(self) -> int:
-        return len(self.asked)
-
-    @property
-    def _iterator(self) -> Any:
-        """Where Lightning looks for workers to end; left to the garbage collector, each takes five
-        seconds."""
-        return self.pipeline[0]._iterator
-
-    @_iterator.setter
-    def _iterator(self, value: None) -> None:
-        self.pipeline[0]._iterator = value
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism

@@ -4,11 +4,10 @@ counted, said, and replaced by the next one that can."""
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
-
-import torch
-from torch.utils.data import Dataset, get_worker_info
 
 from cubediff.data.catalog import Reader
 from cubediff.data.order import Mixture
@@ -21,7 +20,7 @@ _PATIENCE = 100  # samples in a row that cannot be read, before there is no poin
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Makes batches from samples; travels to the workers."""
+    """Makes batches from samples, in several threads at a time."""
 
     def sample(self, key: str, members: Mapping[str, bytes], rng: random.Random | None) -> Any:
         """One sample of its members' bytes, at random by `rng` alone; raises where they are not whole."""
@@ -35,76 +34,72 @@ class Damaged(Exception):
 
 
 class Skips:
-    """Counts, in memory that all workers of a device share, the samples asked for and those of each shard that cannot
-    be read; warns at 1, 10, 100 … of them."""
+    """Counts the samples asked for, and those of each shard that cannot be read; warns at 1, 10, 100 … of them."""
 
-    def __init__(self, workers: int, shards: list[str]) -> None:
-        self.shards = shards
-        self.asked = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
-        self.counts = torch.zeros(max(1, workers), len(shards), dtype=torch.int64).share_memory_()
+    def __init__(self) -> None:
+        self.asked = self.total = 0
+        self.shards: Counter[str] = Counter()
+        self._lock = Lock()
 
-    @property
-    def total(self) -> int:
-        return int(self.counts.sum())
+    def ask(self) -> None:
+        with self._lock:
+            self.asked += 1
 
-    def add(self, shard: int, error: Damaged) -> None:
-        before = self.total
-        self.counts[_worker(), shard] += 1
-        if before == 0 or len(str(before + 1)) > len(str(before)):
-            log.warning("%d samples skipped so far that cannot be read, the last %s", before + 1, error)
+    def add(self, shard: str, error: Damaged) -> None:
+        with self._lock:
+            self.total += 1
+            self.shards[shard] += 1
+            if self.total == 10 ** (len(str(self.total)) - 1):
+                log.warning("%d samples skipped so far that cannot be read, the last %s", self.total, error)
 
     def check(self, share: float, enough: int) -> None:
         """Raises DataError where more than `share` of the samples cannot be read, whatever the next ones are of the
         `enough` that it takes to tell (an epoch, if it is small: what is damaged may all come first)."""
-        skipped, asked = self.total, int(self.asked.sum())
-        if skipped <= share * math.ceil(asked / enough) * enough:
+        if self.total <= share * math.ceil(self.asked / enough) * enough:
             return
-        worst = sorted(zip(self.counts.sum(0).tolist(), self.shards, strict=True), reverse=True)
-        listed = ", ".join(f"{shard}: {count}" for count, shard in worst[:20] if count)
+        listed = ", ".join(f"{shard}: {count}" for shard, count in self.shards.most_common(20))
         raise DataError(
-            f"{skipped} of {asked} samples cannot be read, more than data.max_skipped_share={share}: build or copy "
-            f"their shards again ({listed}), or allow more"
+            f"{self.total} of {self.asked} samples cannot be read, more than data.max_skipped_share={share}: build or "
+            f"copy their shards again ({listed}), or allow more"
         )
 
 
-class Stream(Dataset[Any]):
-    """What both splits share: from a position of the stream to a sample."""
+class Stream:
+    """What both splits share: from a position of the stream to a sample. Several threads may ask at a time."""
 
-    def __init__(self, reader: Reader, order: Mixture | range, decoder: Decoder, batch_size: int, workers: int) -> None:
+    def __init__(self, reader: Reader, order: Mixture | range, decoder: Decoder, batch_size: int) -> None:
         self.reader, self.order, self.decoder, self.batch_size = reader, order, decoder, batch_size
-        self.skips = Skips(workers, [shard.name for shard in reader.shards])
+        self.skips = Skips()
 
     def decoded(self, position: int, rng: random.Random | None, count: bool = True) -> Any:
         """The sample at a position. Raises Damaged, counted if `count`, and DataError where its shard is missing."""
         shard, number = self.reader.locate(self.order[position])
         if count:
-            self.skips.asked[_worker()] += 1
+            self.skips.ask()
         self.reader.open(shard)  # out here, for a missing shard is no damaged sample
         key = self.reader.key(shard, number)
         try:
             return self.decoder.sample(key, self.reader.read(shard, number), rng)
         except Exception as error:  # whatever the bytes make a decoder raise
-            where = f"{self.reader.shards[shard].name}, sample {key}"
-            damaged = Damaged(f"{where}: {error or type(error).__name__}; build or copy the shard again")
+            name = self.reader.shards[shard].name
+            damaged = Damaged(f"{name}, sample {key}: {error or type(error).__name__}; build or copy the shard again")
             if count:
-                self.skips.add(shard, damaged)
+                self.skips.add(name, damaged)
             raise damaged from error
 
 
 class TrainStream(Stream):
-    """`stream[first]` is this rank's part of the batch of the whole job that begins at position `first`, or a DataError
-    for the training to raise. What a position shows is a function of the seed and the position."""
+    """`stream[first]` is this rank's part of the batch of the whole job that begins at position `first`. What a
+    position shows is a function of the seed and the position. Shards are fetched from `lookahead` positions ahead."""
 
-    def __init__(self, *args: Any, rank: int, seed: int) -> None:
+    def __init__(self, *args: Any, rank: int, seed: int, lookahead: int) -> None:
         super().__init__(*args)
-        self.rank, self.seed = rank, seed
+        self.rank, self.seed, self.lookahead = rank, seed, lookahead
 
     def __getitem__(self, first: int) -> Any:
         first += self.rank * self.batch_size
-        try:
-            return self.decoder.batch([self._readable(first + i) for i in range(self.batch_size)])
-        except DataError as error:
-            return error
+        self.reader.prefetch(self.reader.locate(self.order[first + self.lookahead])[0])
+        return self.decoder.batch([self._readable(first + i) for i in range(self.batch_size)])
 
     def _readable(self, position: int) -> Any:
         """The sample at a position, else the next one that can be read; turned as the position says."""
@@ -118,10 +113,10 @@ class TrainStream(Stream):
 
 class ValStream(Stream):
     """`stream[i]` is the i-th batch of a range of samples, without those that cannot be read and unturned; None where
-    nothing is left of it, or a DataError for the validation to raise."""
+    nothing is left of it."""
 
-    def __init__(self, reader: Reader, samples: range, decoder: Decoder, batch_size: int, workers: int) -> None:
-        super().__init__(reader, samples, decoder, batch_size, workers)
+    def __init__(self, reader: Reader, samples: range, decoder: Decoder, batch_size: int) -> None:
+        super().__init__(reader, samples, decoder, batch_size)
         self.length = len(samples)
 
     def __getitem__(self, batch: int) -> Any:
@@ -131,11 +126,4 @@ class ValStream(Stream):
                 samples.append(self.decoded(position, None))
             except Damaged:
                 continue
-            except DataError as error:
-                return error
         return self.decoder.batch(samples) if samples else None
-
-
-def _worker() -> int:
-    info = get_worker_info()
-    return info.id if info else 0

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import default_collate
 from typing_extensions import NotRequired
 
 from cubediff.data.photos import Camera, RandomViews
@@ -140,7 +139,7 @@ class PanoramaDecoder:
         return _Panorama(key, image, view._replace(camera=self.photos.draw(rng)) if self.photos else view)
 
     def batch(self, samples: list[_Panorama]) -> PanoramaBatch:
-        images = default_collate([s.image for s in samples])  # which a worker makes in the memory that it shares
+        images = torch.from_numpy(np.stack([s.image for s in samples]))
         return PanoramaBatch(
             panorama=images.permute(0, 3, 1, 2),  # a view, in the images' own order of bytes: turning that takes longer
             yaw=torch.tensor([s.view.yaw for s in samples], dtype=torch.float32),

@@ -1,0 +1,75 @@
+import gc
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cubediff.data import loader
+from cubediff.data.loader import Loader
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_come_in_the_order_asked_for_whichever_is_made_first(threads: int) -> None:
+    taken = []
+
+    def make(place: int) -> dict[str, int] | None:
+        time.sleep(0.01 * (place % 3 == 0))
+        return None if place == 4 else {"place": place}
+
+    made = Loader(make, range(10), threads, taken=lambda: taken.append(1))
+    assert len(made) == 10
+    for _ in range(2):
+        assert [batch["place"] for batch in made] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert len(taken) == 20  # what is None was taken too
+
+
+def test_threads_are_two_batches_ahead_each_and_no_more() -> None:
+    made: list[int] = []
+    batches = iter(Loader(lambda place: made.append(place) or {}, range(100), 3))
+    next(batches)
+    time.sleep(0.1)
+    assert sorted(made) == list(range(6))
+    batches.close()
+
+
+def test_what_is_raised_in_a_thread_comes_when_its_batch_would() -> None:
+    def make(place: int) -> dict[str, int]:
+        if place >= 2:
+            raise TimeoutError(f"no {place}")
+        return {"place": place}
+
+    batches = iter(Loader(make, range(5), 2))
+    assert [next(batches)["place"], next(batches)["place"]] == [0, 1]
+    with pytest.raises(TimeoutError, match="no 2"):
+        next(batches)
+
+
+def test_the_threads_end_with_the_loader() -> None:
+    def named() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("data")}
+
+    batches: Iterator[object] = iter(Loader(lambda place: {}, range(100), 2))
+    next(batches)
+    assert named()
+    del batches
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while named() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not named()
+
+
+def test_a_batch_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(loader, "_SILENCE", 0.05)
+    come = threading.Event()
+
+    def make(place: int) -> dict[str, int]:
+        come.wait()
+        return {}
+
+    threading.Timer(0.2, come.set).start()
+    with caplog.at_level(logging.WARNING):
+        assert len(list(Loader(make, [7], 1))) == 1
+    assert "waiting for the batch at 7 of the stream since 0 s" in caplog.records[0].getMessage()
