@@ -13,9 +13,9 @@ from pathlib import Path
 
 import cv2
 
-from cubediff.data.engines import Engine, open_engine
+from cubediff.data.building.engines import Engine, open_engine
+from cubediff.data.building.write import build_shards
 from cubediff.data.sources import open_source
-from cubediff.data.write import build_shards
 
 SAMPLES = sorted((Path(__file__).parents[1] / "data" / "samples").glob("*.jpg"))
 ROUNDS = 5

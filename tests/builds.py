@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cubediff.data.write import build_shards
+from cubediff.data.building.write import build_shards
 
 
 def panoramas(folder: Path, count: int, width: int = 64, suffix: str = ".png") -> Path:

@@ -181,6 +181,10 @@ def test_the_command_captions_and_builds(folder: Path, tmp_path: Path, asked: li
     asked.clear()
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
     assert not asked
+    (tmp_path / "out" / "captions.jsonl").unlink()
+    done = CliRunner().invoke(app, words)
+    assert "already holds shards" in done.output
+    assert not asked  # not captioned first and refused then
     done = CliRunner().invoke(app, [*words, "--captions", "x.jsonl"])
     assert done.exit_code == 1
     assert "not both" in done.output

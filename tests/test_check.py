@@ -18,8 +18,8 @@ from builds import panoramas
 from typer.testing import CliRunner
 
 from cubediff.data import build_shards
-from cubediff.data.check import check_shards
-from cubediff.data.index import index_tar
+from cubediff.data.building.check import check_shards
+from cubediff.data.streaming.index import index_tar
 from cubediff.geometry import FACES
 from cubediff.prepare import check_app
 

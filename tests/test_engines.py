@@ -14,7 +14,7 @@ import pytest
 from builds import contents, panoramas
 
 from cubediff.data import DataError, build_shards
-from cubediff.data.engines import ENGINES, open_engine
+from cubediff.data.building.engines import ENGINES, open_engine
 
 
 def test_results_come_in_the_order_of_the_items_and_no_further_ahead_than_needed() -> None:
@@ -82,7 +82,7 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_do() -> None:
 def test_workers_end_with_the_process_that_is_killed(tmp_path: Path) -> None:
     code = """if __name__ == "__main__":
         import os, signal, sys, time
-        from cubediff.data.engines import open_engine
+        from cubediff.data.building.engines import open_engine
         with open_engine(workers=2) as mapped:
             results = mapped(os.getpgid, [0] * 8)
             next(results)
@@ -116,7 +116,7 @@ def test_an_unknown_engine_and_a_missing_ray_are_errors_with_a_remedy(monkeypatc
 RAY = """
 from functools import partial
 from operator import floordiv
-from cubediff.data.engines import open_engine
+from cubediff.data.building.engines import open_engine
 import ray
 with open_engine("ray", 2) as mapped:
     assert list(mapped(partial(pow, 2), range(50))) == [2**i for i in range(50)]

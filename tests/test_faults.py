@@ -11,9 +11,9 @@ import torch
 from panoramas import data, fit, keys, shards, spoil
 
 from cubediff.data import DataError
-from cubediff.data.catalog import open_dataset
-from cubediff.data.remote import Cache
-from cubediff.data.stream import Damaged, Skips
+from cubediff.data.streaming.catalog import open_dataset
+from cubediff.data.streaming.remote import Cache
+from cubediff.data.streaming.stream import Damaged, Skips
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 2)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from cubediff.data.index import index_tar, read_sample
+from cubediff.data.streaming.index import index_tar, read_sample
 
 
 def write(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:

@@ -1,6 +1,7 @@
 """A build that is cut short at any moment leaves what was there before or nothing that looks whole, and goes on to the
 same bytes."""
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -19,8 +20,9 @@ import pytest
 from builds import build, contents, panoramas
 
 from cubediff.data import DataError, build_shards
-from cubediff.data import journal as journal_module
-from cubediff.data.check import check_shards
+from cubediff.data.building import journal as journal_module
+from cubediff.data.building.check import check_shards
+from cubediff.data.sources import images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
 
@@ -84,7 +86,7 @@ def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(t
     """SIGKILL at ten random moments, each time resumed."""
     source, output = panoramas(tmp_path / "in", 40, width=1024), tmp_path / "out"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cubediff.data.write"])
+    context.set_forkserver_preload(["cubediff.data.building.write"])
     for whole in ("warm", "whole"):
         start = time.perf_counter()
         run = context.Process(target=build, args=(source, tmp_path / whole, OPTIONS))
@@ -206,3 +208,21 @@ def test_the_command_killed_ten_times_ends_in_the_same_bytes(tmp_path: Path, eng
     subprocess.run(command, check=True, capture_output=True)
     assert contents(output) == contents(tmp_path / "whole")
     assert json.loads((output / "manifest.json").read_text())["samples"] == 400
+
+
+def test_where_the_machine_fails_to_read_a_panorama_the_build_stops_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the panorama, which must not be left out of the dataset for it."""
+    source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "decode", fails)
+        with pytest.raises(OSError, match=r"\.png cannot be read \(Input/output error\): when it can.* goes on"):
+            build_shards(source, output, **OPTIONS)
+    build_shards(source, output, **OPTIONS)
+    build_shards(source, tmp_path / "whole", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")

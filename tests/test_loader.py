@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cubediff.data import loader
-from cubediff.data.loader import Loader
+from cubediff.data.streaming import loader
+from cubediff.data.streaming.loader import Loader
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

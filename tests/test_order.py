@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cubediff.data.order import Mixture, Order
+from cubediff.data.streaming.order import Mixture, Order
 
 COUNTS = st.lists(st.integers(0, 20), min_size=1, max_size=9).filter(any)
 

@@ -15,9 +15,10 @@ import fsspec
 import pytest
 from panoramas import data, keys, shards
 
-from cubediff.data import DataError, remote
-from cubediff.data.index import index_tar
-from cubediff.data.remote import Cache
+from cubediff.data import DataError
+from cubediff.data.streaming import remote
+from cubediff.data.streaming.index import index_tar
+from cubediff.data.streaming.remote import Cache
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from builds import panoramas
 from playwright.sync_api import sync_playwright
 
 from cubediff.data import build_shards
-from cubediff.data.report import _bars
+from cubediff.data.building.report import _bars
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 NASTY = '<img src=x onerror="document.title=1"> & {{rejected}} \x00\x1b </q></html>'

@@ -17,12 +17,12 @@ import pytest
 from pictures import SAMPLES, picture, shown
 from PIL import Image
 
+from cubediff.data.building.write import build_shards
 from cubediff.data.sources import KINDS, DataError, Entry, Source, open_source
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import ImageFolder
 from cubediff.data.sources.webdataset import Shards
-from cubediff.data.write import build_shards
 from cubediff.geometry import FACES
 
 FACE_CAPTIONS = {face: f"the {face}" for face in FACES}

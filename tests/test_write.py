@@ -17,11 +17,11 @@ import webdataset as wds
 from PIL import Image
 from typer.testing import CliRunner
 
-from cubediff.data import write
-from cubediff.data.index import read_sample
+from cubediff.data.building import write
+from cubediff.data.building.write import build_shards
 from cubediff.data.sources import DataError, Entry, Panorama
 from cubediff.data.sources.equirect import EquirectFolder
-from cubediff.data.write import build_shards
+from cubediff.data.streaming.index import read_sample
 from cubediff.geometry import FACES
 from cubediff.prepare import app
 

@@ -79,6 +79,9 @@ def build(
         if dry_run:
             _preview(opened, limit, max_width, quality)
             return
+        from cubediff.data.building.write import REJECTED, REPORT, build_shards, check_output
+
+        check_output(output, overwrite)  # before any time is spent
         if caption is not None:
             from cubediff.data.caption import Captioned, write_captions
 
@@ -93,8 +96,6 @@ def build(
                 progress=_captioning,
             )
             opened = Captioned(opened, file)
-        from cubediff.data.write import REJECTED, REPORT, build_shards
-
         manifest = build_shards(
             opened,
             output,
@@ -129,7 +130,7 @@ def check(
     workers: Workers = 0,
 ) -> None:
     """Verify manifest, index, checksums and every panorama of finished shards, and say what training will see."""
-    from cubediff.data.check import check_shards
+    from cubediff.data.building.check import check_shards
     from cubediff.data.sources import DataError
 
     try:
@@ -146,7 +147,7 @@ def check(
 
 
 def _preview(source: "Source", limit: int | None, max_width: int, quality: int) -> None:
-    from cubediff.data.write import preview
+    from cubediff.data.building.write import preview
 
     seen = preview(source, limit, max_width, quality)
     for refusal in seen.rejected[:20]:

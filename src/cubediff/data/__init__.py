@@ -1,16 +1,16 @@
-"""Panoramas from folders to batches: sources → write → catalog → stream → shards, and procedural ones where there
+"""Panoramas from folders to batches: sources → building → streaming, and procedural ones where there
 are none (the paper's training data: panoramas with one caption each, or one per face)."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cubediff.data.building.write import build_shards
     from cubediff.data.example import create_example_dataset
     from cubediff.data.latents import LatentDataModule
     from cubediff.data.panoramas import PanoramaDataModule
     from cubediff.data.photos import RandomViews
     from cubediff.data.sources import DataError
     from cubediff.data.views import CubeBatch, PanoramaBatch
-    from cubediff.data.write import build_shards
 
 __all__ = [
     "CubeBatch",
@@ -30,7 +30,7 @@ _ROOMS = {
     "PanoramaBatch": "views",
     "PanoramaDataModule": "panoramas",
     "RandomViews": "photos",
-    "build_shards": "write",
+    "build_shards": "building.write",
     "create_example_dataset": "example",
 }
 

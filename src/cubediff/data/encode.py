@@ -13,14 +13,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from cubediff.data.building.tars import add_sample, described
 from cubediff.data.files import put
 from cubediff.data.latents import Views, pack
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, VERSION
-from cubediff.data.loader import Loader
 from cubediff.data.panoramas import PanoramaDataModule
 from cubediff.data.sources import DataError
-from cubediff.data.stream import Damaged, Stream
-from cubediff.data.tars import add_sample, described
+from cubediff.data.streaming.loader import Loader
+from cubediff.data.streaming.stream import Damaged, Stream
 from cubediff.encoders import FrozenEncoders
 
 SETTINGS = "settings.json"

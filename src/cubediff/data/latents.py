@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cubediff.data.shards import ShardDataModule
 from cubediff.data.sources import DataError
+from cubediff.data.streaming.shards import ShardDataModule
 
 
 class LatentBatch(TypedDict):

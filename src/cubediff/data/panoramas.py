@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cubediff.conditions import Photo, known_faces
 from cubediff.data.photos import Camera, RandomViews
-from cubediff.data.shards import ShardDataModule
+from cubediff.data.streaming.shards import ShardDataModule
 from cubediff.data.views import CubeBatch, PanoramaBatch, PanoramaDecoder
 from cubediff.geometry import equirect_to_cube, equirect_to_perspective, rotation_matrix
 

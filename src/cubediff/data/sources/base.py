@@ -64,7 +64,7 @@ class Source(Protocol):
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         """The panorama; `quality` is the JPEG's where it has to be encoded. Raises DataError with the reason where it
-        cannot be used, and nothing else whatever the file holds."""
+        cannot be used whatever the file holds, and OSError where the machine fails to read it."""
         ...
 
 

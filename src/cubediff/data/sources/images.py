@@ -1,6 +1,7 @@
 """Image files to pixels and to JPEG, whatever they hold: what cannot be a panorama is refused with the reason, by its
 header where that is enough, and no decoder's exception gets out (the paper is silent on file formats)."""
 
+import errno
 import io
 import threading
 import warnings
@@ -133,9 +134,13 @@ def read_size(path: Path) -> tuple[int, int]:
             return _read_size(file, path.suffix.lower())
 
 
+_MACHINE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+
+
 @contextmanager
 def faults() -> Iterator[None]:
-    """Whatever is raised inside is a DataError with a reason outside; Pillow's own limit and warnings are off."""
+    """Whatever is raised inside is a DataError with a reason outside, but an OSError that is the machine's fault, not
+    the file's; Pillow's own limit and warnings are off."""
     try:
         with own_limits():
             yield
@@ -144,6 +149,8 @@ def faults() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise DataError("unreadable: not an image of a known kind") from error
     except Exception as error:  # decoders raise whatever they like; one bad file must not end the whole build
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            raise
         text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0] or type(error).__name__
         kind = "truncated" if "truncated" in text.lower() else "unreadable"
         raise DataError(f"{kind}: {text}") from error

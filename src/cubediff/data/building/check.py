@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from cubediff.data.engines import open_engine
+from cubediff.data.building.engines import open_engine
+from cubediff.data.building.write import Progress
 from cubediff.data.files import sha256
-from cubediff.data.index import index_tar, read_sample
 from cubediff.data.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
-from cubediff.data.write import Progress
+from cubediff.data.streaming.index import index_tar, read_sample
 from cubediff.geometry import FACES
 
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import lightning as L
 import platformdirs
 
-from cubediff.data.catalog import Reader, Shard, open_dataset
-from cubediff.data.loader import Loader
-from cubediff.data.order import Mixture, Order
-from cubediff.data.remote import Cache
 from cubediff.data.sources import DataError
-from cubediff.data.stream import Decoder, Stream, TrainStream, ValStream
+from cubediff.data.streaming.catalog import Reader, Shard, open_dataset
+from cubediff.data.streaming.loader import Loader
+from cubediff.data.streaming.order import Mixture, Order
+from cubediff.data.streaming.remote import Cache
+from cubediff.data.streaming.stream import Decoder, Stream, TrainStream, ValStream
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cubediff.data.duplicates import hash_jpeg
+from cubediff.data.building.duplicates import hash_jpeg
 from cubediff.data.files import put
 from cubediff.data.sources import DataError, Entry, Rejection, Source
 
@@ -46,6 +46,9 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
     try:
         panorama = source.load(entry, max_width, quality)
         digest = hash_jpeg(panorama.jpeg, panorama.width).tobytes().hex()
+    except OSError as error:
+        remedy = "when it can, or is taken away, the same command goes on"
+        raise OSError(error.errno, f"{entry.file} cannot be read ({error.strerror}): {remedy}") from error
     except ValueError as error:  # a DataError among them
         result = Rejection(entry.file, str(error))
         told: dict[str, Any] = {"reason": result.reason}

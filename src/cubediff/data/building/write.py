@@ -18,10 +18,11 @@ import numpy as np
 import PIL
 
 import cubediff
-from cubediff.data.duplicates import THRESHOLD, Pairs, near_duplicates
-from cubediff.data.engines import Engine, Map, open_engine
+from cubediff.data.building.duplicates import THRESHOLD, Pairs, near_duplicates
+from cubediff.data.building.engines import Engine, Map, open_engine
+from cubediff.data.building.journal import Accepted, accept
+from cubediff.data.building.tars import Sample, WrittenShard, write_shard
 from cubediff.data.files import put, sync
-from cubediff.data.journal import Accepted, accept
 from cubediff.data.layout import (
     BUILDING,
     DUPLICATES,
@@ -37,7 +38,6 @@ from cubediff.data.layout import (
     publish,
 )
 from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source
-from cubediff.data.tars import Sample, WrittenShard, write_shard
 
 _TRIED = 16  # panoramas that a preview reads
 _TAR_BLOCKS = 3072  # bytes that a sample takes beside its JPEG: two headers, its JSON, padding
@@ -78,15 +78,12 @@ def build_shards(
         raise DataError(f"--val-fraction {val_fraction} is not in [0, 1)")
     if shard_size < 1:
         raise DataError(f"--shard-size {shard_size}: a shard holds at least one panorama")
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
+    check_output(output, overwrite)
     source = open_source(source, captions) if isinstance(source, Path) else source
     settings = {"val_fraction": val_fraction, "max_width": max_width, "quality": quality, "limit": limit}
     plan = {"source": repr(source), **settings, "shard_size": shard_size}
     plan |= {f"{module.__name__} version": module.__version__ for module in (cubediff, PIL, cv2)}
     build = output.absolute() / BUILDING
-    if (output / MANIFEST).exists() and not overwrite and not (build / MANIFEST).exists():
-        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
     entries, rejected = choose(source, limit)
     with only_builder(build):
         begin(build, plan, overwrite)
@@ -106,6 +103,14 @@ def build_shards(
                     raise DataError(f"no panorama can be used ({first}); all are listed in {output / REJECTED}")
                 _finish(build, samples, rejected, settings, shard_size, mapped, progress)
         return publish(build, output)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises DataError where no shards may be written to `output`."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
+    if (output / MANIFEST).exists() and not overwrite and not (output / BUILDING / MANIFEST).exists():
+        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
 
 
 def choose(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
@@ -181,7 +186,7 @@ def _finish(
     progress: Progress | None,
 ) -> None:
     """Everything of the dataset in `build`, the manifest last."""
-    from cubediff.data.report import report_html
+    from cubediff.data.building.report import report_html
 
     hashes = np.frombuffer(bytes.fromhex("".join(s.panorama.hash for s in samples)), np.uint8).reshape(len(samples), -1)
     pairs = near_duplicates(hashes)

@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cubediff.data.duplicates import Pairs
-from cubediff.data.journal import read_jpeg
+from cubediff.data.building.duplicates import Pairs
+from cubediff.data.building.journal import read_jpeg
+from cubediff.data.building.tars import Sample
 from cubediff.data.sources import Rejection
-from cubediff.data.tars import Sample
 from cubediff.viewer import as_text
 
 SHEET, PAIRS, REJECTIONS = 48, 24, 500  # at most so many are shown, the first two with pictures of about 10 kB
@@ -61,7 +61,7 @@ def report_html(manifest: dict[str, Any], samples: list[Sample], rejected: list[
         ),
         "settings": as_text(", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if v is not None)),
     }
-    template = resources.files("cubediff.data").joinpath("report.html").read_text(encoding="utf-8")
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     # One pass, so that a caption that looks like a placeholder stays a caption.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
-from cubediff.data.catalog import Reader
-from cubediff.data.order import Mixture
 from cubediff.data.sources import DataError
+from cubediff.data.streaming.catalog import Reader
+from cubediff.data.streaming.order import Mixture
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
+from cubediff.data.building.journal import Accepted, read_jpeg
 from cubediff.data.files import put, sha256
-from cubediff.data.index import index_tar
-from cubediff.data.journal import Accepted, read_jpeg
 from cubediff.data.sources import Entry
+from cubediff.data.streaming.index import index_tar
 
 
 @dataclass(frozen=True)
