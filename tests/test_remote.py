@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import multiprocessing
 import random
 import socket
@@ -159,8 +160,36 @@ def test_tars_without_a_manifest_are_all_for_training(
     assert len(fetched) == (len(tars) if prefix in ("http", "pipe:cat ") else 0)
 
 
-def test_files_of_the_hub_need_no_other_package() -> None:
-    assert fsspec.get_filesystem_class("hf").__name__ == "HfFileSystem"
+class Hub(Handler):
+    """The folder as the one dataset of a Hugging Face Hub, as far as its file system asks."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/datasets/me/panoramas/resolve/main/"):
+            self.path = path.removeprefix("/datasets/me/panoramas/resolve/main")
+            return super().do_GET()
+        files = [f for f in Path(self.directory).rglob("*") if f.is_file()]
+        told: Any = {"id": "me/panoramas", "sha": "0" * 40}
+        if "/tree/" in path:
+            names = [(f.relative_to(self.directory).as_posix(), f.stat().st_size) for f in files]
+            told = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in names]
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_from_a_dataset_of_the_hub_everything_arrives(
+    dataset: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.RequestHandlerClass = functools.partial(Hub, directory=str(dataset))  # type: ignore[assignment]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
+    assert everything("hf://datasets/me/panoramas", tmp_path, 2) == EVERY
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------
