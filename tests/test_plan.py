@@ -135,6 +135,15 @@ def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_i
     assert 1.5 < more.step_peak / plain.step_peak < 2.05
 
 
+def test_training_on_latents_takes_neither_the_encoders_nor_their_work() -> None:
+    whole, cached = (cost(composed(*TINY, *words), 2) for words in ((), ("data=latents",)))
+    assert (cached.encoders, cached.encode_peak, cached.encode_flops) == (0, 0, 0)
+    captions = whole.flops - whole.encode_flops - cached.flops
+    assert 0 < captions < 0.2 * whole.flops
+    assert cached.weights == whole.weights
+    assert 0 < cached.step_peak < whole.step_peak
+
+
 def test_the_largest_batch_fits_and_the_next_does_not() -> None:
     config = composed(*FULL)
     for batch in (1, 5):
