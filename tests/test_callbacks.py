@@ -1,5 +1,6 @@
 """The callbacks' claims: what the average holds and when, what samples are written, and what guards say."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,10 +10,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from torch import Tensor, nn
 
-from cubediff import callbacks
-from cubediff.callbacks import NonFiniteGuard, SampleLogger, SkipCounter, StepProgress, Throughput, UNetEMA
+from cubediff.callbacks import NonFiniteGuard, SampleLogger, StepProgress, UNetEMA
 from cubediff.module import CubeDiffModule
 from cubediff.tiny import tiny_random
 
@@ -154,6 +155,18 @@ def test_validation_sees_the_average_and_training_goes_on_with_its_own_weights()
         torch.testing.assert_close(seen, reference(trajectory.weights[: 4 * i + 1], RATE), rtol=1e-5, atol=1e-6)
 
 
+def test_the_distance_of_the_average_is_logged_where_the_loggers_log(tmp_path: Path) -> None:
+    ema, trajectory, logger = UNetEMA(RATE), Trajectory(), CSVLogger(tmp_path, name=None, version="logs")
+    trainer_of(ema, trajectory, steps=6, logger=logger, log_every_n_steps=3).fit(Line(), batches(6), batches(1))
+    with (tmp_path / "logs/metrics.csv").open() as file:
+        told = {int(row["step"]): float(row["optim/ema_distance"]) for row in csv.DictReader(file)}
+    assert told.keys() == {2, 5}
+    for step, distance in told.items():
+        weights = trajectory.weights[: step + 2]
+        apart = (reference(weights, RATE) - weights[-1]).norm() / weights[-1].norm()
+        assert distance == pytest.approx(apart.item(), rel=1e-4)
+
+
 def test_a_failure_in_validation_gives_the_trained_weights_back() -> None:
     ema, trajectory, module = UNetEMA(RATE), Trajectory(), Line(fail_in_validation=True)
     options = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
@@ -201,11 +214,14 @@ def test_samples_are_of_the_first_captions_and_photos_and_the_same_every_time(tm
         samples.on_validation_batch_start(trainer, module, batch, 0)
         samples.on_validation_batch_start(trainer, module, {}, 1)
         samples.on_validation_epoch_end(trainer, module)
-        names = [f"step{step:07d}_{kind}_{i}.jpg" for kind in ("text", "text_photo") for i in (0, 1)]
-        written.append([(tmp_path / name).read_bytes() for name in names])
+        names = [f"step{step:07d}_{kind}_{i}" for kind in ("text", "text_photo") for i in (0, 1)]
+        written.append([(tmp_path / f"{n}{end}.jpg").read_bytes() for n in names for end in ("", "_faces")])
+        with Image.open(tmp_path / f"{names[0]}_faces.jpg") as strip:
+            assert strip.size == (6 * 64, 64)
+        assert 'alt="down face"' in (tmp_path / f"{names[0]}.html").read_text()
     assert written[0] == written[1]
-    assert len(set(written[0])) == 4
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(set(written[0])) == 8
+    assert len(list(tmp_path.iterdir())) == 2 * 4 * 3
 
 
 def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
@@ -216,29 +232,7 @@ def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "samples").exists()
 
 
-# ---- numbers and guards --------------------------------------------------------------------------------------
-
-
-def told_by(module: Mock) -> dict[str, Any]:
-    """What was logged last, by name."""
-    return {call.args[0]: call.args[1] for call in module.log.call_args_list}
-
-
-def test_throughput_is_panoramas_of_all_devices_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two devices with 4 panoramas each per half second, then a validation that takes an hour, then twice as fast."""
-    clock = iter([0.0, 0.5, 1.0, 1.5, 3601.5, 3601.75, 3602.0])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    throughput, module = Throughput(window=2), Mock(spec=L.LightningModule, device=torch.device("cpu"))
-    trainer = stand_in(L.Trainer, world_size=2)
-    batch = {"key": ["a", "b", "c", "d"]}
-    seen = []
-    for i in range(7):
-        throughput.on_train_batch_end(trainer, module, None, batch, i)
-        seen.append(told_by(module).get("perf/panoramas_per_s"))
-        if i == 3:
-            throughput.on_validation_end(trainer, module)
-            module.reset_mock()
-    assert seen == [None, 16.0, 16.0, 16.0, None, 32.0, 32.0]
+# ---- guards and progress --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -251,13 +245,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(los
     guard.on_train_batch_end(trainer, module, spoiled, batch, 15)
     with pytest.raises(FloatingPointError, match=rf"{loss} at step 20.*sunny_room, dark_room: lower model\.optimizer"):
         guard.on_train_batch_end(trainer, module, spoiled, batch, 20)
-
-
-def test_skipped_samples_are_logged() -> None:
-    module = Mock(spec=L.LightningModule, device=torch.device("cpu"))
-    trainer = stand_in(L.Trainer, datamodule=Mock(skipped=3))
-    SkipCounter().on_train_batch_end(trainer, module, None, {}, 0)
-    assert told_by(module) == {"data/skipped": 3.0}
 
 
 def test_one_bar_counts_optimizer_steps_over_all_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ class CubeDiffModule(L.LightningModule):
             num_warmup_steps=self.warmup_steps,
             num_training_steps=int(self.trainer.estimated_stepping_batches),
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        # The name is what LearningRateMonitor logs it by.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "optim/lr"}}
 
     def configure_gradient_clipping(
         self,
@@ -134,18 +135,27 @@ class CubeDiffModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit)
         self.log("optim/grad_norm", norm)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = self._losses(batch, (self.seed, 0, self.global_rank, self.global_step, batch_idx)).mean()
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The loss and, for callbacks, what `_denoised` gives of each panorama."""
+        each = self._denoised(batch, (self.seed, 0, self.global_rank, self.global_step, batch_idx))
+        loss = each["losses"].mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        return {**each, "losses": each["losses"].detach(), "loss": loss}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The loss at the same noise, timesteps and drops every time."""
-        self.val_loss.update(self._losses(batch, (self.seed, 1, self.global_rank, batch_idx)))
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The loss at the same noise, timesteps and drops every time; returns what `_denoised` does."""
+        each = self._denoised(batch, (self.seed, 1, self.global_rank, batch_idx))
+        self.val_loss.update(each["losses"])
         self.log("val/loss", self.val_loss, prog_bar=True)
+        return each
 
     def _losses(self, batch: dict[str, Any], place: tuple[int, ...]) -> Tensor:
         """The loss (B,) of each panorama, with noise drawn from `place` alone."""
+        return self._denoised(batch, place)["losses"]
+
+    def _denoised(self, batch: dict[str, Any], place: tuple[int, ...]) -> dict[str, Tensor]:
+        """Of each panorama, with noise drawn from `place` alone: `losses`, `timesteps`, and `conditions`, which of
+        `cubediff.objective.CONDITIONS` it was denoised from; each (B,)."""
         state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(state >> 1))
         condition: dict[str, Tensor] = {}
@@ -153,7 +163,7 @@ class CubeDiffModule(L.LightningModule):
             latents, text = batch["latents"].float(), batch["text"].float()
         else:
             latents, text, condition = self._encoded(batch)
-        losses, _, _ = self.objective.loss(
+        losses, timesteps, drops = self.objective.loss(
             self.unet,
             self.noise_scheduler,
             latents,
@@ -164,7 +174,7 @@ class CubeDiffModule(L.LightningModule):
             generator=generator,
             **condition,
         )
-        return losses
+        return {"losses": losses, "timesteps": timesteps, "conditions": drops.conditions}
 
     def _encoded(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Latents (B, 6, C, h, w), text states (B, 6, L, D), and the condition where it is not the front face."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cubediff.geometry import position_map
 
 POSITION_CHANNELS = {"uv": 2, "uv_pi": 2, "xyz": 3}
+CONDITIONS = ("text_photo", "text", "photo", "none")  # what a panorama may be denoised from, beside its noisy self
 
 
 @lru_cache(maxsize=8)
@@ -61,6 +62,11 @@ class Drops:
 
     text: Bool[Tensor, " b"]
     image: Bool[Tensor, " b"]
+
+    @property
+    def conditions(self) -> Int[Tensor, " b"]:
+        """Which of `CONDITIONS` each panorama keeps."""
+        return self.image.long() + 2 * self.text.long()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Trains CubeDiff: python -m cubediff.train [experiment=NAME] data.path=SHARDS [key=value …]."""
 
+import json
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,28 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.configs import CONFIG_DIR, build, check
 
 
+@contextmanager
+def _wandb_ended() -> Iterator[None]:
+    """Ends a W&B run that was begun inside, else a sweep's next run would go on in it."""
+    try:
+        yield
+    finally:
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+@_wandb_ended()
 def fit(config: DictConfig, run_dir: Path) -> Path:
     """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export."""
     check(config)
     import lightning as L
     import torch
 
-    from cubediff.callbacks import SampleLogger, UNetEMA
+    from cubediff.callbacks import SampleLogger, StepMetrics, UNetEMA
     from cubediff.data import LatentDataModule
     from cubediff.export import export_pipeline
+    from cubediff.loggers import WandbRun
+    from cubediff.record import run_record
 
     silence()
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -46,21 +62,27 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
             f"{datamodule.samples('train')} panoramas and {datamodule.samples('val')} to validate with, "
             f"{batch} a step; everything goes to {run_dir}"
         )
-    try:
+        record = run_record(config, trainer, module, datamodule, encoded)
+        (run_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        told: Any = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            logger.log_hyperparams({**told, "run": record})
+        for callback in callbacks:
+            if isinstance(callback, StepMetrics) and "flops_per_panorama" in record["plan"]:
+                callback.flops = (record["plan"]["flops_per_panorama"], record["plan"]["device_flops_per_s"])
+    try:
         trainer.fit(module, datamodule=datamodule)
     except torch.OutOfMemoryError as error:
         raise ValueError(_smaller(config)) from error
-    finally:
-        if (wandb := sys.modules.get("wandb")) and wandb.run:
-            wandb.finish(exit_code=int(sys.exc_info()[0] is not None))  # else a sweep's next run would go on in this
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
     if trainer.is_global_zero:
         if encoded:
             fresh = build(config.model.pipeline)
             module.pipeline.register_modules(vae=fresh.vae, text_encoder=fresh.text_encoder)
         export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
+        for logger in loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_pipeline(run_dir / "export")
         print(f"trained: {run_dir / 'export'}")
     trainer.strategy.barrier()
     return run_dir / "export"

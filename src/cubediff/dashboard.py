@@ -1,0 +1,89 @@
+"""The Weights & Biases workspace in which cubediff's runs read well: python -m cubediff.dashboard ENTITY.
+
+Without it W&B shows the same metrics, a panel each, in sections by their prefixes.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cubediff.callbacks.metrics import GROUPS
+from cubediff.objective import CONDITIONS
+
+X_AXIS = "trainer/global_step"
+# By section, panels by title: what a line plot shows, or (in "samples") a browser of media.
+SECTIONS: dict[str, dict[str, list[str]]] = {
+    "train": {
+        "loss": ["train/loss", "val/loss"],
+        "by noise, q1 has the least": [f"train/loss_{group}" for group in GROUPS[:4]],
+        "by condition": [f"train/loss_{condition}" for condition in CONDITIONS],
+    },
+    "val": {
+        "by noise, q1 has the least": [f"val/loss_{group}" for group in GROUPS[:4]],
+        "by condition": [f"val/loss_{condition}" for condition in CONDITIONS],
+    },
+    "samples": {
+        "from a text": ["samples/text"],
+        "from a text and a photo": ["samples/text_photo"],
+        "faces, from a text": ["samples/text_faces"],
+        "faces, from a text and a photo": ["samples/text_photo_faces"],
+        "look around, from a text": ["samples/text_viewer_0"],
+        "look around, from a text and a photo": ["samples/text_photo_viewer_0"],
+    },
+    "optim": {
+        "learning rate": ["optim/lr"],
+        "gradient norm before clipping": ["optim/grad_norm"],
+        "distance of the average": ["optim/ema_distance"],
+    },
+    "perf": {
+        "panoramas per second": ["perf/panoramas_per_s", "perf/panoramas_per_s_per_device"],
+        "seconds of a step": ["perf/step_s", "perf/data_wait_s"],
+        "share of the arithmetic": ["perf/utilisation"],
+        "peak memory, GiB": ["perf/peak_memory_gib"],
+    },
+    "data": {"skipped samples": ["data/skipped"]},
+}
+
+
+def workspace(entity: str, project: str = "cubediff") -> Any:
+    """The workspace, made without a network; its `save()` needs one and an account. Raises ModuleNotFoundError
+    without the extra "dashboard"."""
+    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.workspaces as workspaces
+
+    def panel(section: str, title: str, keys: list[str]) -> Any:
+        if section == "samples":
+            return panels.MediaBrowser(title=title, media_keys=keys)
+        return panels.LinePlot(title=title, x=X_AXIS, y=list(keys))
+
+    sections = [
+        workspaces.Section(name=name, is_open=True, panels=[panel(name, *each) for each in shown.items()])
+        for name, shown in SECTIONS.items()
+    ]
+    settings = workspaces.WorkspaceSettings(x_axis=X_AXIS)
+    return workspaces.Workspace(entity=entity, project=project, name="CubeDiff", sections=sections, settings=settings)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    entity: Annotated[str, typer.Argument(help="your W&B user or team")],
+    project: Annotated[str, typer.Option(help="logger.wandb.project of the runs")] = "cubediff",
+) -> None:
+    """Makes the workspace "CubeDiff" in a W&B project and prints where it is."""
+    import wandb
+
+    try:
+        made = workspace(entity, project)
+    except ModuleNotFoundError:
+        sys.exit("error: wandb-workspaces is not installed: pip install 'cubediff[dashboard]'")
+    if not wandb.login(prompt=False, verify=False):
+        sys.exit("error: no W&B credentials: run `wandb login` first; the layout is in cubediff.dashboard.SECTIONS")
+    print(made.save().url)
+
+
+if __name__ == "__main__":
+    app()

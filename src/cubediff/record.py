@@ -1,0 +1,91 @@
+"""What a run is made of beyond its config: the code's commit, versions, the data's sums, and what the plan says."""
+
+import hashlib
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+PACKAGES = ("cubediff", "torch", "lightning", "diffusers", "transformers", "wandb")
+
+
+def run_record(config: DictConfig, trainer: Any, module: Any, datamodule: Any, encoded: bool) -> dict[str, Any]:
+    """The record, whose values JSON can hold.
+
+    git: commit of the checkout that the code runs from and whether its files were changed, null where it is installed.
+    data: of each path the manifest's sha256, null for tars, which have none. plan: sizes, and on a GPU that
+    `cubediff.plan` knows also memory and operations; data that are `encoded` take none for encoding.
+    """
+    return {
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "data": [{"path": path, "manifest_sha256": _manifest(path)} for path in datamodule.paths],
+        "plan": _plan(config, trainer, module, encoded),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    top = Path(__file__).resolve().parents[2]
+    if not (top / ".git").exists():  # an installed package may lie within some other repository
+        return None
+    try:
+        commit = _told(top, "rev-parse", "HEAD").strip()
+        return {"commit": commit, "changed": bool(_told(top, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a repository that it will not read
+        return None
+
+
+def _told(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def _manifest(path: str) -> str | None:
+    from cubediff.data.layout import MANIFEST
+    from cubediff.data.remote import is_remote, read_bytes
+
+    folder = path.removeprefix("file://").rstrip("/")
+    if folder.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", folder):
+        return None
+    file = f"{folder}/{MANIFEST}"
+    return hashlib.sha256(read_bytes(file) if is_remote(folder) else Path(file).read_bytes()).hexdigest()
+
+
+def _plan(config: DictConfig, trainer: Any, module: Any, encoded: bool) -> dict[str, Any]:
+    """What is known at once; on a GPU whose rate is known also what `cubediff.cost` counts, in some seconds."""
+    import torch
+
+    plan = {
+        "parameters": sum(p.numel() for p in module.unet.parameters()),
+        "trained_parameters": sum(p.numel() for p in module.trained_parameters.values()),
+        "panoramas_per_step": config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        "steps": trainer.max_steps,
+    }
+    device = trainer.strategy.root_device
+    rate = gpu_rate(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if rate is None:
+        return plan
+    from cubediff.cost import cost
+
+    try:
+        made = cost(config, config.data.batch_size)
+    except ValueError as error:  # a precision or an optimizer that it cannot count is no reason not to train
+        return {**plan, "not_counted": str(error)}
+    flops = made.flops - made.encode_flops * encoded
+    return {
+        **plan,
+        "peak_memory_gib": made.peak / 2**30,
+        "flops_per_panorama": flops / config.data.batch_size,
+        "device_flops_per_s": rate,
+    }
+
+
+def gpu_rate(name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name that CUDA gives it; None for one that `cubediff.plan.GPUS` lacks."""
+    from cubediff.plan import GPUS
+
+    words = re.split(r"[ -]", name)  # "NVIDIA L40S" is no L4
+    return next((rate for gpu, rate in GPUS.items() if gpu in words), None)
