@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cubediff.module
+from cubediff.callbacks import StepMetrics
 from cubediff.data import PanoramaDataModule, RandomViews
 from cubediff.module import CubeDiffModule
 from cubediff.objective import Objective
@@ -54,10 +57,14 @@ def endless(data: PanoramaDataModule) -> Iterator[Any]:
         yield from loader
 
 
-def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: int) -> None:
+def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: int, metrics: StepMetrics) -> None:
+    """With what is gathered at each, at a step that no logger logs."""
+    trainer: Any = Mock(spec=L.Trainer, global_step=place, log_every_n_steps=10, loggers=[Mock()])
     cubes = data.on_after_batch_transfer({n: v.to(module.device) if isinstance(v, torch.Tensor) else v
                                           for n, v in batch.items()}, 0)  # fmt: skip
-    module._losses(dict(cubes), (place,)).mean().backward()
+    each = module._denoised(dict(cubes), (place,))
+    each["losses"].mean().backward()
+    metrics.on_train_batch_end(trainer, module, each, cubes, place)
 
 
 @pytest.mark.parametrize("photos", [None, RandomViews(share=1.0)])
@@ -69,7 +76,8 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
     batches = endless(data)
     module = CubeDiffModule(tiny_random(), Objective(**objective), partial(torch.optim.AdamW, lr=1e-3))
     module.empty_text = module.encoders.encode_text([""])
-    step(module, data, next(batches), 0)  # what is made once
+    metrics = StepMetrics()
+    step(module, data, next(batches), 0, metrics)  # what is made once
 
     module.to("meta")
     module.encoders.to("meta")
@@ -83,12 +91,12 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
 
     for room in (cubediff.module, cubediff.encoders):
         monkeypatch.setattr(room, "sent", send)
-    step(module, data, next(batches), 1)
+    step(module, data, next(batches), 1, metrics)
     copies = Copies()
     with copies:
         batch = next(batches)
         arriving = sum(isinstance(value, torch.Tensor) for value in batch.values())
-        step(module, data, batch, 2)
+        step(module, data, batch, 2, metrics)
     assert len(copies.seen) == arriving, copies.seen
     assert sent
 
@@ -101,10 +109,11 @@ def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomV
     module = CubeDiffModule(tiny_random(), Objective(), partial(torch.optim.AdamW, lr=1e-3)).cuda()
     module.encoders.to("cuda")
     module.empty_text = module.encoders.encode_text([""])
+    metrics = StepMetrics()
     for place in range(3):
         batch = {n: v.cuda() if isinstance(v, torch.Tensor) else v for n, v in next(batches).items()}
         torch.cuda.set_sync_debug_mode("error" if place == 2 else "default")
         try:
-            step(module, data, batch, place)
+            step(module, data, batch, place, metrics)
         finally:
             torch.cuda.set_sync_debug_mode("default")
