@@ -19,7 +19,7 @@ from cubediff import CubeDiffPipeline
 from cubediff.cost import cost
 from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
 from cubediff.module import CubeDiffModule
-from cubediff.objective import Objective
+from cubediff.objective import CONDITIONS, Objective
 from cubediff.tiny import tiny_random
 from cubediff.train import main
 
@@ -263,11 +263,22 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     pipeline = CubeDiffPipeline.from_pretrained(run / "export")
     module = CubeDiffModule(pipeline, Objective(), optimizer=torch.optim.AdamW).eval()
     module.empty_text = pipeline.encoders.encode_text([""])
-    losses = []
-    for rank, seen in enumerate((slice(0, 1), slice(1, 3))):
+    seen = []
+    for rank, own in enumerate((slice(0, 1), slice(1, 3))):
         with torch.no_grad():
-            losses.append(module._losses({name: values[seen] for name, values in batch.items()}, (0, 1, rank, 0)))
-    assert metrics(run)["val/loss"][1] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+            seen.append(module._denoised({name: values[own] for name, values in batch.items()}, (0, 1, rank, 0)))
+    losses, timesteps, conditions = (torch.cat([each[n] for each in seen]) for n in seen[0])
+    logged = metrics(run)
+    assert logged["val/loss"][1] == pytest.approx(losses.mean().item(), rel=1e-5)
+    for number in range(4):
+        for group, mine in ((f"q{number + 1}", timesteps // 250 == number), (CONDITIONS[number], conditions == number)):
+            told = logged.get(f"val/loss_{group}", {})
+            assert told == ({1: pytest.approx(losses[mine].mean().item(), rel=1e-5)} if mine.any() else {})
+    each, both = logged["perf/panoramas_per_s_per_device"][1], logged["perf/panoramas_per_s"][1]
+    assert both == pytest.approx(2 * each)
+    assert both == pytest.approx(4 / logged["perf/step_s"][1])
+    pages = {page.name for page in (run / "samples").glob("*.html")}  # of rank 0, whose batch is one panorama
+    assert pages == {"step0000002_text_0.html", "step0000002_text_photo_0.html"}
 
 
 # ---- how it ends where it cannot work ------------------------------------------------------------------------
