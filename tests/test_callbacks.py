@@ -236,15 +236,35 @@ def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(loss: float) -> None:
-    guard, module = NonFiniteGuard(every_n_steps=10), stand_in(L.LightningModule)
-    trainer = stand_in(L.Trainer, global_step=20)
-    batch = {"key": ["sunny_room", "dark_room"]}
-    spoiled = {"loss": torch.tensor(loss)}
-    guard.on_train_batch_end(trainer, module, {"loss": torch.tensor(0.5)}, batch, 10)
-    guard.on_train_batch_end(trainer, module, spoiled, batch, 15)
-    with pytest.raises(FloatingPointError, match=rf"{loss} at step 20.*sunny_room, dark_room: lower model\.optimizer"):
-        guard.on_train_batch_end(trainer, module, spoiled, batch, 20)
+def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(
+    loss: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, module = NonFiniteGuard(limit=3, every_n_steps=2), stand_in(CubeDiffModule)
+    trainer = stand_in(L.Trainer, global_step=0, max_steps=100, world_size=2, global_rank=1, loggers=[])
+    guard.on_train_start(trainer, module)
+    good = {"losses": torch.tensor([0.5, 0.4])}
+
+    def step(outputs: dict[str, torch.Tensor], *keys: str) -> None:
+        guard.on_train_batch_end(trainer, module, good, {"key": ["first_of_two"]}, 0)
+        trainer.global_step += 1
+        module.found_inf = torch.tensor(float(outputs is not good))
+        guard.on_train_batch_end(trainer, module, outputs, {"key": list(keys)}, 0)
+
+    bad = {"losses": torch.tensor([0.5, loss])}
+    step(good, "a")
+    step(bad, "sunny_room", "dark_room")
+    assert guard.skipped == 1
+    assert caplog.messages == ["rank 1: up to step 2 1 steps had gradients that are not finite and were left out; "
+                               "the loss is not finite in a batch of sunny_room, dark_room"]  # fmt: skip
+    resumed = NonFiniteGuard(limit=3)
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.skipped == 1
+    step(bad, "sunny_room", "dark_room")
+    assert guard.skipped == 1  # not looked at yet
+    with pytest.raises(
+        FloatingPointError, match=r"3 steps were left out.*step 4; .*dark_room, b.*model\.optimizer\.lr"
+    ):
+        step(bad, "b")
 
 
 def test_one_bar_counts_optimizer_steps_over_all_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_names_that_people_override_first() -> None:
     config = composed(DATA, "trainer.max_steps=7", "run_dir=elsewhere", "model=tiny", "logger=tensorboard", "seed=3")
     assert (config.data.path, config.trainer.max_steps, config.model.seed, config.data.seed) == ("SHARDS", 7, 3, 3)
     assert HydraConfig.get().run.dir == HydraConfig.get().sweep.dir == "elsewhere"
-    assert config.callbacks.checkpoint.dirpath == "elsewhere/checkpoints"
+    assert config.callbacks.checkpoint.folder == "elsewhere/checkpoints"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -133,7 +133,10 @@ def test_what_sd15_l4x4_makes_is_made_of_its_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("callbacks", "logger", "data")])
-def test_the_objects_of_a_group_are_made(group: str, choice: str, tmp_path: Path, tiny_shards: Path) -> None:
+def test_the_objects_of_a_group_are_made(
+    group: str, choice: str, tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     config = composed(*QUICK[:2], f"{group}={choice}", f"data.path={tiny_shards}", run_dir=tmp_path)
     kind = {"callbacks": Callback, "logger": Logger}
     if group == "data":

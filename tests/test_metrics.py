@@ -79,7 +79,7 @@ def by_hand(seen: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         np.concatenate([each[name].numpy().astype(float) for each in seen])
         for name in ("losses", "timesteps", "conditions")
     )
-    means = {}
+    means = {"train/loss_mean": losses.mean()}
     for quarter in range(4):
         mine = losses[(timesteps >= quarter * STEPS / 4) & (timesteps < (quarter + 1) * STEPS / 4)]
         if len(mine):
@@ -121,7 +121,11 @@ def test_losses_are_the_means_of_their_groups_since_they_were_logged_last() -> N
 def test_a_quarter_has_its_bounds_and_groups_without_a_panorama_are_not_logged(timestep: int) -> None:
     run = Run()
     run.batch(of([0.5], [timestep], [2]))
-    assert losses_of(run.rows[0]) == {f"train/loss_q{timestep // 250 + 1}": 0.5, "train/loss_photo": 0.5}
+    assert losses_of(run.rows[0]) == {
+        "train/loss_mean": 0.5,
+        f"train/loss_q{timestep // 250 + 1}": 0.5,
+        "train/loss_photo": 0.5,
+    }
 
 
 def test_conditions_are_named_by_what_is_kept() -> None:
@@ -158,7 +162,7 @@ def test_ranks_count_by_their_panoramas_and_the_slowest_and_the_fullest_tell(
     clock.now += 1.75
     run.batch(of([1.0, 1.0], [0, 0], [1, 1]))
     (row,) = run.rows
-    assert row["train/loss_q1"] == 7 / 4
+    assert row["train/loss_q1"] == row["train/loss_mean"] == 7 / 4
     assert row["data/skipped"] == 7
     assert row["perf/peak_memory_gib"] == 3
     assert row["perf/data_wait_s"] == 0.75
@@ -176,7 +180,7 @@ def test_speed_goes_by_the_clock_without_the_first_batch_and_without_validation(
         clock.now += 100.0 if number == 0 else 0.4
         run.batch(stepped=number % 2 == 1)
         if number == 5:
-            run.callback.on_validation_epoch_start(run.trainer, run.module)
+            run.callback.on_validation_start(run.trainer, run.module)
             clock.now += 3600
             run.callback.on_validation_epoch_end(run.trainer, run.module)
             run.callback.on_validation_end(run.trainer, run.module)

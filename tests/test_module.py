@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +16,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, RandomViews
 from cubediff.export import export_pipeline
 from cubediff.module import CubeDiffModule, select_trainable_
-from cubediff.objective import Objective
+from cubediff.objective import Drops, Objective
 from cubediff.tiny import tiny_random
 
 Batch = dict[str, Any]
@@ -37,16 +36,7 @@ def batch(tiny_shards: Path) -> Batch:
     return dict(data.on_after_batch_transfer(batch, 0))
 
 
-class OwnDraws(Objective):
-    """Noise and timestep of each panorama follow from it alone, so that a batch's loss is the mean of its
-    panoramas' however they are split into batches."""
-
-    def loss(self, unet: Any, scheduler: Any, latents: Tensor, text: Tensor, empty_text: Tensor, **options: Any) -> Any:
-        losses = []
-        for one, states in zip(latents, text, strict=True):
-            options["generator"] = torch.Generator().manual_seed(int(one.double().abs().sum() * 1e6))
-            losses.append(super().loss(unet, scheduler, one[None], states[None], empty_text, **options)[0])
-        return torch.cat(losses), None, None
+NONE_DROPPED = Drops(text=torch.zeros(4, dtype=torch.bool), image=torch.zeros(4, dtype=torch.bool))
 
 
 class Recorder(L.Callback):
@@ -81,9 +71,25 @@ def fitted(module: CubeDiffModule, batches: list[Batch], steps: int, **options: 
         callbacks=[recorder],
         **options,
     )
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    loader = Again(batches)
     trainer.fit(module, loader, loader)
     return recorder
+
+
+class Again:
+    """The batches over and over, each time at later positions of the stream."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches, self.position = batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            count = len(batch["key"])
+            yield {**batch, "position": list(range(self.position, self.position + count))}
+            self.position += count
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
@@ -208,7 +214,7 @@ COMPILED = """
 import torch
 from functools import partial
 from cubediff.module import CubeDiffModule
-from cubediff.objective import Objective
+from cubediff.objective import Drops, Objective
 from cubediff.tiny import tiny_random
 
 graphs = []
@@ -261,7 +267,7 @@ def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
     fitted(module, [batch], steps=1)
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        Objective, "loss", lambda self, *given, **options: (seen.append(options) or torch.zeros(4), 0, 0)
+        Objective, "loss", lambda self, *given, **options: (seen.append(options) or torch.zeros(4), 0, NONE_DROPPED)
     )
     module._losses(batch, (0,))
     assert torch.equal(seen[0]["known"], module.pipeline.encoders.encode_faces(batch["known"]))
@@ -344,7 +350,9 @@ def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: p
     fitted(module, [batch], steps=1)
     prompts = [[f"panorama {p} face {f}" for f in range(6)] for p in range(3, -1, -1)]
     seen = []
-    monkeypatch.setattr(Objective, "loss", lambda self, *given, **options: (seen.append(given) or torch.zeros(4), 0, 0))
+    monkeypatch.setattr(
+        Objective, "loss", lambda self, *given, **options: (seen.append(given) or torch.zeros(4), 0, NONE_DROPPED)
+    )
     module._losses(batch | {"prompts": prompts}, (0,))
     latents, text = seen[0][2:4]
     assert torch.equal(latents, module.pipeline.encoders.encode_faces(batch["faces"]))
@@ -358,8 +366,8 @@ def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: p
 
 
 def test_two_batches_of_one_accumulated_are_one_batch_of_two(batch: Batch) -> None:
-    """The loss is divided by the accumulation once."""
-    options: dict[str, Any] = {"objective": OwnDraws(**KEEP_ALL), "optimizer": partial(torch.optim.SGD, lr=1e-3)}
+    """The loss is divided by the accumulation once, and what a panorama draws depends on its position alone."""
+    options: dict[str, Any] = {"objective": Objective(), "optimizer": partial(torch.optim.SGD, lr=1e-3)}
     whole = fitted(module_of(**options), [part(batch, 0, 2), part(batch, 2, 4)], steps=2)
     singles = [part(batch, i, i + 1) for i in range(4)]
     split = fitted(module_of(**options), singles, steps=2, accumulate_grad_batches=2)

@@ -128,7 +128,7 @@ def test_without_turning_the_faces_are_those_of_the_panorama(tmp_path: Path) -> 
     panorama = batch["panorama"].double() / 127.5 - 1
     expected = equirect_to_cube(panorama, 16, 95.0, mode="bicubic").clamp(-1, 1)
     cube = module.on_after_batch_transfer(batch, 0)
-    assert set(cube) == {"faces", "yaw", "prompts", "key"}
+    assert set(cube) == {"faces", "yaw", "prompts", "key", "position"}
     assert cube["faces"].dtype == torch.float32
     assert cube["faces"].shape == (2, 6, 3, 16, 16)
     torch.testing.assert_close(cube["faces"].double(), expected, atol=1e-5, rtol=0)

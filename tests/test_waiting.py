@@ -62,7 +62,7 @@ def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: in
     trainer: Any = Mock(spec=L.Trainer, global_step=place, log_every_n_steps=10, loggers=[Mock()])
     cubes = data.on_after_batch_transfer({n: v.to(module.device) if isinstance(v, torch.Tensor) else v
                                           for n, v in batch.items()}, 0)  # fmt: skip
-    each = module._denoised(dict(cubes), (place,))
+    each = module._denoised(dict(cubes), [(place, i) for i in range(4)])
     each["losses"].mean().backward()
     metrics.on_train_batch_end(trainer, module, each, cubes, place)
 

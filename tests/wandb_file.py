@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
         place += 7
+        if place + length > len(content):
+            return
         parts = (b"" if kind in (1, 2) else parts) + content[place : place + length]
         place += length
         if kind in (1, 4):
@@ -35,7 +38,8 @@ def nested(items: Any) -> dict[str, Any]:
 
 
 class OfflineRun:
-    """`config`; `history`, a dict a row; `artifacts`, of each (type, name) the files."""
+    """`config`; `history`, a dict a row; `artifacts`, of each (type, name) the files. Waits until the file is whole,
+    for W&B's own process goes on writing it after `wandb.finish()`."""
 
     def __init__(self, run_dir: Path) -> None:
         (self.path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
@@ -43,7 +47,11 @@ class OfflineRun:
         self.config: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.artifacts: dict[tuple[str, str], set[str]] = {}
-        for record in records(self.path):
+        until = time.monotonic() + 60
+        while not (whole := list(records(self.path))) or whole[-1].WhichOneof("record_type") != "exit":
+            assert time.monotonic() < until, f"{self.path} has no end"
+            time.sleep(0.1)
+        for record in whole:
             kind = record.WhichOneof("record_type")
             if kind in ("run", "config"):
                 self.config |= nested((record.run.config if kind == "run" else record.config).update)

@@ -1,5 +1,6 @@
 """The Hydra configs: where they are, and how one becomes objects, with errors that name the override to give."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def check(config: DictConfig) -> None:
         raise ValueError("data.path is missing: give data.path=SHARDS, a folder that python -m cubediff.prepare wrote")
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: give {' '.join(f'{key}=VALUE' for key in missing)}")
+    launched = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    words = [*HydraConfig.get().overrides.task, *HydraConfig.get().overrides.hydra] if HydraConfig.initialized() else []
+    if launched > 1 and "run_dir" in config and not any(re.match(r"run_dir=|hydra\.run\.dir=", word) for word in words):
+        raise ValueError(
+            f"run_dir is missing: {launched} processes were started, and each would make a folder of its own; give "
+            "run_dir=DIR"
+        )
     trainer = config.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if not isinstance(devices, int):

@@ -15,7 +15,8 @@ X_AXIS = "trainer/global_step"
 # By section, panels by title: what a line plot shows, or (in "samples") a browser of media.
 SECTIONS: dict[str, dict[str, list[str]]] = {
     "train": {
-        "loss": ["train/loss", "val/loss"],
+        "loss": ["train/loss_mean", "val/loss"],
+        "loss of a batch": ["train/loss"],
         "by noise, q1 has the least": [f"train/loss_{group}" for group in GROUPS[:4]],
         "by condition": [f"train/loss_{condition}" for condition in CONDITIONS],
     },

@@ -52,12 +52,12 @@ def select_trainable_(unet: UNet2DConditionModel, trainable: Trainable, lora_ran
 
 class CubeDiffModule(L.LightningModule):
     """Trains `pipeline.unet` on batches of the DataModule: `faces` (B, 6, 3, S, S) in [−1, 1] and `prompts`, or
-    `latents` (B, 6, C, h, w) and `text` (B, 6, L, D) that were encoded before.
+    `latents` (B, 6, C, h, w) and `text` (B, 6, L, D) that were encoded before; and `position`, of each in the stream.
 
     optimizer: called with the trained parameters. lr_schedule and warmup_steps: a name of
     diffusers.optimization.get_scheduler, stepped once per optimizer step. compile: the UNet's transformer blocks
     ("regional", compiled once for all of them) or none. seed: of noise, timesteps and drops, which depend on nothing
-    but it, the rank and the step, so that a resumed run repeats none.
+    but it and the panorama's position in the run's stream: not on the number of ranks, and a resumed run repeats none.
     """
 
     def __init__(
@@ -128,36 +128,44 @@ class CubeDiffModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """By norm, always measured; Lightning's own clipping refuses fused optimizers under mixed precision."""
+        """By norm, always measured; Lightning's own clipping refuses fused optimizers under mixed precision. Where the
+        norm is not finite the step is left out: a fused optimizer heeds `found_inf` on the device, as it does for a
+        gradient scaler; for another the gradients are taken away, for which the device is waited for."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is known")
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit)
         self.log("optim/grad_norm", norm)
+        self.found_inf = (~norm.isfinite()).float()
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        elif self.found_inf:
+            optimizer.zero_grad(set_to_none=True)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The loss and, for callbacks, what `_denoised` gives of each panorama."""
-        each = self._denoised(batch, (self.seed, 0, self.global_rank, self.global_step, batch_idx))
+        each = self._denoised(batch, [(self.seed, 0, position) for position in batch["position"]])
         loss = each["losses"].mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
         return {**each, "losses": each["losses"].detach(), "loss": loss}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The loss at the same noise, timesteps and drops every time; returns what `_denoised` does."""
-        each = self._denoised(batch, (self.seed, 1, self.global_rank, batch_idx))
+        each = self._denoised(batch, [(self.seed, 1, position) for position in batch["position"]])
         self.val_loss.update(each["losses"])
         self.log("val/loss", self.val_loss, prog_bar=True)
         return each
 
     def _losses(self, batch: dict[str, Any], place: tuple[int, ...]) -> Tensor:
-        """The loss (B,) of each panorama, with noise drawn from `place` alone."""
-        return self._denoised(batch, place)["losses"]
+        """The loss (B,) of each panorama, with noise drawn from `place` and its number in the batch alone."""
+        count = len(batch["latents" if "latents" in batch else "faces"])
+        return self._denoised(batch, [(*place, i) for i in range(count)])["losses"]
 
-    def _denoised(self, batch: dict[str, Any], place: tuple[int, ...]) -> dict[str, Tensor]:
-        """Of each panorama, with noise drawn from `place` alone: `losses`, `timesteps`, and `conditions`, which of
+    def _denoised(self, batch: dict[str, Any], places: list[tuple[int, ...]]) -> dict[str, Tensor]:
+        """Of each panorama, with noise drawn from its place alone: `losses`, `timesteps`, and `conditions`, which of
         `cubediff.objective.CONDITIONS` it was denoised from; each (B,)."""
-        state = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(self.device).manual_seed(int(state >> 1))
+        states = [np.random.SeedSequence(place).generate_state(1, np.uint64)[0] for place in places]
+        generators = [torch.Generator(self.device).manual_seed(int(state >> 1)) for state in states]
         condition: dict[str, Tensor] = {}
         if "latents" in batch:
             latents, text = batch["latents"].float(), batch["text"].float()
@@ -171,7 +179,7 @@ class CubeDiffModule(L.LightningModule):
             self.empty_text.float(),
             positions=self.pipeline.positions(latents.shape[-1], latents.device),
             image_drop=self.pipeline.config.image_drop,
-            generator=generator,
+            generator=generators,
             **condition,
         )
         return {"losses": losses, "timesteps": timesteps, "conditions": drops.conditions}

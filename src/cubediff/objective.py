@@ -4,8 +4,9 @@
 Legend: B panoramas, 6 faces, C latent channels, h w latent size, L text tokens, D text width.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from diffusers import DDPMScheduler
@@ -98,8 +99,8 @@ class Objective:
                 f"drop_text, drop_image, drop_both = {shares} must each be at least 0 and add up to at most 1"
             )
 
-    def draw_drops(self, count: int, generator: torch.Generator) -> Drops:
-        draw = torch.rand(count, generator=generator, device=generator.device)
+    def draw_drops(self, count: int, generator: torch.Generator | list[torch.Generator]) -> Drops:
+        draw = _drawn(torch.rand, (count,), generator)
         both = draw < self.drop_both
         text = (draw >= self.drop_both) & (draw < self.drop_both + self.drop_text)
         image = (draw >= self.drop_both + self.drop_text) & (draw < self.drop_both + self.drop_text + self.drop_image)
@@ -114,7 +115,7 @@ class Objective:
         empty_text: Float[Tensor, "1 l d"],
         *,
         positions: Float[Tensor, "6 p h w"],
-        generator: torch.Generator,
+        generator: torch.Generator | list[torch.Generator],
         known: Float[Tensor, "b 6 c h w"] | None = None,
         mask: Float[Tensor, "b 6 1 h w"] | None = None,
         image_drop: str = "noise",
@@ -123,15 +124,16 @@ class Objective:
 
         The condition is `known` where `mask` is 1: by default the clean latent of the front face. A dropped image is
         noised like the rest and its mask 0 (image_drop "noise"), or stays and no query sees its face ("attention").
-        Each panorama counts the same whatever it was conditioned on, so the batch's loss is their mean.
+        Each panorama counts the same whatever it was conditioned on, so the batch's loss is their mean. A generator is
+        on the latents' device; with one for each panorama its draws do not depend on the others in the batch.
         """
-        batch, device = latents.shape[0], latents.device
+        batch = latents.shape[0]
         drops = self.draw_drops(batch, generator)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator, device=device)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        timesteps = _drawn(partial(torch.randint, scheduler.config.num_train_timesteps), (batch,), generator)
+        noise = _drawn(torch.randn, latents.shape, generator)
         if self.offset_noise:
             shape = (batch, 1, latents.shape[2], 1, 1)
-            noise = noise + self.offset_noise * torch.randn(shape, generator=generator, device=device)
+            noise = noise + self.offset_noise * _drawn(torch.randn, shape, generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         velocity = scheduler.config.prediction_type == "v_prediction"
         if not velocity and scheduler.config.prediction_type != "epsilon":
@@ -160,3 +162,11 @@ class Objective:
             snr = compute_snr(scheduler, timesteps)
             losses = losses * snr.clamp(max=self.min_snr_gamma) / (snr + 1 if velocity else snr)
         return losses, timesteps, drops
+
+
+def _drawn(
+    draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator | list[torch.Generator]
+) -> Tensor:
+    if isinstance(generator, list):
+        return torch.cat([draw((1, *shape[1:]), generator=one, device=one.device) for one in generator])
+    return draw(tuple(shape), generator=generator, device=generator.device)

@@ -45,7 +45,7 @@ def _told(folder: Path, *words: str) -> str:
 
 def _manifest(path: str) -> str | None:
     from cubediff.data.layout import MANIFEST
-    from cubediff.data.remote import is_remote, read_bytes
+    from cubediff.data.streaming.remote import is_remote, read_bytes
 
     folder = path.removeprefix("file://").rstrip("/")
     if folder.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", folder):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -34,13 +35,15 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
     import lightning as L
     import torch
 
-    from cubediff.callbacks import SampleLogger, StepMetrics, UNetEMA
+    from cubediff.callbacks import RunCheckpoint, SampleLogger, StepMetrics, UNetEMA
+    from cubediff.checkpoints import check_same, choose, identity
     from cubediff.data import LatentDataModule
     from cubediff.export import export_pipeline
-    from cubediff.loggers import WandbRun
+    from cubediff.loggers import CSVRun, WandbRun, log_config
     from cubediff.record import run_record
 
     silence()
+    begin = choose(str(config.resume), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build(config.data)
     datamodule.setup()
@@ -54,24 +57,34 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
     loggers = [build(c) for c in config.logger.values()]
     options = {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(run_dir)}
     trainer: Any = build(config.trainer, **options)
+    saver = next((c for c in callbacks if isinstance(c, RunCheckpoint)), None)
+    if begin or saver:
+        run = identity(config, module.encoders.fingerprint())
+        if begin:
+            step = check_same(begin, run, module, own=run_dir in begin.parents)
+            for logger in loggers:
+                if isinstance(logger, CSVRun):
+                    logger.begin_at(step)
+        if saver:
+            saver.identity = run
     if trainer.is_global_zero:
         batch = config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         print(
             f"{config.name}: {sum(p.numel() for p in module.trained_parameters.values()):,} of "
             f"{sum(p.numel() for p in module.unet.parameters()):,} UNet parameters, "
             f"{datamodule.samples('train')} panoramas and {datamodule.samples('val')} to validate with, "
-            f"{batch} a step; everything goes to {run_dir}"
+            f"{batch} a step; everything goes to {run_dir}" + (f"; it goes on from {begin}" if begin else "")
         )
+        run_dir.mkdir(parents=True, exist_ok=True)
         record = run_record(config, trainer, module, datamodule, encoded)
         (run_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         told: Any = OmegaConf.to_container(config, resolve=True)
-        for logger in loggers:
-            logger.log_hyperparams({**told, "run": record})
+        log_config(loggers, told, record)
         for callback in callbacks:
             if isinstance(callback, StepMetrics) and "flops_per_panorama" in record["plan"]:
                 callback.flops = (record["plan"]["flops_per_panorama"], record["plan"]["device_flops_per_s"])
     try:
-        trainer.fit(module, datamodule=datamodule)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=begin, weights_only=True if begin else None)
     except torch.OutOfMemoryError as error:
         raise ValueError(_smaller(config)) from error
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
@@ -130,6 +143,13 @@ def _no_tip(record: logging.LogRecord) -> bool:
 def main(config: DictConfig) -> None:
     try:
         fit(config, Path(HydraConfig.get().runtime.output_dir))
+    except SystemExit as error:
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        if not isinstance(error, SIGTERMException):
+            raise
+        # A rank that Lightning has started must not look failed, else Lightning kills the one that started it.
+        sys.exit(0 if "_ddp_process_" in HydraConfig.get().job.name else 128 + signal.SIGTERM)
     except Exception as error:
         wandb = type(error).__module__.startswith("wandb.")
         told = wandb or isinstance(error, ValueError | FloatingPointError)

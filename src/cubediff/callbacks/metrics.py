@@ -24,7 +24,8 @@ GROUPS = ("q1", "q2", "q3", "q4", *CONDITIONS)
 class StepMetrics(Callback):
     """Logs, over all ranks:
 
-    - train/loss_GROUP, the mean since it was logged last, and val/loss_GROUP, of each of `GROUPS` that had a panorama;
+    - train/loss_mean, of all panoramas since it was logged last, where train/loss is of one device's last batch;
+    - train/loss_GROUP likewise, and val/loss_GROUP, of each of `GROUPS` that had a panorama;
     - perf/panoramas_per_s, perf/panoramas_per_s_per_device, and of an optimizer step perf/step_s and perf/data_wait_s,
       for which the rank that waits longest waits for its batches; validation does not count;
     - perf/utilisation, the share of the devices' arithmetic that is used, where `flops_per_s` is known;
@@ -57,7 +58,7 @@ class StepMetrics(Callback):
             self._logged_step = trainer.global_step
             self._log(trainer, pl_module)
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         self._stopped = time.monotonic()
         self._val = _nothing()
 
@@ -75,7 +76,7 @@ class StepMetrics(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if trainer.loggers and not trainer.sanity_checking:
             sums = _over_ranks(trainer, self._val.to(pl_module.device).flatten()).sum(0)
-            _write(trainer, _means("val/loss", sums.tolist()))
+            write(trainer, _means("val/loss", sums.tolist()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if self._began is not None:
@@ -91,7 +92,10 @@ class StepMetrics(Callback):
         ranks = _over_ranks(trainer, row).cpu()  # waits for the device, so that the clock is read when all is done
         now = time.monotonic()
         panoramas, waits, memories, skips = ranks[:, -4:].double().unbind(1)
-        metrics = _means("train/loss", ranks[:, :-4].sum(0).tolist())
+        sums = ranks[:, :-4].sum(0).tolist()
+        count = len(GROUPS)
+        metrics = _means("train/loss", sums)
+        metrics["train/loss_mean"] = sum(sums[:4]) / sum(sums[count : count + 4])  # each is in one of the quarters
         metrics |= {"perf/peak_memory_gib": memories.max().item() / 2**30, "data/skipped": skips.sum().item()}
         if self._began is not None and self._batches:
             elapsed, steps = now - self._began, self._batches / trainer.accumulate_grad_batches
@@ -105,7 +109,7 @@ class StepMetrics(Callback):
             if self.flops is not None:
                 each, can = self.flops
                 metrics["perf/utilisation"] = speed / trainer.world_size * each / can
-        _write(trainer, metrics)
+        write(trainer, metrics)
         self._train = torch.zeros_like(self._train)
         self._begin(now)
 
@@ -173,7 +177,7 @@ def _peak_memory(device: torch.device) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
-def _write(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+def write(trainer: L.Trainer, metrics: dict[str, float]) -> None:
     """Past `self.log`, which would log a group's old mean again where the group had no panorama since."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # Lightning's own count

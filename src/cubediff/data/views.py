@@ -31,6 +31,7 @@ class PanoramaBatch(TypedDict):
     prompts: list[list[str]]
     cameras: list[Camera | None]  # where to the photo looks that is the condition; None: the front face is it
     key: list[str]
+    position: NotRequired[list[int]]  # in the run's stream, or in the validation
 
 
 class CubeBatch(TypedDict):
@@ -41,6 +42,7 @@ class CubeBatch(TypedDict):
     yaw: Tensor  # (B,) float32, degrees
     prompts: list[list[str]]
     key: list[str]
+    position: NotRequired[list[int]]
     known: NotRequired[Tensor]  # (B, 6, 3, S, S) float in [-1, 1]
     covered: NotRequired[Tensor]  # (B, 6, 1, S, S) bool
 

@@ -133,7 +133,7 @@ class ShardDataModule(L.LightningDataModule, ABC):
             self.batch_size,
             rank=rank,
             seed=self.seed,
-            lookahead=self.shuffle_buffer,
+            lookahead=math.ceil(self.shuffle_buffer / (self.batch_size * world)) * self.batch_size * world,
         )
         enough = min(self.samples("train"), _TELLING)
 

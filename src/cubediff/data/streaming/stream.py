@@ -26,7 +26,7 @@ class Decoder(Protocol):
         """One sample of its members' bytes, at random by `rng` alone; raises where they are not whole."""
 
     def batch(self, samples: list[Any]) -> Any:
-        """What a step gets."""
+        """What a step gets, as a dict."""
 
 
 class Damaged(Exception):
@@ -99,7 +99,8 @@ class TrainStream(Stream):
     def __getitem__(self, first: int) -> Any:
         first += self.rank * self.batch_size
         self.reader.prefetch(self.reader.locate(self.order[first + self.lookahead])[0])
-        return self.decoder.batch([self._readable(first + i) for i in range(self.batch_size)])
+        positions = range(first, first + self.batch_size)
+        return {**self.decoder.batch([self._readable(p) for p in positions]), "position": list(positions)}
 
     def _readable(self, position: int) -> Any:
         """The sample at a position, else the next one that can be read; turned as the position says."""
@@ -120,10 +121,10 @@ class ValStream(Stream):
         self.length = len(samples)
 
     def __getitem__(self, batch: int) -> Any:
-        samples = []
-        for position in range(self.length)[batch * self.batch_size :][: self.batch_size]:
+        samples = {}
+        for place in range(self.length)[batch * self.batch_size :][: self.batch_size]:
             try:
-                samples.append(self.decoded(position, None))
+                samples[self.order[place]] = self.decoded(place, None)
             except Damaged:
                 continue
-        return self.decoder.batch(samples) if samples else None
+        return {**self.decoder.batch(list(samples.values())), "position": list(samples)} if samples else None

@@ -1,0 +1,154 @@
+"""Checkpoints on disk: written whole or not at all, verified before they are read, and found again by a run that goes
+on with them, if it is the same run."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
+
+IDENTITY = "cubediff"  # the checkpoint's entry that says which run it is of
+_FILE = re.compile(r"step(\d+)\.ckpt")
+# What a checkpoint's own state overrides or contradicts, so that another value would go unheard or break it. What is
+# left out here may change: where and how fast the run goes on, how long, and with how many panoramas a step.
+_FIXED = ("name", "face_size", "fov", "model", "callbacks.ema")
+_FREE = ("model.gradient_checkpointing", "model.compile", "model.channels_last", "model.pipeline.path")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read, or gone on with; its message says what to do."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under another name and gives it its own once it is on the disk; reads tensors and plain
+    values alone. Lightning's own goes by the folder for temporary files, which may be another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises CheckpointError where it cannot be written; whatever was at `path` before is then still there."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        except (OSError, RuntimeError) as error:  # torch's own where a write fails in the middle
+            part.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"the checkpoint {path} cannot be written ({error}): make room or choose another run_dir; the ones "
+                "before it are whole, and the same command goes on from the last"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def file_name(step: int) -> str:
+    return f"step{step:08d}.ckpt"
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their steps, the last first."""
+    found = {int(match[1]): file for file in folder.glob("step*.ckpt") if (match := _FILE.fullmatch(file.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, by the checksums that are in it; None where it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return None if bad is None else f"{bad} in it has another checksum"
+
+
+def choose(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint that a run begins with, or None for none: by "auto" the last one of its own that is whole, by a
+    path that file where it has none of its own. By "never" it must have none.
+
+    Raises CheckpointError where that cannot be done.
+    """
+    own = steps(run_dir / "checkpoints")
+    if resume == "never":
+        if own:
+            raise CheckpointError(
+                f"resume=never, and {run_dir} holds checkpoints up to step {next(iter(own))}: give another run_dir, or "
+                "resume=auto to go on"
+            )
+        return None
+    damaged: list[str] = []
+    for file in own.values():
+        if (fault := damage(file)) is None:
+            if damaged:
+                print(f"WARNING: {'; '.join(damaged)}: going on from {file.name}")
+            return file
+        damaged.append(f"{file.name} is damaged ({fault})")
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {run_dir / 'checkpoints'} is whole ({'; '.join(damaged)}): remove them to start anew"
+        )
+    if resume == "auto":
+        return None
+    path = Path(resume)
+    if not path.is_file():
+        raise CheckpointError(f"resume={resume} is no file: give a checkpoint, auto or never")
+    if fault := damage(path):
+        raise CheckpointError(f"resume={resume} is damaged ({fault}): give another checkpoint")
+    return path
+
+
+def identity(config: DictConfig, encoders: str) -> dict[str, Any]:
+    """What must be the same for a run to go on; `encoders` is their fingerprint."""
+    fixed: dict[str, Any] = {}
+    for key in _FIXED:
+        part = OmegaConf.select(config, key)
+        plain = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+        fixed |= _flat(key, plain)
+    return {key: value for key, value in fixed.items() if key not in _FREE} | {"encoders": encoders}
+
+
+def check_same(path: Path, run: dict[str, Any], module: torch.nn.Module, own: bool) -> int:
+    """The step that a run with this identity goes on from with the checkpoint. Raises CheckpointError where it is not
+    the run's; its name counts where it lies in the run's `own` folder."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        before, weights = saved[IDENTITY], saved["state_dict"]
+    except Exception as error:  # unpickling raises whatever it likes
+        raise CheckpointError(f"{path} is no checkpoint of this cubediff ({type(error).__name__}: {error}): begin with "
+                              "its run's export, model.pipeline.path=RUN/export, instead") from error  # fmt: skip
+    if own and before["name"] != run["name"]:
+        raise CheckpointError(
+            f"{path.parent.parent} holds a run of {before['name']}, and this is {run['name']}: give another run_dir"
+        )
+    differing = sorted(k for k in before.keys() | run.keys() if k != "name" and before.get(k) != run.get(k))
+    if differing:
+        told = ", ".join(f"{key} {before.get(key)} and not {run.get(key)}" for key in differing[:8])
+        raise CheckpointError(
+            f"{path} has {told}: a run goes on as it began. Give what it has, or begin another run_dir with its "
+            "weights, model.pipeline.path=RUN/export"
+        )
+    expected = module.state_dict()
+    wrong = [key for key in expected.keys() | weights.keys()
+             if key not in weights or key not in expected or weights[key].shape != expected[key].shape]  # fmt: skip
+    if wrong:
+        raise CheckpointError(
+            f"{path} has other weights than the model in {len(wrong)} places, such as {', '.join(sorted(wrong)[:5])}: "
+            "it is of another model"
+        )
+    return int(saved["global_step"])
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, part in value.items() for k, v in _flat(f"{key}.{name}", part).items()}

@@ -1,0 +1,104 @@
+"""Runs of `python -m cubediff.train` as people start them, to be killed, stopped and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TINY = (
+    "model=tiny_random",
+    "face_size=64",
+    "data.num_workers=1",
+    "data.shuffle_buffer=5",
+    "trainer.limit_val_batches=0",
+    "trainer.log_every_n_steps=1",
+    "callbacks.samples=null",
+    "callbacks.checkpoint.every_n_steps=1",
+)
+ONE = ("trainer=cpu", "data.batch_size=2")
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.batch_size=1")
+
+
+class Run:
+    """A started process, and what it has said when it has ended."""
+
+    def __init__(self, shards: Path, run_dir: Path, *words: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "cubediff.train", *TINY, f"data.path={shards}", f"run_dir={run_dir}", *words]
+        self.checkpoints = run_dir / "checkpoints"
+        self.said = run_dir.with_suffix(".txt")
+        with self.said.open("a") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )
+
+    def after(self, step: int, seconds: float = 120.0) -> "Run":
+        """Waits for the checkpoint of a step."""
+        deadline = time.monotonic() + seconds
+        while not (self.checkpoints / f"step{step:08d}.ckpt").exists():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+        return self
+
+    @property
+    def children(self) -> list[int]:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    @property
+    def output(self) -> str:
+        return self.said.read_text()
+
+    def ended(self, seconds: float = 120.0) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.process.kill()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gone(*pids: int, seconds: float = 20.0) -> bool:
+    """Whether none of these processes is left after a while."""
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return not left
+
+
+def saved(run_dir: Path) -> dict[str, Any]:
+    """The last checkpoint, without Lightning's count of epochs begun: one that ends where a run is cut is either."""
+    content: dict[str, Any] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    content["loops"]["fit_loop"].pop("epoch_progress")
+    return content
+
+
+def difference(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two checkpoints are not bit by bit the same."""
+    if isinstance(a, torch.Tensor):
+        return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        found = [] if isinstance(b, dict) and a.keys() == b.keys() else [f"{where}: keys"]
+        return found + [d for key in a.keys() & b.keys() for d in difference(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, list | tuple):
+        found = [] if len(a) == len(b) else [f"{where}: length"]
+        return found + [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in difference(x, y, f"{where}.{i}")]
+    return [] if a == b else [f"{where}: {a} and {b}"]
