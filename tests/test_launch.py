@@ -23,6 +23,7 @@ SBATCH = ("slurm_node.sbatch", "slurm_nodes.sbatch")
 VERTEX: dict[str, Any] = yaml.safe_load((LAUNCH / "vertex.yaml").read_text())
 (POOL,) = VERTEX["workerPoolSpecs"]
 PAPER_BATCH = 64
+LIMIT = 300  # seconds: ranks that wait for each other would wait for half an hour
 
 # What replaces a file's GPUs and its Stable Diffusion here: given last, it wins.
 HERE = (
@@ -139,13 +140,18 @@ def test_dockerfile_copies_what_exists_and_starts_what_is_installed() -> None:
 # ---- SLURM ---------------------------------------------------------------------------------------------------
 
 SRUN = """#!{python}
-import os, subprocess, sys
+import os, signal, subprocess, sys, time
 end = next(i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("--"))
 tasks, each = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
 places = [dict(SLURM_PROCID=str(t), SLURM_LOCALID=str(t % each), SLURM_NODEID=str(t // each)) for t in range(tasks)]
 command = [sys.executable if sys.argv[end] == "python" else sys.argv[end], *sys.argv[end + 1:]]
 started = [subprocess.Popen(command, env=dict(os.environ, **place)) for place in places]
-sys.exit(max(process.wait() for process in started))
+signal.signal(signal.SIGTERM, lambda *_: [process.send_signal(signal.SIGTERM) for process in started])
+while None in (codes := [process.poll() for process in started]):
+    if any(codes):  # --kill-on-bad-exit
+        [process.kill() for process in started]
+    time.sleep(0.1)
+sys.exit(max(map(abs, codes)))
 """
 
 
@@ -166,7 +172,9 @@ def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, t
         "SLURM_CPUS_PER_TASK": "1",
     }
     env = os.environ | job | {"PATH": f"{programs}:{os.environ['PATH']}"}
-    result = subprocess.run(["bash", LAUNCH / name, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    result = subprocess.run(
+        ["bash", LAUNCH / name, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
+    )
     asked = folder / "scontrol"
     return result, asked.read_text() if asked.exists() else None
 
@@ -223,7 +231,9 @@ def here(given: list[str], shards: Path, folder: Path) -> list[str]:
 def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tmp_path: Path) -> None:
     words = here(command("torchrun --standalone"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "2"
-    result = subprocess.run([*words, *HERE, "trainer.devices=2"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [*words, *HERE, "trainer.devices=2"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
+    )
     finished(result, tmp_path)
 
 
@@ -236,7 +246,7 @@ def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: P
         words[words.index("--rdzv-endpoint") + 1] = f"127.0.0.1:{free.getsockname()[1]}"
     options: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     nodes = [subprocess.Popen([*words, *HERE, "trainer.devices=1"], **options) for _ in range(2)]
-    said = [node.communicate() for node in nodes]
+    said = [node.communicate(timeout=LIMIT) for node in nodes]
     out, err = ("".join(parts) for parts in zip(*said, strict=True))
     finished(subprocess.CompletedProcess(words, max(node.returncode for node in nodes), out, err), tmp_path)
 
