@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -87,9 +88,9 @@ def test_every_start_composes_into_steps_of_64_panoramas_on_the_gpus_that_it_ask
     if name == "vertex.yaml":
         assert (trainer.devices, nodes) == (POOL["machineSpec"]["acceleratorCount"], POOL["replicaCount"])
     elif name in SBATCH:
-        asked = directives(name)
-        assert asked["nodes"] == str(nodes)
-        assert asked["ntasks-per-node"] == asked["gpus-per-node"] == str(trainer.devices)
+        options = directives(name)
+        assert options["nodes"] == str(nodes)
+        assert options["ntasks-per-node"] == options["gpus-per-node"] == str(trainer.devices)
     elif name.startswith("torchrun"):
         given = command(name)
         assert given[given.index("--nproc-per-node") + 1] == str(trainer.devices)
@@ -140,7 +141,8 @@ def test_dockerfile_copies_what_exists_and_starts_what_is_installed() -> None:
 # ---- SLURM ---------------------------------------------------------------------------------------------------
 
 SRUN = """#!{python}
-import os, signal, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
+pathlib.Path(sys.argv[0]).with_name("pid").write_text(str(os.getpid()))
 end = next(i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("--"))
 tasks, each = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
 places = [dict(SLURM_PROCID=str(t), SLURM_LOCALID=str(t % each), SLURM_NODEID=str(t // each)) for t in range(tasks)]
@@ -155,11 +157,11 @@ sys.exit(max(map(abs, codes)))
 """
 
 
-def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, tasks: int = 2) -> Any:
+def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, tasks: int = 2) -> subprocess.Popen[str]:
     """A script as SLURM would start it, with stand-ins for srun and scontrol; the latter writes down what it gets."""
     programs = folder / "bin"
-    programs.mkdir()
-    for program, text in (("srun", srun), ("scontrol", f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n')):
+    programs.mkdir(exist_ok=True)
+    for program, text in (("srun", srun), ("scontrol", f'#!/bin/sh\necho "$@" >> {programs}/asked\n')):
         (programs / program).write_text(text)
         (programs / program).chmod(0o755)
     job = {
@@ -172,11 +174,19 @@ def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, t
         "SLURM_CPUS_PER_TASK": "1",
     }
     env = os.environ | job | {"PATH": f"{programs}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        ["bash", LAUNCH / name, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
-    )
-    asked = folder / "scontrol"
-    return result, asked.read_text() if asked.exists() else None
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["bash", LAUNCH / name, *arguments], cwd=folder, env=env, **pipes)
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=LIMIT)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def asked(folder: Path) -> str | None:
+    """What scontrol was told."""
+    file = folder / "bin/asked"
+    return file.read_text() if file.exists() else None
 
 
 @pytest.mark.parametrize("name", SBATCH)
@@ -184,24 +194,24 @@ def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, t
 def test_a_job_that_was_told_to_end_asks_to_be_queued_again(
     tmp_path: Path, name: str, code: int, requeued: bool
 ) -> None:
-    result, asked = slurm(tmp_path, name, "data.path=x", "run_dir=y", srun=f"#!/bin/sh\nexit {code}\n")
+    result = ended(slurm(tmp_path, name, "data.path=x", "run_dir=y", srun=f"#!/bin/sh\nexit {code}\n"))
     assert result.returncode == code, result.stderr
-    assert asked == (f"requeue {os.getpid()}\n" if requeued else None)
+    assert asked(tmp_path) == (f"requeue {os.getpid()}\n" if requeued else None)
 
 
 @pytest.mark.parametrize("name", SBATCH)
 def test_a_job_without_a_run_dir_starts_nothing(tmp_path: Path, name: str) -> None:
-    result, asked = slurm(tmp_path, name, "data.path=x", srun="#!/bin/sh\necho started\n")
-    assert (result.returncode, result.stdout, asked) == (2, "", None)
+    result = ended(slurm(tmp_path, name, "data.path=x", srun="#!/bin/sh\necho started\n"))
+    assert (result.returncode, result.stdout, asked(tmp_path)) == (2, "", None)
     assert "give run_dir=DIR" in result.stderr
 
 
 @pytest.mark.parametrize("name", SBATCH)
 def test_time_limit_is_told_to_the_tasks_by_the_signal_that_ends_a_run_with_a_checkpoint(name: str) -> None:
-    asked = directives(name)
-    assert asked["signal"] == "TERM@300"  # to the tasks: with B: the script alone would get it
-    assert "requeue" in asked
-    assert asked["open-mode"] == "append"
+    options = directives(name)
+    assert options["signal"] == "TERM@300"  # to the tasks: with B: the script alone would get it
+    assert "requeue" in options
+    assert options["open-mode"] == "append"
 
 
 # ---- started here --------------------------------------------------------------------------------------------
@@ -255,6 +265,32 @@ def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: P
 @pytest.mark.parametrize(("name", "nodes"), [("slurm_node.sbatch", 1), ("slurm_nodes.sbatch", 2)])
 def test_slurm_scripts_make_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Path, name: str, nodes: int) -> None:
     words = (f"data.path={tiny_shards}", f"run_dir={tmp_path / 'run'}", *HERE, f"trainer.devices={2 // nodes}")
-    result, asked = slurm(tmp_path, name, *words, srun=SRUN.format(python=sys.executable), nodes=nodes)
-    finished(result, tmp_path)
-    assert asked is None
+    finished(ended(slurm(tmp_path, name, *words, srun=SRUN.format(python=sys.executable), nodes=nodes)), tmp_path)
+    assert asked(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_slurm_job_at_its_time_limit_saves_asks_to_be_queued_again_and_then_goes_on(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    """SLURM sends SIGTERM to every task at once, wherever each is in its step."""
+    steps = 60
+    here = [word for word in HERE if word != "callbacks=none"]
+    words = (f"data.path={tiny_shards}", f"run_dir={tmp_path / 'run'}", *here, "callbacks.samples=null")
+    more = ("trainer.devices=2", f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1")
+    begun = slurm(tmp_path, "slurm_node.sbatch", *words, *more, srun=SRUN.format(python=sys.executable))
+    assert begun.stderr is not None
+    said = ""
+    while not re.search(r"\| [1-9]\d*/60 ", said):  # the progress, in its middle
+        piece = begun.stderr.read(1)
+        assert piece, said
+        said += piece
+    os.kill(int((tmp_path / "bin/pid").read_text()), signal.SIGTERM)
+    result = ended(begun)
+    assert result.returncode == 143, said + result.stderr
+    assert asked(tmp_path) == f"requeue {os.getpid()}\n"
+    assert list((tmp_path / "run/checkpoints").glob("*.ckpt"))
+    assert not (tmp_path / "run/export").exists()
+    again = ended(slurm(tmp_path, "slurm_node.sbatch", *words, *more, srun=SRUN.format(python=sys.executable)))
+    finished(again, tmp_path)
+    assert "goes on from" in again.stdout
