@@ -13,18 +13,18 @@ from omegaconf import DictConfig
 PACKAGES = ("cubediff", "torch", "lightning", "diffusers", "transformers", "wandb")
 
 
-def run_record(config: DictConfig, trainer: Any, module: Any, datamodule: Any, encoded: bool) -> dict[str, Any]:
+def run_record(config: DictConfig, trainer: Any, module: Any, datamodule: Any) -> dict[str, Any]:
     """The record, whose values JSON can hold.
 
     git: commit of the checkout that the code runs from and whether its files were changed, null where it is installed.
     data: of each path the manifest's sha256, null for tars, which have none. plan: sizes, and on a GPU that
-    `cubediff.plan` knows also memory and operations; data that are `encoded` take none for encoding.
+    `cubediff.plan` knows also memory and operations.
     """
     return {
         "git": _git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "data": [{"path": path, "manifest_sha256": _manifest(path)} for path in datamodule.paths],
-        "plan": _plan(config, trainer, module, encoded),
+        "plan": _plan(config, trainer, module),
     }
 
 
@@ -54,7 +54,7 @@ def _manifest(path: str) -> str | None:
     return hashlib.sha256(read_bytes(file) if is_remote(folder) else Path(file).read_bytes()).hexdigest()
 
 
-def _plan(config: DictConfig, trainer: Any, module: Any, encoded: bool) -> dict[str, Any]:
+def _plan(config: DictConfig, trainer: Any, module: Any) -> dict[str, Any]:
     """What is known at once; on a GPU whose rate is known also what `cubediff.cost` counts, in some seconds."""
     import torch
 
@@ -74,11 +74,10 @@ def _plan(config: DictConfig, trainer: Any, module: Any, encoded: bool) -> dict[
         made = cost(config, config.data.batch_size)
     except ValueError as error:  # a precision or an optimizer that it cannot count is no reason not to train
         return {**plan, "not_counted": str(error)}
-    flops = made.flops - made.encode_flops * encoded
     return {
         **plan,
         "peak_memory_gib": made.peak / 2**30,
-        "flops_per_panorama": flops / config.data.batch_size,
+        "flops_per_panorama": made.flops / config.data.batch_size,
         "device_flops_per_s": rate,
     }
 

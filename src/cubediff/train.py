@@ -76,7 +76,7 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
             f"{batch} a step; everything goes to {run_dir}" + (f"; it goes on from {begin}" if begin else "")
         )
         run_dir.mkdir(parents=True, exist_ok=True)
-        record = run_record(config, trainer, module, datamodule, encoded)
+        record = run_record(config, trainer, module, datamodule)
         (run_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         told: Any = OmegaConf.to_container(config, resolve=True)
         log_config(loggers, told, record)

@@ -28,7 +28,7 @@ class StepMetrics(Callback):
     - train/loss_GROUP likewise, and val/loss_GROUP, of each of `GROUPS` that had a panorama;
     - perf/panoramas_per_s, perf/panoramas_per_s_per_device, and of an optimizer step perf/step_s and perf/data_wait_s,
       for which the rank that waits longest waits for its batches; validation does not count;
-    - perf/utilisation, the share of the devices' arithmetic that is used, where `flops_per_s` is known;
+    - perf/utilisation, the share of the devices' arithmetic that is used, where `flops` is set;
     - perf/peak_memory_gib: of the device that uses most, on a CPU of the process;
     - data/skipped: samples that could not be read so far.
     """
