@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from cubediff.configs import CONFIG_DIR, build, check
+from cubediff.configs import build, check
+from cubediff.overrides import command
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -49,7 +49,7 @@ def cache(config: DictConfig) -> dict[str, Any]:
     return manifest
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="cache")
+@command("cache")
 def main(config: DictConfig) -> None:
     try:
         manifest = cache(config)

@@ -11,6 +11,8 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cubediff.arguments import check_types
+
 # Packages that some choices need, and the extras that bring them.
 EXTRAS = {"bitsandbytes": "bnb"}
 
@@ -56,14 +58,20 @@ def check(config: DictConfig) -> None:
                 f"give trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
             )
     if devices > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            f"trainer.devices={trainer.devices} in a sweep, which every device's process would repeat as a whole: "
-            "give trainer.devices=1, or start the runs one by one without -m"
-        )
+        launcher = HydraConfig.get().launcher
+        # Lightning starts a device's process with the command line of the sweep, but not where SLURM has started all.
+        if launcher.get("tasks_per_node") != devices or "Slurm" not in launcher["_target_"]:
+            raise ValueError(
+                f"trainer.devices={trainer.devices} in a sweep, which every device's process would repeat as a whole: "
+                f"give trainer.devices=1; or under SLURM hydra/launcher=submitit_slurm with "
+                f"hydra.launcher.tasks_per_node={devices} hydra.launcher.gpus_per_node={devices}, which gives each job "
+                "its own processes; or start the runs one by one without -m"
+            )
 
 
 def build(config: DictConfig, **options: Any) -> Any:
     """What the config's `_target_` makes of it and `options`; a failure is a ValueError that names the config's key."""
+    check_types(config)
     try:
         return hydra.utils.instantiate(config, **options)
     except InstantiationException as error:

@@ -2,11 +2,11 @@
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from cubediff.configs import CONFIG_DIR, build
+from cubediff.configs import build
 from cubediff.cost import CUDA_RESERVE, GIB, cost, largest_batch
+from cubediff.overrides import command
 
 # Dense bf16 FLOP/s, from NVIDIA's data sheets (L4 and A100 SXM 2023, H100 SXM 2023).
 GPUS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}
@@ -72,7 +72,7 @@ def _panorama_bytes(config: DictConfig) -> float:
     return float(data.sample_bytes)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="plan")
+@command("plan")
 def main(config: DictConfig) -> None:
     try:
         print(report(config))

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.configs import CONFIG_DIR, build, check
+from cubediff.configs import build, check
+from cubediff.overrides import command
+from cubediff.sweep import recorded
 
 
 @contextmanager
@@ -29,14 +30,18 @@ def _wandb_ended() -> Iterator[None]:
 
 
 @_wandb_ended()
-def fit(config: DictConfig, run_dir: Path) -> Path:
-    """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export."""
+def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None) -> Path:
+    """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export.
+
+    The losses come to `curves` as they are logged (see `CurveLogger`).
+    """
     check(config)
     import lightning as L
     import torch
 
     from cubediff.callbacks import RunCheckpoint, SampleLogger, StepMetrics, UNetEMA
     from cubediff.checkpoints import check_same, choose, identity
+    from cubediff.curves import CurveLogger
     from cubediff.data import LatentDataModule
     from cubediff.export import export_pipeline
     from cubediff.loggers import CSVRun, WandbRun, log_config
@@ -55,6 +60,8 @@ def fit(config: DictConfig, run_dir: Path) -> Path:
         print("training on latents, with no encoders in memory: no samples are drawn")
         callbacks = [c for c in callbacks if not isinstance(c, SampleLogger)]
     loggers = [build(c) for c in config.logger.values()]
+    if curves is not None:
+        loggers.append(CurveLogger(curves))
     options = {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(run_dir)}
     trainer: Any = build(config.trainer, **options)
     saver = next((c for c in callbacks if isinstance(c, RunCheckpoint)), None)
@@ -139,10 +146,16 @@ def _no_tip(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("💡")
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
-def main(config: DictConfig) -> None:
+@command("train")
+def main(config: DictConfig) -> float | None:
+    """Returns the last validation loss, which a sweep may search by."""
+    return recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
+
+
+def train(config: DictConfig, run_dir: Path, curves: dict[str, Any]) -> None:
+    """`fit`; where it fails in a way that a user can mend, it ends with that message alone."""
     try:
-        fit(config, Path(HydraConfig.get().runtime.output_dir))
+        fit(config, run_dir, curves)
     except SystemExit as error:
         from lightning.pytorch.utilities.exceptions import SIGTERMException
 
