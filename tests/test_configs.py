@@ -244,6 +244,14 @@ def test_a_sweep_over_several_devices_is_refused() -> None:
         check(composed(*several, "hydra.mode=MULTIRUN"))
 
 
+def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_for_each() -> None:
+    """SLURM starts them on the one job, not on the sweep's command line."""
+    several = ("trainer=ddp", "trainer.accelerator=cpu", DATA, "hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=4 hydra\.launcher\.gpus_per_node=4"):
+        check(composed(*several))
+    check(composed(*several, "hydra.launcher.tasks_per_node=4"))
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

@@ -33,7 +33,7 @@ def chart(series: Sequence[Series], label: str, xlabel: str, lines: bool, catego
     x_axis = (
         _Axis([-0.5, len(categories) - 0.5], WIDTH - _LEFT - _RIGHT, linear=True)
         if categories
-        else _Axis([x for x, _ in points], WIDTH - _LEFT - _RIGHT, linear=lines)
+        else _Axis([x for x, _ in points], WIDTH - _LEFT - _RIGHT, linear=lines, mark=not lines)
     )
     y_axis = _Axis([y for _, y in points], HEIGHT - _TOP - _BOTTOM)
     bottom = HEIGHT - _BOTTOM
@@ -57,11 +57,12 @@ def chart(series: Sequence[Series], label: str, xlabel: str, lines: bool, catego
 
 
 class _Axis:
-    """Where values lie along `length` pixels."""
+    """Where values lie along `length` pixels; with `mark` its ticks are at the values, where they are few."""
 
-    def __init__(self, values: Sequence[float], length: float, linear: bool = False) -> None:
+    def __init__(self, values: Sequence[float], length: float, linear: bool = False, mark: bool = False) -> None:
         low, high = min(values), max(values)
         self.log = not linear and low > 0 and high / low > 20
+        self.marked = sorted(set(values)) if mark and len(set(values)) <= 6 else []
         if self.log:
             low, high = math.log10(low), math.log10(high)
         margin = 0.06 * (high - low) or abs(low) * 0.06 or 1.0
@@ -72,7 +73,9 @@ class _Axis:
         return self.length * (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        if self.log:
+        if self.marked:
+            values = self.marked
+        elif self.log:
             few = self.high - self.low < 3
             values = [m * 10.0**e for e in range(math.floor(self.low), math.ceil(self.high) + 1)
                       for m in ((1, 2, 5) if few else (1,))]  # fmt: skip

@@ -1,6 +1,7 @@
 """What a run leaves in its folder's result.json (how it ended, its losses, its seconds), and what of it makes a sweep:
 a job that fails is recorded and ends no other, and jobs side by side have a GPU each."""
 
+import gc
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 from cubediff.data.files import put
 
 RESULT = "result.json"
-DIVERGED = float("inf")  # what a search is told of a job that diverged; of one that failed otherwise it is told nothing
+FAILED = float("inf")  # what a search is told of a job that failed: as bad as can be
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of the launchers that Lightning knows
 _slot: list[FileLock] = []  # this process's GPU, kept until it ends: what CUDA holds on a device, it holds as long
 
@@ -53,8 +54,10 @@ def read_results(folder: Path) -> dict[Path, Result]:
     found = {}
     for file in folder.glob(f"*/{RESULT}"):
         try:
-            found[file.parent] = Result(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            curves = {k: [(step, value) for step, value in points] for k, points in content.pop("curves").items()}
+            found[file.parent] = Result(**content, curves=curves)
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({error}): run the job again, or remove the file") from error
     return dict(sorted(found.items(), key=lambda item: (item[1].job or 0, item[1].started, item[0].name)))
 
@@ -62,8 +65,7 @@ def read_results(folder: Path) -> dict[Path, Result]:
 def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) -> float | None:
     """Runs `task(run_dir, curves)`, which fills `curves`, and writes result.json; returns the last validation loss.
 
-    In a sweep a failure is told and recorded, and what is returned is infinity where the loss was no number any more,
-    else None; a single run's failure is raised on.
+    In a sweep a failure is told and recorded, and the loss is infinite; a single run's failure is raised on.
     """
     hydra = HydraConfig.get()
     run_dir, sweeping = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
@@ -77,22 +79,21 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
         if sweeping and "joblib" in hydra.launcher._target_:
             take_gpu(config, run_dir.parent)
         task(run_dir, result.curves)
-        losses = result.curves.get("val/loss", [])
+        losses: list[tuple[int, Any]] = result.curves.get("val/loss", [])
         if searching and not losses:
             raise ValueError(
                 "no val/loss for the search to go by: take shards with validation panoramas, and "
                 "trainer.val_check_interval (in batches) at most as long as the run"
             )
-        result.loss = losses[-1][1] if losses else None
-        if result.loss is not None and not math.isfinite(result.loss):
-            result.loss = None
+        if losses and math.isfinite(losses[-1][1]):
+            result.loss = losses[-1][1]
+        elif losses and sweeping:
             raise FloatingPointError("val/loss is no number any more: lower model.optimizer.lr")
         result.status = "done"
         return result.loss
     except (Exception, SystemExit) as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        if isinstance(code, int) and code > 1:  # a signal, 128 and its number: the sweep is to end as well
-            result.status, result.error = "cut", f"ended with exit code {code}"
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):  # by a signal, which is for the sweep too
+            result.status, result.error = "cut", f"{type(error).__name__}, exit code {error.code}"
             raise
         result.status = "failed"
         plain = isinstance(error, SystemExit | ValueError | FloatingPointError)
@@ -100,8 +101,7 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
         if not sweeping:
             raise
         print(f"job {result.job} failed: {result.error}", file=sys.stderr)
-        diverged = isinstance(error, FloatingPointError) or isinstance(error.__context__, FloatingPointError)
-        return DIVERGED if diverged else None
+        return FAILED
     except BaseException as error:
         result.status, result.error = "cut", type(error).__name__
         raise
@@ -109,6 +109,8 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
         result.seconds = round(time.time() - result.started, 1)
         if first:
             result.write(run_dir)
+        if sweeping:
+            gc.collect()  # Lightning's objects hold each other, and this job's model would stay beside the next one's
 
 
 def take_gpu(config: DictConfig, sweep_dir: Path) -> None:

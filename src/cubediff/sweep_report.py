@@ -1,5 +1,5 @@
-"""Compares the runs of a folder, such as a sweep's: python -m cubediff.sweep_report DIR prints a table of what differs and
-what came out, and writes DIR/report.html with the curves and each swept key's effect."""
+"""Compares the runs of a folder, such as a sweep's: python -m cubediff.sweep_report DIR prints a table of what differs
+and what came out, and writes DIR/report.html with the curves and each swept key's effect."""
 
 import re
 import sys
@@ -122,7 +122,7 @@ def html(folder: Path, runs: list[tuple[str, Result]]) -> str:
     if runs[0][1].loss is not None:
         tiles |= {"lowest last val/loss": f"{runs[0][1].loss:.4f}"}
     tiles |= {"hours of all jobs": f"{sum(result.seconds for result in results) / 3600:.2f}"}
-    values = {
+    filled = {
         "title": as_text(str(folder)),
         "shared": as_text(" ".join(f"{key}={value}" for key, value in shared.items())),
         "tiles": "".join(f"<li><b>{n}</b> {what}</li>" for what, n in tiles.items()),
@@ -132,7 +132,7 @@ def html(folder: Path, runs: list[tuple[str, Result]]) -> str:
     }
     template = resources.files("cubediff").joinpath("sweep_report.html").read_text(encoding="utf-8")
     # One pass, so that a value that looks like a placeholder stays a value.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
 
 
 def _numbers(values: list[str]) -> list[float]:
