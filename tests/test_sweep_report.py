@@ -118,7 +118,7 @@ def test_a_chart_places_points_by_their_values_and_rates_by_their_logarithm() ->
     "values", [[0.0, 1.0], [3.0], [0.0], [-5.0, 1e6], [1e-6, 2.0], [0.0919, 0.0928], [1e-30, 1e30]]
 )
 def test_an_axis_has_a_few_ticks_that_lie_on_it_in_order(values: list[float]) -> None:
-    axis = _Axis(values, 100.0)
+    axis = _Axis(values, 100)
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 9
     places = [axis.place(value) for value, _ in ticks]

@@ -42,7 +42,7 @@ def chart(series: Sequence[Series], label: str, xlabel: str, lines: bool, catego
         y = bottom - y_axis.place(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
                      f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')  # fmt: skip
-    for value, text in enumerate(categories) if categories else x_axis.ticks():
+    for value, text in [(float(i), c) for i, c in enumerate(categories)] or x_axis.ticks():
         x = _LEFT + x_axis.place(value)
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
     parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{xlabel}</text>')
@@ -59,7 +59,7 @@ def chart(series: Sequence[Series], label: str, xlabel: str, lines: bool, catego
 class _Axis:
     """Where values lie along `length` pixels; with `mark` its ticks are at the values, where they are few."""
 
-    def __init__(self, values: Sequence[float], length: float, linear: bool = False, mark: bool = False) -> None:
+    def __init__(self, values: Sequence[float], length: int, linear: bool = False, mark: bool = False) -> None:
         low, high = min(values), max(values)
         self.log = not linear and low > 0 and high / low > 20
         self.marked = sorted(set(values)) if mark and len(set(values)) <= 6 else []

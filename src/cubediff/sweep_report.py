@@ -94,7 +94,7 @@ def html(folder: Path, runs: list[tuple[str, Result]]) -> str:
     figures = []
     for loss in ("val/loss", "train/loss"):
         drawn = [
-            Series([(s, v) for s, v in result.curves.get(loss, []) if v is not None], c, title)
+            Series([(float(s), v) for s, v in result.curves.get(loss, []) if v is not None], c, title)
             for result, c, title in zip(results, colors, titles, strict=True)
         ]
         figures.append((f"{loss} by step", chart(drawn, f"{loss} by step", "step", lines=True)))
