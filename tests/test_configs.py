@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 from runs import QUICK, composed
 
-from cubediff.configs import CONFIG_DIR, build, check
+from cubediff.configs import CONFIG_DIR, build, check, check_devices
 
 CHOICES = sorted(
     (file.parent.name, file.stem)
@@ -211,7 +211,7 @@ def test_any_other_value_left_open_is_told_with_its_key() -> None:
     with open_dict(config):
         config.data.height = "???"
     with pytest.raises(ValueError, match=r"data\.height=VALUE"):
-        check(config)
+        check_devices(config)
 
 
 @pytest.mark.parametrize(
@@ -229,27 +229,27 @@ def test_gpus_that_are_not_there_are_told_with_the_override(
     for devices in ("4", "[0,1,2,3]"):
         config = composed("experiment=sd15_l4x4", DATA, f"trainer.devices={devices}")
         if remedy is None:
-            check(config)
+            check_devices(config)
         else:
             with pytest.raises(ValueError, match=remedy):
-                check(config)
+                check_devices(config)
 
 
 def test_a_sweep_over_several_devices_is_refused() -> None:
     """Each of Lightning's processes is started with the sweep's own command line, and would run all of it."""
     several = ("trainer=ddp", "trainer.accelerator=cpu", DATA)
-    check(composed(*several))
-    check(composed("trainer=cpu", DATA, "hydra.mode=MULTIRUN"))
+    check_devices(composed(*several))
+    check_devices(composed("trainer=cpu", DATA, "hydra.mode=MULTIRUN"))
     with pytest.raises(ValueError, match=r"trainer\.devices=1"):
-        check(composed(*several, "hydra.mode=MULTIRUN"))
+        check_devices(composed(*several, "hydra.mode=MULTIRUN"))
 
 
 def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_for_each() -> None:
     """SLURM starts them on the one job, not on the sweep's command line."""
     several = ("trainer=ddp", "trainer.accelerator=cpu", DATA, "hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
     with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=4 hydra\.launcher\.gpus_per_node=4"):
-        check(composed(*several))
-    check(composed(*several, "hydra.launcher.tasks_per_node=4"))
+        check_devices(composed(*several))
+    check_devices(composed(*several, "hydra.launcher.tasks_per_node=4"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the training step trains and how: the weights, the gradient, the schedule, and draws that the place decides."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def module_of(**options: Any) -> CubeDiffModule:
     return CubeDiffModule(tiny_random(), **settings | options)
 
 
-def fitted(module: CubeDiffModule, batches: list[Batch], steps: int, **options: Any) -> Recorder:
+def fitted(
+    module: CubeDiffModule, batches: list[Batch], steps: int, extra: L.Callback | None = None, **options: Any
+) -> Recorder:
     """Trains on the batches over and over; the module keeps the result."""
     recorder = Recorder()
     trainer = L.Trainer(
@@ -68,7 +71,7 @@ def fitted(module: CubeDiffModule, batches: list[Batch], steps: int, **options: 
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[recorder],
+        callbacks=[recorder, *([extra] if extra else [])],
         **options,
     )
     loader = Again(batches)
@@ -360,6 +363,40 @@ def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: p
         for j, prompt in enumerate(six):
             expected = module.pipeline.encoders.encode_text([prompt])[0]
             torch.testing.assert_close(text[i, j], expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- steps without a number ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_whose_gradients_are_not_finite_is_left_out(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
+    """Weights and moments stay as they were, and the next step is taken as if it had not been."""
+    loss = Objective.loss
+    calls = iter(range(100))
+
+    def spoiled(self: Objective, *given: Any, **options: Any) -> Any:
+        losses, *rest = loss(self, *given, **options)
+        return (losses * math.nan if next(calls) == 1 else losses, *rest)
+
+    kept = []
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            moments = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
+            kept.append((weights(pl_module), moments, float(pl_module.found_inf)))
+
+    monkeypatch.setattr(Objective, "loss", spoiled)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=fused)
+    fitted(module_of(optimizer=optimizer), [batch], steps=3, extra=Keep())
+    assert [found for *_, found in kept] == [0, 1, 0]
+    (before, moments, _), (left_out, same, _), (after, _, _) = kept
+    assert all(torch.equal(before[name], left_out[name]) for name in before)
+    for state, then in zip(moments.values(), same.values(), strict=True):
+        assert all(torch.equal(state[name], then[name]) for name in state)
+    assert not all(torch.equal(left_out[name], after[name]) for name in before)
+    assert all(value.isfinite().all() for value in after.values())
 
 
 # ---- the gradient --------------------------------------------------------------------------------------------

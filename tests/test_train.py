@@ -317,6 +317,22 @@ def test_no_data_and_data_that_is_none(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(told.splitlines()) == 1
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tiny_shards: Path, tmp_path: Path) -> None:
+    """For four GPUs, which are not here."""
+    run_dir = tmp_path / "run"
+    words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}", f"run_dir={run_dir}")
+    told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True, check=True)
+    assert f"path: {tiny_shards}" in told.stdout  # the config
+    assert "4 × 4 panoramas" in told.stdout  # the plan
+    assert f"{tiny_shards}: 5 to train with in 1 shards, 3 to validate with in 1 shards" in told.stdout
+    assert told.stdout.rstrip().endswith(f"everything would go to {run_dir}")
+    assert [path.name for path in run_dir.iterdir()] == [".hydra"]
+    words = (*words, f"resume={tmp_path / 'nothing.ckpt'}")
+    told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True)
+    assert told.returncode == 1
+    assert "nothing.ckpt is no file" in told.stderr
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finite = ("callbacks.finite.every_n_steps=1", "callbacks.finite.limit=3")

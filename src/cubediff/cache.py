@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cubediff.configs import build, check
+from cubediff.configs import build, check, check_devices
 from cubediff.overrides import command
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -16,12 +16,13 @@ DTYPES = ("float16", "bfloat16", "float32")
 def cache(config: DictConfig) -> dict[str, Any]:
     """Writes the latents to `cache.output` and returns its manifest; goes on where an earlier call was cut."""
     check(config)
+    check_devices(config)
     if config.cache.dtype not in DTYPES:
         raise ValueError(f"cache.dtype={config.cache.dtype}: use one of {', '.join(DTYPES)}")
     import torch
 
     from cubediff.data.encode import Encoder, ShardWriter, whole_shards, write_manifest
-    from cubediff.train import silence
+    from cubediff.quiet import silence
 
     silence()
     data = build(config.data, _target_="cubediff.data.encode.TurnsDataModule", turns=config.cache.turns)

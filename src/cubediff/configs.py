@@ -29,7 +29,7 @@ CONFIG_DIR = _find()
 
 
 def check(config: DictConfig) -> None:
-    """Raises ValueError, before anything is loaded, where a value is missing or the devices are not there."""
+    """Raises ValueError, before anything is loaded, where a value is missing."""
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
         raise ValueError("data.path is missing: give data.path=SHARDS, a folder that python -m cubediff.prepare wrote")
@@ -42,6 +42,10 @@ def check(config: DictConfig) -> None:
             f"run_dir is missing: {launched} processes were started, and each would make a folder of its own; give "
             "run_dir=DIR"
         )
+
+
+def check_devices(config: DictConfig) -> None:
+    """Raises ValueError where the devices are not there."""
     trainer = config.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if not isinstance(devices, int):

@@ -26,7 +26,10 @@ class CurveLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for loss in LOSSES:
             if loss in metrics:
-                self.curves.setdefault(loss, []).append((step or 0, float(metrics[loss])))
+                curve = self.curves.setdefault(loss, [])
+                while curve and curve[-1][0] >= (step or 0):  # of a process that came further than its checkpoint
+                    curve.pop()
+                curve.append((step or 0, float(metrics[loss])))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass

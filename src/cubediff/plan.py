@@ -2,7 +2,7 @@
 
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build
 from cubediff.cost import CUDA_RESERVE, GIB, cost, largest_batch
@@ -12,16 +12,24 @@ from cubediff.overrides import command
 GPUS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}
 
 
+def devices(config: DictConfig) -> int:
+    """Of all machines together, as far as the config says how many."""
+    each = config.trainer.devices
+    return (each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1) * config.trainer.get(
+        "num_nodes", 1
+    )
+
+
 def report(config: DictConfig) -> str:
     """The plan as text."""
     trainer, batch = config.trainer, config.data.batch_size
-    devices = trainer.devices if isinstance(trainer.devices, int) else 1
+    number = devices(config)
     memory = config.plan.memory_gb * GIB
     made = cost(config, batch)
-    step_panoramas = batch * devices * trainer.accumulate_grad_batches
+    step_panoramas = batch * number * trainer.accumulate_grad_batches
     flops = made.flops * trainer.accumulate_grad_batches
     lines = [
-        f"{config.name}: {devices} × {batch} panoramas of 6 × {config.face_size}² pixels × "
+        f"{config.name}: {number} × {batch} panoramas of 6 × {config.face_size}² pixels × "
         f"{trainer.accumulate_grad_batches} micro-batches = {step_panoramas} a step, {trainer.max_steps} steps, "
         f"{trainer.precision}, gradient checkpointing {'on' if config.model.gradient_checkpointing else 'off'}",
         "",
@@ -47,7 +55,7 @@ def report(config: DictConfig) -> str:
         f"  {batch} a device {verdict} {memory / GIB:.0f} GiB; the largest batch that does is {fits} "
         f"({largest / GIB:.1f} GiB)",
         "",
-        f"compute: {flops * devices / 1e12:.1f} TFLOP a step, {made.encode_flops / made.flops:.0%} of it encoding; "
+        f"compute: {flops * number / 1e12:.1f} TFLOP a step, {made.encode_flops / made.flops:.0%} of it encoding; "
         f"at {config.plan.utilisation:.0%} of the dense bf16 rate",
     ]
     size = _panorama_bytes(config)
@@ -55,7 +63,7 @@ def report(config: DictConfig) -> str:
         seconds = flops / (rate * config.plan.utilisation)
         per_second = step_panoramas / seconds
         lines.append(
-            f"  {devices} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
+            f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
             f"{seconds * trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
         )
     checkpoint = made.weights + made.optimizer + made.average

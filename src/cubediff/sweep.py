@@ -72,6 +72,8 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
     searching = sweeping and "direction" in hydra.sweeper
     words = list(hydra.overrides.task)
     result = Result("running", config.name, hydra.job.num if sweeping else None, words, time.time())
+    if (run_dir / RESULT).is_file():  # the run may go on
+        result.curves.update(json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["curves"])
     first = all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
     try:
         if first:

@@ -1,11 +1,10 @@
 """Trains CubeDiff: python -m cubediff.train [experiment=NAME] data.path=SHARDS [key=value …]."""
 
+import errno
 import json
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.configs import build, check
+from cubediff.configs import build, check, check_devices
 from cubediff.overrides import command
+from cubediff.quiet import silence
 from cubediff.sweep import recorded
 
 
@@ -36,6 +36,7 @@ def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None)
     The losses come to `curves` as they are logged (see `CurveLogger`).
     """
     check(config)
+    check_devices(config)
     import lightning as L
     import torch
 
@@ -123,52 +124,45 @@ def _smaller(config: DictConfig) -> str:
     )
 
 
-def silence() -> None:
-    """Turns off what libraries say to everyone and nobody could act on; their warnings about a run stay."""
-    import diffusers.utils.logging as diffusers_logging
-    import huggingface_hub.utils as hub
-    import transformers.utils.logging as transformers_logging
-
-    # Lightning 2.6 against torch 2.13, and diffusers 0.42 against huggingface_hub 1.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument", category=UserWarning)
-    # The line that a run begins with says how many panoramas were held out.
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-    # Logging goes by steps, not by epochs, so short epochs lose nothing.
-    warnings.filterwarnings("ignore", message="The number of training batches")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # of files read in a moment; it turns off those of downloads too
-    hub.enable_progress_bars()
-
-
-def _no_tip(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("💡")
-
-
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Returns the last validation loss, which a sweep may search by."""
+    if config.dry_run:
+        from cubediff.dry_run import describe
+
+        with _told():
+            print(describe(config, Path(HydraConfig.get().runtime.output_dir)))
+        return None
     return recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
 
 
 def train(config: DictConfig, run_dir: Path, curves: dict[str, Any]) -> None:
-    """`fit`; where it fails in a way that a user can mend, it ends with that message alone."""
-    try:
-        fit(config, run_dir, curves)
-    except SystemExit as error:
-        from lightning.pytorch.utilities.exceptions import SIGTERMException
+    """`fit`; told to end by a signal it ends with the exit code that says so."""
+    with _told():
+        try:
+            fit(config, run_dir, curves)
+        except SystemExit as error:
+            from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-        if not isinstance(error, SIGTERMException):
-            raise
-        # A rank that Lightning has started must not look failed, else Lightning kills the one that started it.
-        sys.exit(0 if "_ddp_process_" in HydraConfig.get().job.name else 128 + signal.SIGTERM)
+            if not isinstance(error, SIGTERMException):
+                raise
+            # A rank that Lightning has started must not look failed, else Lightning kills the one that started it.
+            sys.exit(0 if "_ddp_process_" in HydraConfig.get().job.name else 128 + signal.SIGTERM)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Where it fails inside in a way that a user can mend, the process ends with that message alone."""
+    try:
+        yield
     except Exception as error:
         wandb = type(error).__module__.startswith("wandb.")
-        told = wandb or isinstance(error, ValueError | FloatingPointError)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        told = wandb or full or isinstance(error, ValueError | FloatingPointError)
         if not told or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         remedy = "\ngive logger=csv, or set WANDB_MODE=offline, which needs no account" if wandb else ""
+        remedy = "\nmake room, then the same command goes on from the last checkpoint" if full else remedy
         sys.exit(f"error: {error}{remedy}")
 
 

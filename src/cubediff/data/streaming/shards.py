@@ -98,6 +98,11 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self.latents = [catalog.latents for catalog in catalogs if catalog.latents is not None]
         self._datasets = [catalog.splits for catalog in catalogs]
 
+    @property
+    def shards(self) -> list[dict[str, list[Shard]]]:
+        """Of each dataset the shards of its splits."""
+        return self._datasets
+
     def samples(self, split: str) -> int:
         """How many panoramas a split ("train" or "val") shows."""
         number = sum(len(shard) for dataset in self._datasets for shard in dataset[split])
