@@ -52,10 +52,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(tiny_shards: Path, tmp_path: Path) -> None:
+def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(
+    begun: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    size = int(1.5 * (begun / "checkpoints/last.ckpt").stat().st_size)
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("no disk may be mounted here")
     try:
         words = (
@@ -154,6 +157,10 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["callbacks.ema.decay=0.5"], r"has callbacks\.ema\.decay 0\.9999 and not 0\.5"),
         (["face_size=128"], "has .*face_size 64 and not 128"),
         (["objective=v_prediction"], r"model\.pipeline\.scheduler"),
+        (
+            ["+model.pipeline.seed=1"],
+            r"has model\.pipeline\.seed None and not 1, encoders .*, frozen weights .* and not",
+        ),
     ],
 )
 def test_another_run_is_refused_with_what_differs(

@@ -90,9 +90,8 @@ class Again:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
-            count = len(batch["key"])
-            yield {**batch, "position": list(range(self.position, self.position + count))}
-            self.position += count
+            first, self.position = self.position, self.position + len(batch["key"])
+            yield {**batch, "position": list(range(first, self.position))}
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
@@ -310,11 +309,11 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ("attention", "epsilon", 1e-2, 0.8),
         ("value_output", "epsilon", 1e-2, 0.8),
         ("lora", "epsilon", 1e-2, 0.8),
-        *(("full", name, 3e-3, 0.8) for name in OBJECTIVES if name != "epsilon"),
+        *(("full", name, 3e-3, 0.6) for name in OBJECTIVES if name != "epsilon"),
     ],
 )
 def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, objective: str, rate: float, goal: float) -> None:
-    """Over eight fixed draws of noise and timestep on the panorama that is trained on with other draws."""
+    """Over 64 fixed draws of noise and timestep on the panorama that is trained on with other draws."""
     one = part(batch, 0, 1)
     schedule, options = OBJECTIVES[objective]
     module = CubeDiffModule(
@@ -327,7 +326,7 @@ def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, objective: 
 
     def fixed_loss() -> float:
         with torch.no_grad():
-            return torch.stack([module._losses(one, (9, draw)) for draw in range(8)]).mean().item()
+            return torch.stack([module._losses(one, (9, draw)) for draw in range(64)]).mean().item()
 
     before = fixed_loss()
     fitted(module, [one], steps=30)

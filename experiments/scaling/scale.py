@@ -90,7 +90,7 @@ def counts() -> dict[str, dict[str, float]]:
             "parameters": one.parameters,
             "trained": one.trained,
             "gradients": one.gradients,
-            "checkpoint": one.weights + one.optimizer + one.average,
+            "checkpoint": 4 * one.trained + one.optimizer + one.average,
             "flops": one.flops / MICRO,
         }
     return made

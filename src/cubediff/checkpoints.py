@@ -11,12 +11,16 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
+from cubediff.encoders import fingerprint
+from cubediff.module import CubeDiffModule
+
 IDENTITY = "cubediff"  # the checkpoint's entry that says which run it is of
 _FILE = re.compile(r"step(\d+)\.ckpt")
 # What a checkpoint's own state overrides or contradicts, so that another value would go unheard or break it. What is
 # left out here may change: where and how fast the run goes on, how long, and with how many panoramas a step.
 _FIXED = ("name", "face_size", "fov", "model", "callbacks.ema")
 _FREE = ("model.gradient_checkpointing", "model.compile", "model.channels_last", "model.pipeline.path")
+_SUMS = ("encoders", "frozen weights")
 
 
 class CheckpointError(ValueError):
@@ -107,17 +111,19 @@ def choose(resume: str, run_dir: Path) -> Path | None:
     return path
 
 
-def identity(config: DictConfig, encoders: str) -> dict[str, Any]:
-    """What must be the same for a run to go on; `encoders` is their fingerprint."""
+def identity(config: DictConfig, module: CubeDiffModule) -> dict[str, Any]:
+    """What must be the same for a run to go on: parts of its config, and the weights that it does not train."""
     fixed: dict[str, Any] = {}
     for key in _FIXED:
         part = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
         fixed |= _flat(key, plain)
-    return {key: value for key, value in fixed.items() if key not in _FREE} | {"encoders": encoders}
+    sums = module.encoders.fingerprint(), fingerprint(module.frozen)
+    kept = {key: value for key, value in fixed.items() if key not in _FREE}
+    return kept | {name: digest[:12] for name, digest in zip(_SUMS, sums, strict=True)}
 
 
-def check_same(path: Path, run: dict[str, Any], module: torch.nn.Module, own: bool) -> int:
+def check_same(path: Path, run: dict[str, Any], module: CubeDiffModule, own: bool) -> int:
     """The step that a run with this identity goes on from with the checkpoint. Raises CheckpointError where it is not
     the run's; its name counts where it lies in the run's `own` folder."""
     try:
@@ -130,14 +136,15 @@ def check_same(path: Path, run: dict[str, Any], module: torch.nn.Module, own: bo
         raise CheckpointError(
             f"{path.parent.parent} holds a run of {before['name']}, and this is {run['name']}: give another run_dir"
         )
-    differing = sorted(k for k in before.keys() | run.keys() if k != "name" and before.get(k) != run.get(k))
+    differing = [k for k in run.keys() | before.keys() if k != "name" and before.get(k) != run.get(k)]
+    differing.sort(key=lambda key: (key in _SUMS, key))
     if differing:
         told = ", ".join(f"{key} {before.get(key)} and not {run.get(key)}" for key in differing[:8])
         raise CheckpointError(
             f"{path} has {told}: a run goes on as it began. Give what it has, or begin another run_dir with its "
             "weights, model.pipeline.path=RUN/export"
         )
-    expected = module.state_dict()
+    expected = module.checkpointed
     wrong = [key for key in expected.keys() | weights.keys()
              if key not in weights or key not in expected or weights[key].shape != expected[key].shape]  # fmt: skip
     if wrong:

@@ -5,7 +5,7 @@ A plain class, not an nn.Module, so that a LightningModule holding it neither tr
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKL
@@ -40,12 +40,7 @@ class FrozenEncoders:
 
     def fingerprint(self) -> str:
         """Of both models' weights, in float32 (SHA-256, hexadecimal)."""
-        digest = hashlib.sha256()
-        for model in (self.vae, self.text_encoder):
-            for name, weight in sorted(model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.vae.state_dict(), self.text_encoder.state_dict())
 
     @torch.no_grad()
     def encode_faces(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
@@ -80,3 +75,13 @@ class FrozenEncoders:
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """`values` on `device`, without waiting until it has done what it was asked before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def fingerprint(*weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named weights in float32, one model after the other, hexadecimal."""
+    digest = hashlib.sha256()
+    for model in weights:
+        for name, weight in sorted(model.items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

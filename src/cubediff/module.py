@@ -93,6 +93,7 @@ class CubeDiffModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
         self.seed = seed
+        self.strict_loading = False  # a checkpoint has what is trained
         self.val_loss = MeanMetric()  # self.log's own mean over devices is wrong where they see unequal numbers
 
     @property
@@ -121,6 +122,21 @@ class CubeDiffModule(L.LightningModule):
         )
         # The name is what LearningRateMonitor logs it by.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "optim/lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of the weights what is trained: the others are those of the model that the run began with, whose fingerprint
+        `cubediff.checkpoints` compares."""
+        checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self.checkpointed}
+
+    @property
+    def checkpointed(self) -> dict[str, Tensor]:
+        """What a checkpoint has of the weights, by its names."""
+        return {f"unet.{name}": parameter for name, parameter in self.trained_parameters.items()}
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        trained = self.trained_parameters.keys()
+        return {name: value for name, value in self.unet.state_dict().items() if name not in trained}
 
     def configure_gradient_clipping(
         self,

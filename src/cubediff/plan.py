@@ -66,7 +66,7 @@ def report(config: DictConfig) -> str:
             f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
             f"{seconds * trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
         )
-    checkpoint = made.weights + made.optimizer + made.average
+    checkpoint = 4 * made.trained + made.optimizer + made.average
     lines += ["", f"disk: {checkpoint / 1e9:.2f} GB a checkpoint, {made.weights / 1e9:.2f} GB the exported UNet"]
     return "\n".join(lines)
 

@@ -67,7 +67,7 @@ def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None)
     trainer: Any = build(config.trainer, **options)
     saver = next((c for c in callbacks if isinstance(c, RunCheckpoint)), None)
     if begin or saver:
-        run = identity(config, module.encoders.fingerprint())
+        run = identity(config, module)
         if begin:
             step = check_same(begin, run, module, own=run_dir in begin.parents)
             for logger in loggers:
