@@ -13,6 +13,8 @@ def silence() -> None:
     # Lightning 2.6 against torch 2.13, and diffusers 0.42 against huggingface_hub 1.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
     warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument", category=UserWarning)
+    # Lightning 2.6 against torch 2.13, on several devices.
+    warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.all_gather is")
     # The line that a run begins with says how many panoramas were held out.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Logging goes by steps, not by epochs, so short epochs lose nothing.
