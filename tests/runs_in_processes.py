@@ -21,6 +21,9 @@ TINY = (
     "callbacks.checkpoint.every_n_steps=1",
 )
 ONE = ("trainer=cpu", "data.batch_size=2")
+PARTS = (
+    "trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.batch_size=1",
+)  # fmt: skip
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.batch_size=1")
 
 

@@ -5,7 +5,10 @@ import csv
 from pathlib import Path
 
 import pytest
-from runs_in_processes import TWO, Run, saved
+import torch
+from runs_in_processes import PARTS, TWO, Run, saved
+
+from cubediff import CubeDiffPipeline
 
 JOINED = ("trainer=cpu", "data.batch_size=4")
 HALVES = (*TWO, "trainer.accumulate_grad_batches=2")  # 2 ranks × 1 panorama × 2 = 4
@@ -57,3 +60,40 @@ def test_two_ranks_end_with_the_weights_of_one_with_the_joined_batch(
         assert run.ended() == 0, run.output
         assert "it goes on from" in run.output
     assert furthest(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+def test_in_parts_it_ends_with_the_same_weights_and_goes_on_whole(tiny_shards: Path, tmp_path: Path) -> None:
+    """FSDP: the average, checkpoint and export of one process, up to rounding; and each goes on as the other."""
+    words = ("trainer.max_steps=6", STEADY, "callbacks.checkpoint.every_n_steps=6")
+    halves = (*PARTS, "trainer.accumulate_grad_batches=2")
+    for name, kind in (("one", JOINED), ("parts", halves)):
+        run = Run(tiny_shards, tmp_path / name, *kind, *words)
+        assert run.ended() == 0, run.output
+    assert furthest(tmp_path / "one", tmp_path / "parts") < 2e-6
+    averages = [saved(tmp_path / name)["callbacks"]["UNetEMA"]["shadow_params"] for name in ("one", "parts")]
+    assert all(torch.allclose(a, b, atol=2e-6) for a, b in zip(*averages, strict=True))
+    exports = [CubeDiffPipeline.from_pretrained(tmp_path / name / "export").unet for name in ("one", "parts")]
+    weights = [unet.state_dict() for unet in exports]
+    assert type(exports[1]).__name__ == "UNet2DConditionModel"
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=2e-6) for key in weights[0])
+
+    for name, kind in (("one", halves), ("parts", JOINED)):
+        run = Run(tiny_shards, tmp_path / name, *kind, *words, "trainer.max_steps=9")
+        assert run.ended() == 0, run.output
+        assert "it goes on from" in run.output
+    assert furthest(tmp_path / "one", tmp_path / "parts") < 2e-6
+    for name in ("one", "parts"):
+        assert column(tmp_path / name, "step")[-1] == 8  # counted from 0
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trainer.limit_val_batches=1", "trainer=fsdp cannot validate"),
+        ("model.trainable=lora", "trainer=fsdp with model.trainable=lora"),
+    ],
+)
+def test_what_parts_cannot_do_is_told(tiny_shards: Path, tmp_path: Path, word: str, told: str) -> None:
+    run = Run(tiny_shards, tmp_path / "run", *PARTS, word)
+    assert run.ended() != 0
+    assert f"error: {told}" in run.output

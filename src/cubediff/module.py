@@ -19,6 +19,7 @@ from cubediff.conditions import latent_mask
 from cubediff.encoders import sent
 from cubediff.objective import Objective
 from cubediff.pipeline import CubeDiffPipeline
+from cubediff.sharding import shard_, whole
 
 Trainable = Literal["attention", "value_output", "lora", "full"]
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -112,6 +113,16 @@ class CubeDiffModule(L.LightningModule):
         if encoded_by is not None:
             self.encoders.release()
 
+    def configure_model(self) -> None:
+        """Lightning's ModelParallelStrategy, which gives a mesh of devices, has the UNet in parts."""
+        if self.device_mesh is not None:
+            if getattr(self.unet, "peft_config", None):
+                raise ValueError("trainer=fsdp with model.trainable=lora: what lora trains is small, use trainer=ddp")
+            if self.trainer.limit_val_batches != 0:
+                raise ValueError("trainer=fsdp cannot validate, for devices may have unequal numbers of batches: give "
+                                 "trainer.limit_val_batches=0, and judge the export")  # fmt: skip
+            shard_(self.unet, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.trained_parameters.values())
         schedule = get_scheduler(
@@ -126,7 +137,8 @@ class CubeDiffModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of the weights what is trained: the others are those of the model that the run began with, whose fingerprint
         `cubediff.checkpoints` compares."""
-        checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self.checkpointed}
+        weights = checkpoint["state_dict"]  # which a sharded network has on rank 0 alone
+        checkpoint["state_dict"] = {key: weights[key] for key in self.checkpointed if key in weights}
 
     @property
     def checkpointed(self) -> dict[str, Tensor]:
@@ -150,7 +162,7 @@ class CubeDiffModule(L.LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is known")
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit)
+        norm = whole(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
         self.log("optim/grad_norm", norm)
         self.found_inf = (~norm.isfinite()).float()
         if getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -96,11 +96,11 @@ def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None)
     except torch.OutOfMemoryError as error:
         raise ValueError(_smaller(config)) from error
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
+    if trainer.is_global_zero and encoded:
+        fresh = build(config.model.pipeline)
+        module.pipeline.register_modules(vae=fresh.vae, text_encoder=fresh.text_encoder)
+    export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
     if trainer.is_global_zero:
-        if encoded:
-            fresh = build(config.model.pipeline)
-            module.pipeline.register_modules(vae=fresh.vae, text_encoder=fresh.text_encoder)
-        export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
         for logger in loggers:
             if isinstance(logger, WandbRun):
                 logger.log_pipeline(run_dir / "export")

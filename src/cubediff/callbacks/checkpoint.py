@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,8 @@ class RunCheckpoint(Checkpoint):
                 f"{self.folder} holds checkpoints of later steps than {trainer.global_step}, where this run begins: "
                 "give another run_dir, or remove them"
             )
+        if threading.current_thread() is not threading.main_thread():
+            return  # as in a notebook's; no other may set handlers
         # In place of Lightning's, which talk to the other ranks from inside the handler, wherever those are just then,
         # and put the handlers back that were there before.
         signal.signal(signal.SIGTERM, self._told)
@@ -108,7 +111,11 @@ class RunCheckpoint(Checkpoint):
         """Where an epoch has now another number of batches, or a step of micro-batches, a new one begins: Lightning
         would count on from where the old one was. The stream of panoramas goes on either way."""
         if checkpoint[_EPOCH] != _epoch(trainer):
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            loop = checkpoint["loops"]["fit_loop"]
+            progress, total = loop["epoch_loop.batch_progress"], loop["epoch_loop.batch_progress"]["total"]
+            # A checkpoint of a step's end counts neither its batch as completed nor itself as a step.
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] += total["processed"] - total["completed"]
+            total["completed"] = total["processed"]
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
 

@@ -8,9 +8,11 @@ import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from cubediff.callbacks.metrics import logs_now
 from cubediff.module import CubeDiffModule
+from cubediff.sharding import parted_as, whole
 
 
 class UNetEMA(Callback):
@@ -33,9 +35,10 @@ class UNetEMA(Callback):
         if low:
             raise ValueError(f"trained weights are {', '.join(low)}, in which an average at {self.decay} never moves: "
                              "use trainer.precision=bf16-mixed, which keeps float32 weights")  # fmt: skip
-        self.average = EMAModel(parameters.values(), decay=self.decay, foreach=True)
+        in_parts = any(isinstance(p, DTensor) for p in parameters.values())  # which no foreach copies
+        self.average = EMAModel(parameters.values(), decay=self.decay, foreach=not in_parts)
         if self._restored is not None:
-            self.average.load_state_dict(self._restored)
+            self._restore(self._restored)
             self._restored = None
         self.average.to(pl_module.device)
 
@@ -58,7 +61,7 @@ class UNetEMA(Callback):
         pairs = zip(self.average.shadow_params, module.trained_parameters.values(), strict=True)
         norms = [(torch.linalg.vector_norm(a - w), torch.linalg.vector_norm(w)) for a, w in pairs]
         apart, long = (torch.linalg.vector_norm(torch.stack(column)) for column in zip(*norms, strict=True))
-        return apart / long
+        return whole(apart) / whole(long)
 
     @contextmanager
     def averaged(self, module: CubeDiffModule) -> Iterator[None]:
@@ -83,7 +86,18 @@ class UNetEMA(Callback):
         self._validation.close()  # a checkpoint written now must hold the trained weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.average is None else self.average.state_dict()
+        if self.average is None:
+            return {}
+        return {**self.average.state_dict(), "shadow_params": [whole(p) for p in self.average.shadow_params]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        """Before the fit starts, or after, as with a network in parts."""
+        if self.average is None:
+            self._restored = state_dict
+        else:
+            self._restore(state_dict)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        assert self.average is not None
+        own = self.average.shadow_params
+        self.average.load_state_dict({**state, "shadow_params": parted_as(state["shadow_params"], own)})

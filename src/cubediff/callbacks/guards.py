@@ -96,7 +96,11 @@ class Watchdog(Callback):
         host = os.environ["MASTER_ADDR"]
         store = _store(host, 0, master=True) if trainer.is_global_zero else None
         port = trainer.strategy.broadcast(store.port if store else 0)
-        store = store or _store(host, port, master=False)
+        try:
+            store = store or _store(host, port, master=False)
+        except RuntimeError as error:
+            raise ValueError(f"rank {trainer.global_rank} cannot reach the watchdog at {host}:{port} ({error}): open "
+                             "the ports between the machines, or give callbacks.watchdog=null") from error  # fmt: skip
         rank = trainer.global_rank
         store.set(f"name{rank}", f"rank {rank} ({socket.gethostname()}, process {os.getpid()})")
         trainer.strategy.barrier()

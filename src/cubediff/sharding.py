@@ -1,0 +1,79 @@
+"""A network's weights in parts, one on each device, for those that do not fit whole (fully sharded data parallel,
+arXiv 2304.11277, as PyTorch's `fully_shard`)."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard_(unet: UNet2DConditionModel, mesh: DeviceMesh) -> None:
+    """Leaves each device of a one-dimensional mesh its part of every weight. A block's are put together when it is its
+    turn, and let go after it. A second call does nothing."""
+    if isinstance(unet, FSDPModule):
+        return
+    for block in unet.modules():
+        if isinstance(block, BasicTransformerBlock | ResnetBlock2D):
+            fully_shard(block, mesh=mesh)
+    fully_shard(unet, mesh=mesh, reshard_after_forward=True)  # by default the outermost stays whole until backward
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or where it is in parts all of it; then every rank must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parted_as(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Whole tensors, which every rank has, in parts where the others are."""
+    return [
+        distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+        if isinstance(other, DTensor)
+        else tensor
+        for tensor, other in zip(tensors, others, strict=True)
+    ]
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy, with the checkpoints of a run on whole networks: they number what the optimizer has, where
+    Lightning's would count frozen weights too."""
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Whole on rank 0, and nothing on the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self._module, getattr(optimizer, "optimizer", optimizer), options=options)
+        numbers = {name: number for number, name in enumerate(self._module.checkpointed)}
+        return _renamed(state, numbers) if self.global_rank == 0 else {}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self._module, checkpoint["state_dict"], options=options)
+        names = dict(enumerate(self._module.checkpointed))
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self._module, optimizer, _renamed(state, names), options=options)
+        return checkpoint
+
+    @property
+    def _module(self) -> Any:
+        return self.lightning_module
+
+
+def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other names of its parameters."""
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[p]: value for p, value in state["state"].items()}, "param_groups": groups}
