@@ -29,12 +29,16 @@ def _wandb_ended() -> Iterator[None]:
             wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
-@_wandb_ended()
 def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None) -> Path:
     """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export.
 
     The losses come to `curves` as they are logged (see `CurveLogger`).
     """
+    with _wandb_ended():  # as a decorator it could not be sent to other processes, as joblib does
+        return _fit(config, run_dir, curves)
+
+
+def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Path:
     check(config)
     check_devices(config)
     import lightning as L
