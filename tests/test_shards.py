@@ -380,4 +380,8 @@ def test_lightning_trains_and_validates(many: Path, workers: int) -> None:
     assert set(multiprocessing.active_children()) <= before  # the workers have ended with the training
     assert [len(step.keys) for step in model.steps] == [2] * 9
     assert set(model.validated) == set(keys(data(many).val_dataloader()))
-    assert trainer.datamodule.state_dict() == {"seed": 0, "position": 18}
+    assert trainer.datamodule.state_dict() == {
+        "seed": 0,
+        "position": 18,
+        "samples": trainer.datamodule.samples("train"),
+    }

@@ -174,3 +174,18 @@ def test_a_larger_batch_goes_on_at_the_same_sample(many: Path, tmp_path: Path) -
     got = [key for step in resumed.steps for key in step.keys]
     assert len(got) == 3 * 4
     assert got == expected[:12]
+
+
+def test_a_run_that_goes_on_with_other_data_is_told(
+    many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, trainer = fit(many, 3)
+    state = trainer.datamodule.state_dict()
+    same, other = data(many), data(shards(tmp_path, 5))
+    caplog.clear()
+    same.load_state_dict(state)
+    assert not caplog.messages
+    other.load_state_dict(state)
+    assert caplog.messages[0].startswith(
+        f"data.path has 5 training panoramas and had {same.samples('train')}: the stream"
+    )

@@ -166,12 +166,12 @@ class ShardDataModule(L.LightningDataModule, ABC):
         return Loader(stream.__getitem__, range(math.ceil(len(own) / self.batch_size)), self.num_workers)
 
     def state_dict(self) -> dict[str, int]:
-        """The seed and how many samples of the stream the whole job has been trained on."""
+        """The seed, how many samples of the stream the whole job has been trained on, and how many there are."""
         position = self.position
         if self.trainer:  # a batch that failed in its step was taken from the stream and not trained on
             batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
             position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
-        return {"seed": self.seed, "position": position}
+        return {"seed": self.seed, "position": position, "samples": self.samples("train")}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The run goes on where the checkpoint's was, with any number of ranks and workers and any batch size."""
@@ -180,6 +180,9 @@ class ShardDataModule(L.LightningDataModule, ABC):
                             "as model.pipeline.path=RUN/export and train from there")  # fmt: skip
         if state_dict["seed"] != self.seed:
             log.warning("data.seed=%d, but the stream goes on with the checkpoint's %d", self.seed, state_dict["seed"])
+        if (before := state_dict.get("samples")) not in (None, self.samples("train")):
+            log.warning("data.path has %d training panoramas and had %d: the stream goes on at the same position, in "
+                        "another order", self.samples("train"), before)  # fmt: skip
         self.seed, self.position = state_dict["seed"], state_dict["position"]
 
     def _place(self) -> tuple[int, int]:
