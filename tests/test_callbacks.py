@@ -42,6 +42,10 @@ class Line(CubeDiffModule):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def checkpointed(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
     def setup(self, stage: str) -> None:
         """No encoders to move."""
 

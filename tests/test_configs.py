@@ -211,7 +211,7 @@ def test_any_other_value_left_open_is_told_with_its_key() -> None:
     with open_dict(config):
         config.data.height = "???"
     with pytest.raises(ValueError, match=r"data\.height=VALUE"):
-        check_devices(config)
+        check(config)
 
 
 @pytest.mark.parametrize(
