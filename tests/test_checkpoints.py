@@ -14,7 +14,7 @@ import torch
 from runs import QUICK, composed
 
 from cubediff.callbacks import RunCheckpoint
-from cubediff.checkpoints import AtomicCheckpointIO, CheckpointError, choose, damage, file_name, steps
+from cubediff.runs.checkpoints import AtomicCheckpointIO, CheckpointError, choose, damage, file_name, steps
 from cubediff.train import fit
 
 CONTENT = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 3}

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from cubediff import CubeDiffPipeline
 from cubediff.conditions import Photo
 from cubediff.generate import app
+from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
-from cubediff.outputs import write_panorama
 from cubediff.tiny import tiny_random
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"

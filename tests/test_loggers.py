@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cubediff.loggers import CSVRun, WandbRun
+from cubediff.runs.loggers import CSVRun, WandbRun
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, RandomViews
-from cubediff.export import export_pipeline
 from cubediff.module import CubeDiffModule, select_trainable_
 from cubediff.objective import Drops, Objective
+from cubediff.runs.export import export_pipeline
 from cubediff.tiny import tiny_random
 
 Batch = dict[str, Any]

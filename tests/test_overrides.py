@@ -8,9 +8,9 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from runs import composed
 
 from cubediff import cache, plan, train
-from cubediff.arguments import check_types
 from cubediff.configs import build
-from cubediff.overrides import hint
+from cubediff.configs.arguments import check_types
+from cubediff.configs.overrides import hint
 
 DATA = "data.path=SHARDS"
 

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from runs import QUICK, composed
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from cubediff import CubeDiffPipeline, sweep
+from cubediff import CubeDiffPipeline
 from cubediff.configs import CONFIG_DIR, build
-from cubediff.sweep import RESULT, read_results, recorded, take_gpu
+from cubediff.runs import results
+from cubediff.runs.results import RESULT, Result, read_results, recorded, take_gpu
 from cubediff.train import main
 
 JOBS = (
@@ -42,7 +43,7 @@ def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) ->
     return int(end.value.code or 0)
 
 
-def rates(folder: Path) -> dict[str, sweep.Result]:
+def rates(folder: Path) -> dict[str, Result]:
     """The results by their learning rate."""
     return {r.overrides[0].partition("=")[2]: r for r in read_results(folder).values()}
 
@@ -233,7 +234,7 @@ def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
     processes: list[list[Any]] = [[], [], []]
 
     def devices(process: int) -> Any:
-        monkeypatch.setattr(sweep, "_slot", processes[process])
+        monkeypatch.setattr(results, "_slot", processes[process])
         config = job(tmp_path, "trainer=gpu")
         take_gpu(config, tmp_path)
         return config.trainer.devices

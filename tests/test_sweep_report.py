@@ -11,8 +11,8 @@ from playwright.sync_api import sync_playwright
 from test_report import Page
 from typer.testing import CliRunner
 
-from cubediff.plots import Series, _Axis, chart
-from cubediff.sweep import Result
+from cubediff.runs.plots import Series, _Axis, chart
+from cubediff.runs.results import Result
 from cubediff.sweep_report import app, best, differing
 
 NASTY = '<img src=x onerror="document.title=1"> & {{body}} \x00'

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from cubediff.generation.viewer import viewer_html, write_viewer
 from cubediff.geometry import (
     FACES,
     equirect_to_cube,
@@ -23,7 +24,6 @@ from cubediff.geometry import (
     face_directions,
     rotation_matrix,
 )
-from cubediff.viewer import viewer_html, write_viewer
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 LOOKS = {

@@ -23,8 +23,8 @@ from wandb_file import OfflineRun
 from cubediff import CubeDiffPipeline
 from cubediff.dashboard import SECTIONS, X_AXIS
 from cubediff.data import build_shards, create_example_dataset
-from cubediff.record import gpu_rate
-from cubediff.viewer import viewer_html
+from cubediff.generation.viewer import viewer_html
+from cubediff.runs.record import gpu_rate
 
 Runs = Callable[[str], Path]
 WATCHED = ("trainer.max_steps=8", "trainer.val_check_interval=8", "trainer.log_every_n_steps=4", "seed=3",
@@ -193,11 +193,11 @@ def test_the_commit_is_that_of_the_checkout(runs: Runs) -> None:
 def test_tars_have_no_manifest_and_an_installed_package_no_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cubediff import record
+    from cubediff.runs import record
 
     assert record._manifest("pipe:cat x.tar") is None
     assert record._manifest("https://host/{0..3}.tar?key=1") is None
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "lib/cubediff/record.py"))
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "lib/cubediff/runs/record.py"))
     assert record._git() is None
 
 
@@ -233,7 +233,7 @@ def test_the_rate_of_a_gpu_by_its_name(name: str, rate: float | None) -> None:
 
 
 ASKED = """
-from cubediff.loggers import WandbRun
+from cubediff.runs.loggers import WandbRun
 run = WandbRun(project="p", save_dir=".")
 run.log_metrics({"train/loss": 1.0}, step=0)
 run.experiment.finish()

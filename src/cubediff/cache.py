@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cubediff.configs import build, check, check_devices
-from cubediff.overrides import command
+from cubediff.configs.overrides import command
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -22,7 +22,7 @@ def cache(config: DictConfig) -> dict[str, Any]:
     import torch
 
     from cubediff.data.encode import Encoder, ShardWriter, whole_shards, write_manifest
-    from cubediff.quiet import silence
+    from cubediff.runs.quiet import silence
 
     silence()
     data = build(config.data, _target_="cubediff.data.encode.TurnsDataModule", turns=config.cache.turns)

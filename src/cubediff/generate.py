@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cubediff.jobs import Job, PhotoFile, open_photo, read_jobs
+from cubediff.generation.jobs import Job, PhotoFile, open_photo, read_jobs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -113,7 +113,7 @@ def _generate(
 
     import cubediff
     from cubediff.conditions import six_prompts
-    from cubediff.outputs import write_generation
+    from cubediff.generation.outputs import write_generation
     from cubediff.pipeline import CubeDiffPipeline
     from cubediff.samplers import use_sampler_
 

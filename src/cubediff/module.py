@@ -136,7 +136,7 @@ class CubeDiffModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of the weights what is trained: the others are those of the model that the run began with, whose fingerprint
-        `cubediff.checkpoints` compares."""
+        `cubediff.runs.checkpoints` compares."""
         weights = checkpoint["state_dict"]  # which a sharded network has on rank 0 alone
         checkpoint["state_dict"] = {key: weights[key] for key in self.checkpointed if key in weights}
 

@@ -5,8 +5,8 @@ import sys
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build
+from cubediff.configs.overrides import command
 from cubediff.cost import CUDA_RESERVE, GIB, cost, largest_batch
-from cubediff.overrides import command
 
 # Dense bf16 FLOP/s, from NVIDIA's data sheets (L4 and A100 SXM 2023, H100 SXM 2023).
 GPUS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from cubediff.plots import Series, chart, color
-from cubediff.sweep import Result, read_results
+from cubediff.runs.plots import Series, chart, color
+from cubediff.runs.results import Result, read_results
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ABSENT = "–"  # a key that a job was not given
@@ -82,7 +82,7 @@ def table(runs: list[tuple[str, Result]], keys: list[str]) -> str:
 
 def html(folder: Path, runs: list[tuple[str, Result]]) -> str:
     """The page's text."""
-    from cubediff.viewer import as_text
+    from cubediff.generation.viewer import as_text
 
     results = [result for _, result in runs]
     keys, shared = differing(results)
@@ -130,7 +130,7 @@ def html(folder: Path, runs: list[tuple[str, Result]]) -> str:
         "body": body,
         "figures": "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in figures),
     }
-    template = resources.files("cubediff").joinpath("sweep_report.html").read_text(encoding="utf-8")
+    template = resources.files("cubediff.runs").joinpath("sweep_report.html").read_text(encoding="utf-8")
     # One pass, so that a value that looks like a placeholder stays a value.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
 

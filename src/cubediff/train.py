@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices
-from cubediff.overrides import command
-from cubediff.quiet import silence
-from cubediff.sweep import recorded
+from cubediff.configs.overrides import command
+from cubediff.runs.quiet import silence
+from cubediff.runs.results import recorded
 
 
 @contextmanager
@@ -45,12 +45,11 @@ def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Pa
     import torch
 
     from cubediff.callbacks import RunCheckpoint, SampleLogger, StepMetrics, UNetEMA
-    from cubediff.checkpoints import check_same, choose, identity
-    from cubediff.curves import CurveLogger
     from cubediff.data import LatentDataModule
-    from cubediff.export import export_pipeline
-    from cubediff.loggers import CSVRun, WandbRun, log_config
-    from cubediff.record import run_record
+    from cubediff.runs.checkpoints import check_same, choose, identity
+    from cubediff.runs.export import export_pipeline
+    from cubediff.runs.loggers import CSVRun, CurveLogger, WandbRun, log_config
+    from cubediff.runs.record import run_record
 
     silence()
     begin = choose(str(config.resume), run_dir)
@@ -132,7 +131,7 @@ def _smaller(config: DictConfig) -> str:
 def main(config: DictConfig) -> float | None:
     """Returns the last validation loss, which a sweep may search by."""
     if config.dry_run:
-        from cubediff.dry_run import describe
+        from cubediff.runs.dry_run import describe
 
         with _told():
             print(describe(config, Path(HydraConfig.get().runtime.output_dir)))

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cubediff.callbacks.agreement import Agreement
-from cubediff.checkpoints import IDENTITY, CheckpointError, file_name, steps
+from cubediff.runs.checkpoints import IDENTITY, CheckpointError, file_name, steps
 
 _EPOCH = "epoch_of"  # the checkpoint's entry
 _NOTHING, _SAVE, _END, _REQUEUE = range(4)  # what a rank wishes after a step, the more pressing the greater

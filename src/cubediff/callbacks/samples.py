@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cubediff.generation.outputs import write_panorama
+from cubediff.generation.viewer import write_viewer
 from cubediff.module import CubeDiffModule
-from cubediff.outputs import write_panorama
 from cubediff.pipeline import CubeDiffOutput, to_pil
-from cubediff.viewer import write_viewer
 
 
 class SampleLogger(Callback):

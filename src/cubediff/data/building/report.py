@@ -15,7 +15,7 @@ from cubediff.data.building.duplicates import Pairs
 from cubediff.data.building.journal import read_jpeg
 from cubediff.data.building.tars import Sample
 from cubediff.data.sources import Rejection
-from cubediff.viewer import as_text
+from cubediff.generation.viewer import as_text
 
 SHEET, PAIRS, REJECTIONS = 48, 24, 500  # at most so many are shown, the first two with pictures of about 10 kB
 _THUMBNAIL = (288, 144)  # pixels, of a panorama

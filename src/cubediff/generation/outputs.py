@@ -6,8 +6,8 @@ from typing import Any
 
 import PIL.Image
 
+from cubediff.generation.viewer import write_viewer
 from cubediff.geometry import FACES
-from cubediff.viewer import write_viewer
 
 # Google's photo-sphere XMP metadata (developers.google.com/streetview/spherical-metadata), by which viewers know a
 # panorama that covers the whole sphere.

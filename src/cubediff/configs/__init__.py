@@ -11,14 +11,14 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cubediff.arguments import check_types
+from cubediff.configs.arguments import check_types
 
 # Packages that some choices need, and the extras that bring them.
 EXTRAS = {"bitsandbytes": "bnb"}
 
 
 def _find() -> str:
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
             return str(folder)

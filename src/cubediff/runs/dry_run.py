@@ -4,9 +4,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.checkpoints import choose
 from cubediff.configs import build, check
 from cubediff.plan import devices, report
+from cubediff.runs.checkpoints import choose
 
 
 def describe(config: DictConfig, run_dir: Path) -> str:

@@ -29,7 +29,7 @@ def run_record(config: DictConfig, trainer: Any, module: Any, datamodule: Any) -
 
 
 def _git() -> dict[str, Any] | None:
-    top = Path(__file__).resolve().parents[2]
+    top = Path(__file__).resolve().parents[3]
     if not (top / ".git").exists():  # an installed package may lie within some other repository
         return None
     try:

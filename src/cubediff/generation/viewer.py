@@ -44,7 +44,7 @@ def viewer_html(
         f'<figure><img src="{_data_uri(face)}" alt="{name} face"><figcaption>{name}</figcaption></figure>'
         for face, name in zip(_as_images(faces), FACES, strict=True)
     )
-    template = resources.files("cubediff").joinpath("viewer.html").read_text(encoding="utf-8")
+    template = resources.files("cubediff.generation").joinpath("viewer.html").read_text(encoding="utf-8")
     script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
     values = {
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

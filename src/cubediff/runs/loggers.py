@@ -14,6 +14,9 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+LOSSES = ("train/loss", "val/loss")
+Curves = dict[str, list[tuple[int, float]]]  # of each loss: steps and values
+
 
 def log_config(loggers: Sequence[Logger], config: dict[str, Any], record: dict[str, Any]) -> None:
     """The run's config, and under "run" its record; for TensorBoard, whose page has no place for a config, as text."""
@@ -58,6 +61,33 @@ class _Appending(ExperimentWriter):
         if Path(self.metrics_file_path).is_file():
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+
+class CurveLogger(Logger):
+    """Keeps the losses in memory: appends to `curves`, which outlives a run that fails, for its result.json."""
+
+    def __init__(self, curves: Curves) -> None:
+        super().__init__()
+        self.curves = curves
+
+    @property
+    def name(self) -> str | None:
+        return None
+
+    @property
+    def version(self) -> int | str | None:
+        return None
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for loss in LOSSES:
+            if loss in metrics:
+                curve = self.curves.setdefault(loss, [])
+                while curve and curve[-1][0] >= (step or 0):  # of a process that came further than its checkpoint
+                    curve.pop()
+                curve.append((step or 0, float(metrics[loss])))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 class WandbRun(WandbLogger):

@@ -1,0 +1,1 @@
+"""What a generation is asked for, and what it leaves in its folder."""
