@@ -198,6 +198,30 @@ def test_a_job_that_is_killed_is_left_as_running(tmp_path: Path) -> None:
     assert json.loads((tmp_path / RESULT).read_text())["status"] == "done"
 
 
+def test_a_job_that_is_done_is_run_again_only_with_another_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def task(run_dir: Path, curves: dict[str, Any]) -> None:
+        ran.append(run_dir)
+        curves["val/loss"] = [(1, 0.5)] if len(ran) == 1 else [(1, 0.25)]
+
+    assert [recorded(job(tmp_path), task) for _ in range(2)] == [0.5, 0.5]
+    assert "job 3 is done already" in capsys.readouterr().out
+    assert recorded(job(tmp_path, "seed=1"), task) == 0.25
+
+
+@pytest.mark.parametrize("status", ["failed", "cut", "running"])
+def test_a_job_that_is_not_done_is_run_again(status: str, tmp_path: Path) -> None:
+    recorded(job(tmp_path), lambda run_dir, curves: None)
+    content = json.loads((tmp_path / RESULT).read_text())
+    (tmp_path / RESULT).write_text(json.dumps({**content, "status": status}))
+    ran = []
+    recorded(job(tmp_path), lambda run_dir, curves: ran.append(run_dir))
+    assert ran == [tmp_path]
+
+
 def test_a_single_runs_failure_is_recorded_and_raised(tmp_path: Path) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         raise ValueError("no such thing")

@@ -2,6 +2,7 @@
 a job that fails is recorded and ends no other, and jobs side by side have a GPU each."""
 
 import gc
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cubediff.data.files import put
 
@@ -38,6 +39,7 @@ class Result:
     overrides: list[str]
     started: float  # seconds since 1970
     seconds: float = 0.0
+    config: str = ""  # the sha256 of the resolved one, without run_dir
     error: str | None = None
     loss: float | None = None  # the last val/loss
     curves: dict[str, list[tuple[int, float | None]]] = field(default_factory=dict)  # null: no number
@@ -51,29 +53,39 @@ class Result:
 
 def read_results(folder: Path) -> dict[Path, Result]:
     """The runs in the folders of `folder`, in the order of their numbers. Raises ValueError for a damaged file."""
-    found = {}
-    for file in folder.glob(f"*/{RESULT}"):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            curves = {k: [(step, value) for step, value in points] for k, points in content.pop("curves").items()}
-            found[file.parent] = Result(**content, curves=curves)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged ({error}): run the job again, or remove the file") from error
+    found = {file.parent: read_result(file) for file in folder.glob(f"*/{RESULT}")}
     return dict(sorted(found.items(), key=lambda item: (item[1].job or 0, item[1].started, item[0].name)))
+
+
+def read_result(file: Path) -> Result:
+    """A run's. Raises ValueError where the file is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        curves = {k: [(step, value) for step, value in points] for k, points in content.pop("curves").items()}
+        return Result(**content, curves=curves)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}): run the job again without it") from error
 
 
 def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) -> float | None:
     """Runs `task(run_dir, curves)`, which fills `curves`, and writes result.json; returns the last validation loss.
 
-    In a sweep a failure is told and recorded, and the loss is infinite; a single run's failure is raised on.
+    In a sweep a failure is told and recorded, and the loss is infinite; a job that was done before with the same config
+    is not run again. A single run's failure is raised on.
     """
     hydra = HydraConfig.get()
     run_dir, sweeping = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     searching = sweeping and "direction" in hydra.sweeper
     words = list(hydra.overrides.task)
-    result = Result("running", config.name, hydra.job.num if sweeping else None, words, time.time())
-    if (run_dir / RESULT).is_file():  # the run may go on
-        result.curves.update(json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["curves"])
+    result = Result(
+        "running", config.name, hydra.job.num if sweeping else None, words, time.time(), config=_sum(config)
+    )
+    if (run_dir / RESULT).is_file():
+        before = read_result(run_dir / RESULT)
+        if sweeping and (before.status, before.config) == ("done", result.config):
+            print(f"job {before.job} is done already: {run_dir}")
+            return before.loss
+        result.curves.update(before.curves)  # the run may go on
     first = all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
     try:
         if first:
@@ -113,6 +125,13 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
             result.write(run_dir)
         if sweeping:
             gc.collect()  # Lightning's objects hold each other, and this job's model would stay beside the next one's
+
+
+def _sum(config: DictConfig) -> str:
+    """Of a config that a sum can be made of: keys may still be missing."""
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    del content["run_dir"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def take_gpu(config: DictConfig, sweep_dir: Path) -> None:
