@@ -2,7 +2,9 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import Mock
 
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cubediff.callbacks import NonFiniteGuard, SampleLogger, StepProgress, UNetEMA
+from cubediff.data import PanoramaDataModule
 from cubediff.module import CubeDiffModule
 from cubediff.tiny import tiny_random
 
@@ -203,35 +206,68 @@ def test_there_is_no_average_before_training() -> None:
 # ---- samples -------------------------------------------------------------------------------------------------
 
 
-def test_samples_are_of_the_first_captions_and_photos_and_the_same_every_time(tmp_path: Path) -> None:
-    pipeline = tiny_random()
-    batch = {
-        "faces": torch.linspace(-1, 1, 3 * 6 * 3 * 64 * 64).reshape(3, 6, 3, 64, 64),
-        "prompts": [[f"room {i}"] * 6 for i in range(3)],
-        "key": ["a", "b", "c"],
-    }
-    module = stand_in(CubeDiffModule, pipeline=pipeline, device=torch.device("cpu"), seed=5)
-    written = []
-    for step in (10, 20):
-        trainer = stand_in(L.Trainer, sanity_checking=False, global_rank=0, global_step=step, loggers=[])
-        samples = SampleLogger(str(tmp_path), count=2, steps=2)
-        samples.on_validation_batch_start(trainer, module, batch, 0)
-        samples.on_validation_batch_start(trainer, module, {}, 1)
+@pytest.fixture
+def sampled(tiny_shards: Path) -> Callable[..., None]:
+    """Samples at a step on a rank of so many, which gathers by a function."""
+    module = stand_in(CubeDiffModule, pipeline=tiny_random(), device=torch.device("cpu"), seed=5)
+
+    def run(samples: SampleLogger, step: int, gather: Any = lambda share: share, rank: int = 0, world: int = 1) -> None:
+        data = PanoramaDataModule(tiny_shards, batch_size=1, face_size=64)
+        trainer = stand_in(
+            L.Trainer, sanity_checking=False, global_rank=rank, world_size=world, global_step=step, loggers=[],
+            datamodule=data, strategy=SimpleNamespace(all_gather=gather),
+        )  # fmt: skip
+        data.trainer = trainer
         samples.on_validation_epoch_end(trainer, module)
+
+    return run
+
+
+def test_samples_are_of_the_first_captions_and_photos_and_the_same_every_time(
+    tmp_path: Path, tiny_shards: Path, sampled: Callable[..., None]
+) -> None:
+    written = []
+    examples = PanoramaDataModule(tiny_shards, batch_size=1, face_size=64).examples(2)
+    for step in (10, 20):
+        sampled(SampleLogger(str(tmp_path), count=2, steps=2), step)
         names = [f"step{step:07d}_{kind}_{i}" for kind in ("text", "text_photo") for i in (0, 1)]
         written.append([(tmp_path / f"{n}{end}.jpg").read_bytes() for n in names for end in ("", "_faces")])
         with Image.open(tmp_path / f"{names[0]}_faces.jpg") as strip:
             assert strip.size == (6 * 64, 64)
-        assert 'alt="down face"' in (tmp_path / f"{names[0]}.html").read_text()
+        for i in (0, 1):
+            page = (tmp_path / f"{names[i]}.html").read_text()
+            assert 'alt="down face"' in page
+            assert examples["prompts"][i][0] in page
     assert written[0] == written[1]
     assert len(set(written[0])) == 8
     assert len(list(tmp_path.iterdir())) == 2 * 4 * 3
 
 
+@pytest.mark.parametrize("world", [2, 5])
+def test_ranks_share_the_samples_out_and_get_what_one_gets(
+    world: int, tmp_path: Path, sampled: Callable[..., None]
+) -> None:
+    alone: list[torch.Tensor] = []
+    sampled(SampleLogger(str(tmp_path / "one"), count=3, steps=2), 10, lambda share: alone.append(share) or share)
+    shares: list[list[torch.Tensor]] = []
+    for rank in range(world):
+        own: list[torch.Tensor] = []
+
+        def gather(share: torch.Tensor, own: list[torch.Tensor] = own) -> torch.Tensor:
+            own.append(share)
+            return share.expand(world, *share.shape)
+
+        sampled(SampleLogger(str(tmp_path / f"rank{rank}"), count=3, steps=2), 10, gather, rank, world)
+        shares.append(own)
+    for number, whole in enumerate(alone):  # faces and panoramas of texts, and of texts and photos
+        assert len({len(own[number]) for own in shares}) == 1
+        for i, expected in enumerate(whole):
+            torch.testing.assert_close(shares[i % world][number][i // world], expected, rtol=0, atol=1e-4)
+
+
 def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
     samples = SampleLogger(str(tmp_path / "samples"))
     trainer, module = stand_in(L.Trainer, sanity_checking=True), stand_in(CubeDiffModule)
-    samples.on_validation_batch_start(trainer, module, {"faces": torch.zeros(1, 6, 3, 8, 8)}, 0)
     samples.on_validation_epoch_end(trainer, module)
     assert not (tmp_path / "samples").exists()
 

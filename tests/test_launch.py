@@ -248,14 +248,15 @@ def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tm
 
 
 @pytest.mark.slow
-def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [(), ("trainer=fsdp", "trainer.num_nodes=2")])
+def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
     words = here(command("torchrun --nnodes"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "1"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         words[words.index("--rdzv-endpoint") + 1] = f"127.0.0.1:{free.getsockname()[1]}"
     options: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    nodes = [subprocess.Popen([*words, *HERE, "trainer.devices=1"], **options) for _ in range(2)]
+    nodes = [subprocess.Popen([*words, *HERE, *parts, "trainer.devices=1"], **options) for _ in range(2)]
     said = [node.communicate(timeout=LIMIT) for node in nodes]
     out, err = ("".join(parts) for parts in zip(*said, strict=True))
     finished(subprocess.CompletedProcess(words, max(node.returncode for node in nodes), out, err), tmp_path)

@@ -252,6 +252,7 @@ def test_validation_shows_every_panorama_once_over_all_readers(many: Path, world
         parts.append(seen)
         assert all(yaw == 0 for batch in batches for yaw in batch["yaw"])
         for batch in batches:
+            assert batch["counted"]
             assert batch["prompts"] == [[f"panorama {key}"] * 6 for key in batch["key"]]
     everything = list(itertools.chain(*parts))
     assert len(everything) == len(set(everything)) == module.samples("val")
@@ -264,8 +265,26 @@ def test_fewer_shards_than_readers_and_more_readers_than_panoramas_do_no_harm(tm
     module = data(path, num_workers=4)
     assert module.samples("val") < 4
     assert len(keys(module.val_dataloader())) == module.samples("val")
-    with pytest.raises(DataError, match=r"validation panoramas for 5 devices.*--val-fraction"):
-        data(path, 4, 5).val_dataloader()
+
+
+def test_all_ranks_validate_as_many_batches_for_which_others_stand_in(tmp_path: Path) -> None:
+    path = shards(tmp_path, 12, val=0.4)
+    total = data(path).samples("val")
+    for world, size in itertools.product((2, 3, total + 2), (1, 2)):
+        ranks = [list(data(path, rank, world, batch_size=size).val_dataloader()) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1
+        counted = [batch for batches in ranks for batch in batches if batch["counted"]]
+        assert sorted(keys(counted)) == sorted(set(keys(data(path).val_dataloader())))
+        assert sorted(p for batch in counted for p in batch["position"]) == list(range(total))
+
+
+def test_examples_are_the_same_on_every_rank(tmp_path: Path) -> None:
+    path = shards(tmp_path, 12, val=0.4)
+    first = keys(data(path).val_dataloader())
+    for rank in range(3):
+        assert data(path, rank, 3).examples(2)["key"] == first[:2]
+    assert data(path).examples(100)["key"] == first
+    assert data(shards(tmp_path / "none", 3)).examples(2) is None
 
 
 def test_limit_val_takes_the_first(many: Path) -> None:

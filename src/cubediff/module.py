@@ -95,7 +95,8 @@ class CubeDiffModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.seed = seed
         self.strict_loading = False  # a checkpoint has what is trained
-        self.val_loss = MeanMetric()  # self.log's own mean over devices is wrong where they see unequal numbers
+        # self.log's own mean over devices is wrong where they see unequal numbers
+        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it drops what is no number
 
     @property
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -118,9 +119,6 @@ class CubeDiffModule(L.LightningModule):
         if self.device_mesh is not None:
             if getattr(self.unet, "peft_config", None):
                 raise ValueError("trainer=fsdp with model.trainable=lora: what lora trains is small, use trainer=ddp")
-            if self.trainer.limit_val_batches != 0:
-                raise ValueError("trainer=fsdp cannot validate, for devices may have unequal numbers of batches: give "
-                                 "trainer.limit_val_batches=0, and judge the export")  # fmt: skip
             shard_(self.unet, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
@@ -178,8 +176,10 @@ class CubeDiffModule(L.LightningModule):
         return {**each, "losses": each["losses"].detach(), "loss": loss}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The loss at the same noise, timesteps and drops every time; returns what `_denoised` does."""
+        """The loss at the same noise, timesteps and drops every time; returns what `_denoised` does, of what counts."""
         each = self._denoised(batch, [(self.seed, 1, position) for position in batch["position"]])
+        if not batch.get("counted", True):
+            each = {name: values[:0] for name, values in each.items()}
         self.val_loss.update(each["losses"])
         self.log("val/loss", self.val_loss, prog_bar=True)
         return each

@@ -49,8 +49,15 @@ def parted_as(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tenso
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy, with the checkpoints of a run on whole networks: they number what the optimizer has, where
-    Lightning's would count frozen weights too."""
+    """Lightning's strategy over all devices of all machines, with the checkpoints of a run on whole networks: they
+    number what the optimizer has, where Lightning's would count frozen weights too."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Whole on rank 0, and nothing on the others."""

@@ -1,19 +1,22 @@
 """Panoramas of the same captions and photos again and again, to see a model learn."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from cubediff.generation.outputs import write_panorama
 from cubediff.generation.viewer import write_viewer
 from cubediff.module import CubeDiffModule
-from cubediff.pipeline import CubeDiffOutput, to_pil
+from cubediff.pipeline import to_pil
 
 
 class SampleLogger(Callback):
@@ -21,8 +24,8 @@ class SampleLogger(Callback):
 
     `count` panoramas of text alone and of text and photo, with `steps` sampling steps each. In `folder` each is a
     panorama, its six faces side by side (in the order of `cubediff.geometry.FACES`) and a page to look around in; W&B
-    is given all three, TensorBoard the images. Every rank samples, and those of rank 0 are kept: a rank that went
-    ahead would wait in the next collective call of training for as long.
+    is given all three, TensorBoard the images. The ranks share them out, and rank 0 writes them; which they are, and
+    their noise, does not depend on the number of ranks.
     """
 
     def __init__(self, folder: str, count: int = 2, steps: int = 20, guidance_scale: float = 3.5) -> None:
@@ -30,46 +33,48 @@ class SampleLogger(Callback):
         self.count = count
         self.steps = steps
         self.guidance_scale = guidance_scale
-        self._batch: dict[str, Any] = {}
-
-    def on_validation_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: CubeDiffModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx == 0:
-            self._batch = {name: values[: self.count] for name, values in batch.items()}
+        self._examples: tuple[list[list[str]], Tensor] | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
-        if trainer.sanity_checking or not self._batch:
+        if trainer.sanity_checking:
             return
-        pipeline, prompts, photos = pl_module.pipeline, self._batch["prompts"], self._batch["faces"][:, 0]
+        if self._examples is None:
+            self._examples = _read(trainer, pl_module, self.count)
+        prompts, photos = self._examples
+        world, count = trainer.world_size, len(prompts)
+        own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
+        pipeline = pl_module.pipeline
         pipeline.set_progress_bar_config(disable=True)
-        for kind, photo in (("text", None), ("text_photo", photos)):
-            generator = torch.Generator(pl_module.device).manual_seed(pl_module.seed + trainer.global_rank)
+        for kind, photo in (("text", None), ("text_photo", photos[own])):
             output = pipeline(
-                prompts,
+                [prompts[i] for i in own],
                 image=photo,
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance_scale,
-                generator=generator,
+                generator=[torch.Generator(pl_module.device).manual_seed(pl_module.seed + i) for i in own],
                 output_type="pt",
                 truncate_prompts=True,
             )
-            self._write(trainer, kind, output, [six[0] for six in prompts], pipeline.config.fov)
+            faces, panoramas = (_gathered(trainer, each)[:count] for each in (output.faces, output.panoramas))
+            self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
         pipeline.set_progress_bar_config(disable=False)
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer, kind: str, output: CubeDiffOutput, captions: list[str], fov: float) -> None:
+    def _write(
+        self,
+        trainer: L.Trainer,
+        kind: str,
+        cubes: Float[Tensor, "b 6 3 s s"],
+        equirects: Float[Tensor, "b 3 h w"],
+        captions: list[str],
+        fov: float,
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         step = trainer.global_step
-        panoramas = to_pil(output.panoramas)
-        strips = to_pil(torch.cat(output.faces.unbind(1), dim=-1))  # (B, 3, S, 6·S)
+        panoramas = to_pil(equirects)
+        strips = to_pil(torch.cat(cubes.unbind(1), dim=-1))  # (B, 3, S, 6·S)
         pages = []
-        for i, (panorama, strip, faces) in enumerate(zip(panoramas, strips, output.faces, strict=True)):
+        for i, (panorama, strip, faces) in enumerate(zip(panoramas, strips, cubes, strict=True)):
             name = f"step{step:07d}_{kind}_{i}"
             write_panorama(self.folder / f"{name}.jpg", panorama)
             strip.save(self.folder / f"{name}_faces.jpg", quality=92)
@@ -90,3 +95,17 @@ class SampleLogger(Callback):
                 for i, (panorama, strip) in enumerate(zip(panoramas, strips, strict=True)):
                     for tag, image in ((f"samples/{kind}_{i}", panorama), (f"samples/{kind}_faces_{i}", strip)):
                         logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+
+def _read(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
+    """The six captions and the front face, on the module's device, of the first validation panoramas."""
+    data = trainer.datamodule
+    batch = data.transfer_batch_to_device(data.examples(count), module.device, 0)
+    cubes = data.on_after_batch_transfer(batch, 0)
+    return cubes["prompts"], cubes["faces"][:, 0].clone()
+
+
+def _gathered(trainer: L.Trainer, shares: Float[Tensor, "each *shape"]) -> Float[Tensor, "all *shape"]:
+    """All panoramas in their order, of which each rank has every `world_size`-th."""
+    ranks: Tensor = trainer.strategy.all_gather(shares)
+    return ranks.reshape(trainer.world_size, *shares.shape).transpose(0, 1).flatten(0, 1)

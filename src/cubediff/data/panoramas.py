@@ -81,8 +81,9 @@ class PanoramaDataModule(ShardDataModule):
         rotation = rotation_matrix(batch["yaw"])
         faces = equirect_to_cube(panorama, self.face_size, self.fov, rotation=rotation, mode="bicubic")
         cubes = CubeBatch(faces=faces.clamp_(-1, 1), yaw=batch["yaw"], prompts=batch["prompts"], key=batch["key"])
-        if "position" in batch:
-            cubes["position"] = batch["position"]
+        for name in ("position", "counted"):
+            if name in batch:
+                cubes[name] = batch[name]
         if any(batch["cameras"]):
             taken = zip(batch["cameras"], cubes["faces"], panorama, batch["yaw"], strict=True)
             photos = [[self._photo(camera, six[0], image, yaw)] for camera, six, image, yaw in taken]

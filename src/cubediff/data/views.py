@@ -32,6 +32,7 @@ class PanoramaBatch(TypedDict):
     cameras: list[Camera | None]  # where to the photo looks that is the condition; None: the front face is it
     key: list[str]
     position: NotRequired[list[int]]  # in the run's stream, or in the validation
+    counted: NotRequired[bool]  # of a batch of the validation: it is no other batch's stand-in
 
 
 class CubeBatch(TypedDict):
@@ -43,6 +44,7 @@ class CubeBatch(TypedDict):
     prompts: list[list[str]]
     key: list[str]
     position: NotRequired[list[int]]
+    counted: NotRequired[bool]
     known: NotRequired[Tensor]  # (B, 6, 3, S, S) float in [-1, 1]
     covered: NotRequired[Tensor]  # (B, 6, 1, S, S) bool
 

@@ -150,20 +150,25 @@ class ShardDataModule(L.LightningDataModule, ABC):
         return Loader(stream.__getitem__, _From(self, batches, self.batch_size * world), self.num_workers, taken)
 
     def val_dataloader(self) -> Any:
-        """Every validation panorama once over all devices; an empty list where none were held out."""
+        """Every validation panorama once over all devices, and on each as many batches; an empty list where none were
+        held out."""
+        stream = self._val_stream()
+        if stream is None:
+            return []
+        self._streams["val"] = stream
+        return Loader(stream.__getitem__, stream.batches, self.num_workers)
+
+    def examples(self, number: int) -> Any:
+        """A batch of the first validation panoramas, the same on every device; None where there are none."""
+        stream = self._val_stream()
+        return stream and stream.first(number)
+
+    def _val_stream(self) -> ValStream | None:
         rank, world = self._place()
         samples = self.samples("val")
         if not samples:
-            return []
-        if samples < world:  # a device without a batch would miss the epoch's collective calls, and hang them
-            raise DataError(
-                f"{samples} validation panoramas for {world} devices: build the shards with a larger "
-                "--val-fraction, or train with trainer.limit_val_batches=0"
-            )
-        own = range(rank * samples // world, (rank + 1) * samples // world)
-        stream = ValStream(self._reader("val"), own, self.decoder("val"), self.batch_size)
-        self._streams["val"] = stream
-        return Loader(stream.__getitem__, range(math.ceil(len(own) / self.batch_size)), self.num_workers)
+            return None
+        return ValStream(self._reader("val"), samples, self.decoder("val"), self.batch_size, rank, world)
 
     def state_dict(self) -> dict[str, int]:
         """The seed, how many samples of the stream the whole job has been trained on, and how many there are."""

@@ -5,7 +5,9 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,18 +115,33 @@ class TrainStream(Stream):
 
 
 class ValStream(Stream):
-    """`stream[i]` is the i-th batch of a range of samples, without those that cannot be read and unturned; None where
-    nothing is left of it."""
+    """`stream[i]` is the i-th batch of this rank's part of the samples, without those that cannot be read and unturned.
 
-    def __init__(self, reader: Reader, samples: range, decoder: Decoder, batch_size: int) -> None:
-        super().__init__(reader, samples, decoder, batch_size)
-        self.length = len(samples)
+    All ranks have as many batches, for a network in parts runs on all of them together. Where nothing is left of one,
+    any sample stands in, and `counted` is False.
+    """
+
+    def __init__(self, reader: Reader, samples: int, decoder: Decoder, batch_size: int, rank: int, world: int) -> None:
+        super().__init__(reader, range(samples), decoder, batch_size)
+        self.samples = range(samples)
+        self.own = range(rank * samples // world, (rank + 1) * samples // world)
+        self.batches = range(math.ceil(math.ceil(samples / world) / batch_size))
 
     def __getitem__(self, batch: int) -> Any:
-        samples = {}
-        for place in range(self.length)[batch * self.batch_size :][: self.batch_size]:
-            try:
-                samples[self.order[place]] = self.decoded(place, None)
-            except Damaged:
-                continue
-        return {**self.decoder.batch(list(samples.values())), "position": list(samples)} if samples else None
+        samples = dict(self._readable(self.own[batch * self.batch_size :][: self.batch_size]))
+        if not samples:
+            return {**self.first(1), "counted": False}
+        return {**self.decoder.batch(list(samples.values())), "position": list(samples), "counted": True}
+
+    def first(self, number: int) -> Any:
+        """A batch of the first samples of all that can be read, the same on every rank."""
+        samples = dict(islice(self._readable(self.samples, count=False), number))
+        if not samples:
+            raise DataError(f"none of the {len(self.samples)} validation panoramas can be read: build or copy their "
+                            "shards again, or train with trainer.limit_val_batches=0")  # fmt: skip
+        return {**self.decoder.batch(list(samples.values())), "position": list(samples)}
+
+    def _readable(self, places: range, count: bool = True) -> Iterator[tuple[int, Any]]:
+        for place in places:
+            with suppress(Damaged):
+                yield place, self.decoded(place, None, count)
