@@ -97,6 +97,20 @@ def test_in_parts_it_ends_with_the_same_weights_and_goes_on_whole(tiny_shards: P
         assert column(tmp_path / name, "step")[-1] == 8  # counted from 0
 
 
+@pytest.mark.slow
+def test_in_parts_bf16_is_as_near_as_bf16_is(tiny_shards: Path, tmp_path: Path) -> None:
+    """Weights are sent as bfloat16, which autocast makes of them anyway."""
+    words = ("trainer.precision=bf16-mixed", "trainer.max_steps=6", STEADY, "callbacks.checkpoint.every_n_steps=6")
+    for name, kind in (("whole", TWO), ("parts", PARTS)):
+        run = Run(tiny_shards, tmp_path / name, *kind, *words)
+        assert run.ended() == 0, run.output
+    losses = [column(tmp_path / name, "train/loss_mean") for name in ("whole", "parts")]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert furthest(tmp_path / "whole", tmp_path / "parts") < 2e-4
+    assert {v.dtype for v in saved(tmp_path / "parts")["state_dict"].values()} == {torch.float32}
+
+
 def test_what_parts_cannot_do_is_told(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *PARTS, "model.trainable=lora")
     assert run.ended() != 0

@@ -28,9 +28,7 @@ NUMBERS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH = 64  # panoramas a step, as in the paper, on up to as many GPUs
 MICRO = 2  # panoramas a GPU takes at a time, and beyond 64 GPUs all that it takes in a step
 BUCKET = 25 * 2**20  # bytes after which DDP sends a bucket, its default
-HALF = (
-    2  # bytes of a bf16 number, in which FSDP gathers and scatters under bf16-mixed; DDP reduces gradients in float32
-)
+HALF = 2  # bytes of a bf16 number, in which FSDP gathers weights under bf16-mixed; gradients are sent in float32
 
 # Assumed, not measured.
 UTILISATION = 0.4  # of the GPU's dense bf16 rate, as in conf/plan.yaml
@@ -90,7 +88,7 @@ def counts() -> dict[str, dict[str, float]]:
             "parameters": one.parameters,
             "trained": one.trained,
             "gradients": one.gradients,
-            "checkpoint": 4 * one.trained + one.optimizer + one.average,
+            "checkpoint": one.checkpoint,
             "flops": one.flops / MICRO,
         }
     return made
@@ -110,8 +108,8 @@ def steps(made: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
                     if strategy == "ddp":
                         sent, messages = ddp(devices, of["gradients"], micro_batches), buckets
                     else:
-                        weights, gradients = HALF * of["parameters"], HALF * of["trained"]
-                        sent = fsdp(devices, weights, gradients, micro_batches)
+                        weights = HALF * of["parameters"]
+                        sent = fsdp(devices, weights, of["gradients"], micro_batches)
                         messages = 3 * micro_batches * math.ceil(weights / BUCKET)
                     wait = seconds(machine, devices, sent, messages)
                     rows.append({

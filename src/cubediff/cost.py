@@ -21,12 +21,14 @@ CUDA_RESERVE = 0.6 * GIB  # context, cuDNN and cuBLAS workspaces
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one micro-batch on one device: bytes by kind, and floating-point operations."""
+    """Of one micro-batch on one device: bytes by kind, and floating-point operations. Under trainer=fsdp weights,
+    gradients, optimizer and average are the device's part."""
 
     batch: int
     parameters: int
     trained: int
     weights: int  # the UNet's
+    gathered: int  # of them and their gradients what is whole at a time, under trainer=fsdp
     encoders: int  # VAE and text encoder
     gradients: int
     optimizer: int
@@ -35,14 +37,24 @@ class Cost:
     step_peak: int  # what loss, gradients included, and backward take on top of them
     flops: float  # of the micro-batch, recomputation included
     encode_flops: float
+    checkpoint: int  # bytes of the whole network's
+    exported: int  # bytes of the whole UNet
 
     @property
     def resident(self) -> int:
-        return self.weights + self.encoders + self.optimizer + self.average
+        return self.weights + self.gathered + self.encoders + self.optimizer + self.average
 
     @property
     def peak(self) -> float:
         return CUDA_RESERVE + self.resident + max(self.encode_peak, self.step_peak)
+
+
+def devices(config: DictConfig) -> int:
+    """Of all machines together, as far as the config says how many."""
+    each = config.trainer.devices
+    return (each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1) * config.trainer.get(
+        "num_nodes", 1
+    )
 
 
 def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
@@ -75,6 +87,15 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
             given |= {"text": text.half().expand(batch, -1, -1, -1).contiguous()}
             encoders = 0
 
+        strategy = (config.trainer.get("strategy") or {}).get("_target_", "")
+        in_parts = strategy.endswith("ShardedStrategy")
+        parts = devices(config) if in_parts else 1
+        # A later micro-batch, and in DDP's buckets every one, begins with gradients of all that is trained.
+        stay = in_parts or strategy.endswith("DDPStrategy") or config.trainer.accumulate_grad_batches > 1
+        if stay:
+            for parameter in trained:
+                parameter.register_post_accumulate_grad_hook(_forget)
+
         def encode() -> None:
             if not cached:
                 module.encoders.encode_faces(faces)
@@ -94,20 +115,26 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
                 with counter:  # by itself, since it holds on to tensors
                     run()
             flops.append(float(counter.get_total_flops()))
-        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+        whole = sum(p.nbytes for p in trained)
+        gradients = whole // parts
+        optimizer = _optimizer_bytes(config, trained)
+        average = whole if config.callbacks.get("ema") else 0
         return Cost(
             batch=batch,
             parameters=sum(p.numel() for p in module.unet.parameters()),
             trained=sum(p.numel() for p in trained),
-            weights=weights,
+            weights=weights // parts,
+            gathered=_gathered_bytes(module.unet, config.trainer.precision) if in_parts else 0,
             encoders=encoders,
             gradients=gradients,
-            optimizer=_optimizer_bytes(config, trained),
-            average=sum(p.nbytes for p in trained) if config.callbacks.get("ema") else 0,
+            optimizer=optimizer // parts,
+            average=average // parts,
             encode_peak=peaks[0],
-            step_peak=peaks[1],
+            step_peak=peaks[1] + gradients * stay,
             flops=flops[1],
             encode_flops=flops[0],
+            checkpoint=whole + optimizer + average,
+            exported=weights,
         )
 
 
@@ -296,6 +323,24 @@ def _attention_flops() -> dict[Any, Any]:
 
 def _bytes(module: Any) -> int:
     return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+
+
+def _forget(parameter: Any) -> None:
+    parameter.grad = None
+
+
+def _gathered_bytes(unet: Any, precision: str) -> int:
+    """What `shard_` has whole at most: what is in no block, and of two blocks (the next one is fetched while one runs)
+    weights, and gradients to be sent."""
+    from cubediff.sharding import blocks
+
+    each_weight = 2 if precision == "bf16-mixed" else 4
+
+    def size(parameters: Any) -> int:
+        return sum(p.numel() * (each_weight + 4 * p.requires_grad) for p in parameters)
+
+    each = [size(block.parameters()) for block in blocks(unet)]
+    return size(unet.parameters()) - sum(each) + sum(sorted(each)[-2:])
 
 
 def _optimizer_bytes(config: DictConfig, trained: list[Any]) -> int:

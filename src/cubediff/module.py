@@ -119,7 +119,9 @@ class CubeDiffModule(L.LightningModule):
         if self.device_mesh is not None:
             if getattr(self.unet, "peft_config", None):
                 raise ValueError("trainer=fsdp with model.trainable=lora: what lora trains is small, use trainer=ddp")
-            shard_(self.unet, self.device_mesh["data_parallel"])
+            # Autocast would make the same of them after they were sent.
+            gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard_(self.unet, self.device_mesh["data_parallel"], gathered)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.trained_parameters.values())

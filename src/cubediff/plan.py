@@ -2,22 +2,14 @@
 
 import sys
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cubediff.configs import build
 from cubediff.configs.overrides import command
-from cubediff.cost import CUDA_RESERVE, GIB, cost, largest_batch
+from cubediff.cost import CUDA_RESERVE, GIB, cost, devices, largest_batch
 
 # Dense bf16 FLOP/s, from NVIDIA's data sheets (L4 and A100 SXM 2023, H100 SXM 2023).
 GPUS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}
-
-
-def devices(config: DictConfig) -> int:
-    """Of all machines together, as far as the config says how many."""
-    each = config.trainer.devices
-    return (each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1) * config.trainer.get(
-        "num_nodes", 1
-    )
 
 
 def report(config: DictConfig) -> str:
@@ -38,7 +30,8 @@ def report(config: DictConfig) -> str:
         "memory of a device, GiB",
     ]
     rows = [
-        ("UNet weights", made.weights),
+        ("UNet weights", made.weights + made.gathered),
+        *([("  of which whole at a time", made.gathered)] if made.gathered else []),
         ("VAE and text encoder", made.encoders),
         ("optimizer", made.optimizer),
         ("average of the weights", made.average),
@@ -66,8 +59,7 @@ def report(config: DictConfig) -> str:
             f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
             f"{seconds * trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
         )
-    checkpoint = 4 * made.trained + made.optimizer + made.average
-    lines += ["", f"disk: {checkpoint / 1e9:.2f} GB a checkpoint, {made.weights / 1e9:.2f} GB the exported UNet"]
+    lines += ["", f"disk: {made.checkpoint / 1e9:.2f} GB a checkpoint, {made.exported / 1e9:.2f} GB the exported UNet"]
     return "\n".join(lines)
 
 

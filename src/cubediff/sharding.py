@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,19 +18,26 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard_(unet: UNet2DConditionModel, mesh: DeviceMesh) -> None:
-    """Leaves each device of a one-dimensional mesh its part of every weight. A block's are put together when it is its
-    turn, and let go after it. A second call does nothing."""
+def shard_(unet: UNet2DConditionModel, mesh: DeviceMesh, gathered: torch.dtype | None = None) -> None:
+    """Leaves each device of a one-dimensional mesh its part of every weight. A block's are put together, as `gathered`
+    or as they are, when it is its turn, and let go after it. Gradients are added up as float32. A second call does
+    nothing."""
     if isinstance(unet, FSDPModule):
         return
-    for block in unet.modules():
-        if isinstance(block, BasicTransformerBlock | ResnetBlock2D):
-            fully_shard(block, mesh=mesh)
-    fully_shard(unet, mesh=mesh, reshard_after_forward=True)  # by default the outermost stays whole until backward
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+    for block in blocks(unet):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # By default the outermost stays whole until its backward pass.
+    fully_shard(unet, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def blocks(unet: UNet2DConditionModel) -> list[nn.Module]:
+    """What is put together at a time."""
+    return [module for module in unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
 
 
 def whole(tensor: Tensor) -> Tensor:
