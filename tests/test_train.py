@@ -275,8 +275,8 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     each, both = logged["perf/panoramas_per_s_per_device"][1], logged["perf/panoramas_per_s"][1]
     assert both == pytest.approx(2 * each)
     assert both == pytest.approx(4 / logged["perf/step_s"][1])
-    pages = {page.name for page in (run / "samples").glob("*.html")}  # of rank 0, whose batch is one panorama
-    assert pages == {"step0000002_text_0.html", "step0000002_text_photo_0.html"}
+    pages = {page.name for page in (run / "samples").glob("*.html")}  # each process made one of either kind
+    assert pages == {f"step0000002_{kind}_{number}.html" for kind in ("text", "text_photo") for number in (0, 1)}
 
 
 # ---- how it ends where it cannot work ------------------------------------------------------------------------
