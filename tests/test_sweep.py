@@ -222,6 +222,13 @@ def test_a_job_that_is_not_done_is_run_again(status: str, tmp_path: Path) -> Non
     assert ran == [tmp_path]
 
 
+def test_a_reference_that_leads_nowhere_fails_its_job_alone(tmp_path: Path) -> None:
+    config = job(tmp_path)
+    OmegaConf.update(config, "data.extra", "${nowhere}", force_add=True)
+    assert recorded(config, lambda run_dir, curves: config.data.extra) == float("inf")
+    assert "nowhere" in json.loads((tmp_path / RESULT).read_text())["error"]
+
+
 def test_a_single_runs_failure_is_recorded_and_raised(tmp_path: Path) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         raise ValueError("no such thing")

@@ -39,7 +39,7 @@ class Result:
     overrides: list[str]
     started: float  # seconds since 1970
     seconds: float = 0.0
-    config: str = ""  # the sha256 of the resolved one, without run_dir
+    config: str = ""  # its sha256, without run_dir
     error: str | None = None
     loss: float | None = None  # the last val/loss
     curves: dict[str, list[tuple[int, float | None]]] = field(default_factory=dict)  # null: no number
@@ -128,10 +128,10 @@ def recorded(config: DictConfig, task: Callable[[Path, dict[str, Any]], Any]) ->
 
 
 def _sum(config: DictConfig) -> str:
-    """Of a config that a sum can be made of: keys may still be missing."""
-    content: Any = OmegaConf.to_container(config, resolve=True)
+    """Of the config as it is written, without where the run goes; a reference in it may lead nowhere."""
+    content: Any = OmegaConf.to_container(config)
     del content["run_dir"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def take_gpu(config: DictConfig, sweep_dir: Path) -> None:
