@@ -103,5 +103,6 @@ def difference(a: Any, b: Any, where: str = "") -> list[str]:
         return found + [d for key in a.keys() & b.keys() for d in difference(a[key], b[key], f"{where}.{key}")]
     if isinstance(a, list | tuple):
         found = [] if len(a) == len(b) else [f"{where}: length"]
-        return found + [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in difference(x, y, f"{where}.{i}")]
+        both = enumerate(zip(a, b, strict=False))  # another length is found already
+        return found + [d for i, (x, y) in both for d in difference(x, y, f"{where}.{i}")]
     return [] if a == b else [f"{where}: {a} and {b}"]

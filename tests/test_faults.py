@@ -99,7 +99,8 @@ def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, 
         module.position = 0
         (batch,) = module.train_dataloader()
         skipped = clean.keys() - set(batch["key"])
-        changed = {i for i, (a, b) in enumerate(zip(whole, broken, strict=False)) if a != b}
+        both = enumerate(zip(whole, broken, strict=False))  # what is cut off is told by the length, below
+        changed = {i for i, (a, b) in both if a != b}
         must, may = set(), set()
         for key, image, header, start, size in members:
             end = start + size + -size % 512

@@ -53,7 +53,7 @@ def test_two_ranks_of_three_workers_see_each_sample_once_an_epoch_and_a_resume_g
     print(f"\n{count} shards, {TOTAL} samples, {epochs} epochs of {TOTAL // 4} batches of 4, resumed at batch {step}")
     for name, batches in resumed.items():
         again = [sample for batch in batches for sample in batch][: len(flat) - 4 * step]
-        same = sum(a == b for a, b in zip(again, flat[4 * step :], strict=False))
+        same = sum(a == b for a, b in zip(again, flat[4 * step :], strict=False))  # its least length is asserted below
         print(f"{name:20} {same:4} of {len(again)} samples as without the interruption")
         assert again == flat[4 * step :][: len(again)]
         assert len(again) >= TOTAL

@@ -4,9 +4,7 @@ the allocator's rounding and what CUDA keeps for itself (`CUDA_RESERVE`).
 """
 
 import json
-import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +62,7 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
+    from cubediff.counting import Memory, attention_flops, precision_as_on_cuda, take_fake_weights_
     from cubediff.objective import positions
 
     module = _module(config)
@@ -71,13 +70,13 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
         stack.callback(positions.cache_clear)  # of fake tensors
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for network in (module.unet, module.encoders.vae, module.encoders.text_encoder):
-            _take_fake_weights_(network)
+            take_fake_weights_(network)
         trained = list(module.trained_parameters.values())
         module.empty_text = module.encoders.encode_text([""])
         size = config.face_size
         faces = torch.empty(batch, 6, 3, size, size)
         prompts = [[f"{panorama} {face}" for face in range(6)] for panorama in range(batch)]
-        stack.enter_context(_precision(config.trainer.precision))
+        stack.enter_context(precision_as_on_cuda(config.trainer.precision))
         weights, encoders = _bytes(module.unet), _bytes(module.encoders.vae) + _bytes(module.encoders.text_encoder)
 
         given: dict[str, Any] = {"faces": faces, "prompts": prompts}
@@ -106,11 +105,11 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
 
         peaks, flops = [], []
         for run in (encode, step):
-            memory = _Memory()
+            memory = Memory()
             with memory:
                 run()
             peaks.append(memory.peak)
-            counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+            counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
             if operations:
                 with counter:  # by itself, since it holds on to tensors
                     run()
@@ -162,49 +161,6 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
     return low, peaks[low]
 
 
-class _Memory:
-    """Bytes of the storages made inside the block that are alive at once, at most."""
-
-    def __init__(self) -> None:
-        self.live = self.peak = 0
-        self._seen: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Memory":
-        import torch
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
-
-        memory = self
-
-        class Mode(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                result = func(*args, **(kwargs or {}))
-                for tensor in tree_leaves(result):
-                    if isinstance(tensor, torch.Tensor):
-                        memory._count(tensor)
-                return result
-
-        self._mode = Mode()
-        self._mode.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
-
-    def _count(self, tensor: Any) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        if key not in self._seen:
-            size = storage.nbytes()
-            self._seen[key] = weakref.finalize(storage, self._free, key, size)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-
-    def _free(self, key: int, size: int) -> None:
-        self.live -= size
-        del self._seen[key]
-
-
 def _module(config: DictConfig) -> Any:
     """The LightningModule of the config, on networks without storage."""
     import torch
@@ -237,20 +193,6 @@ def _module(config: DictConfig) -> Any:
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **rest)
 
 
-def _take_fake_weights_(network: Any) -> None:
-    """Gives every parameter and buffer the CPU as its device, still without storage; call it where tensors are fake."""
-    import torch
-
-    for module in network.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                fake = torch.empty_strided(p.size(), p.stride(), dtype=p.dtype)
-                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=p.requires_grad)
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = torch.empty_strided(b.size(), b.stride(), dtype=b.dtype)
-
-
 def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The three networks' configurations: of the folder, or of a model known by its Hub id."""
     from cubediff.architectures import KNOWN
@@ -271,54 +213,6 @@ def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(KNOWN)}: give one of these"
         )
     return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()}
-
-
-@contextmanager
-def _precision(precision: str) -> Iterator[None]:
-    """Autocast as on CUDA: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16."""
-    import torch
-    import torch.nn.functional as F
-
-    if precision == "32-true":
-        yield
-        return
-    if precision != "bf16-mixed":
-        raise ValueError(f"trainer.precision={precision}: the plan knows 32-true and bf16-mixed")
-    originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
-
-    def in_float32(function: Any) -> Any:
-        def call(input: Any, *args: Any, **kwargs: Any) -> Any:
-            return function(input.float(), *args, **kwargs)
-
-        return call
-
-    for name, function in originals.items():
-        setattr(F, name, in_float32(function))
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
-    finally:
-        for name, function in originals.items():
-            setattr(F, name, function)
-
-
-def _attention_flops() -> dict[Any, Any]:
-    """The counter's formulas for flash attention, for the operator that it is on the CPU."""
-    import torch
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
-
-    aten: Any = torch.ops.aten
-
-    def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-        return int(sdpa_backward_flop_count(grad, query, key, value))
-
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
 
 
 def _bytes(module: Any) -> int:

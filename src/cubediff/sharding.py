@@ -75,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
-        options = StateDictOptions(full_state_dict=True, strict=False)
+        options = StateDictOptions(full_state_dict=True, strict=False)  # it has only what is trained
         set_model_state_dict(self._module, checkpoint["state_dict"], options=options)
         names = dict(enumerate(self._module.checkpointed))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

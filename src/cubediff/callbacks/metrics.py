@@ -75,7 +75,7 @@ class StepMetrics(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if trainer.loggers and not trainer.sanity_checking:
-            sums = _over_ranks(trainer, self._val.to(pl_module.device).flatten()).sum(0)
+            sums = over_ranks(trainer, self._val.to(pl_module.device).flatten()).sum(0)
             write(trainer, _means("val/loss", sums.tolist()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
@@ -89,7 +89,7 @@ class StepMetrics(Callback):
         skipped = float(trainer.datamodule.skipped)  # type: ignore[attr-defined]
         own = [float(self._panoramas), self._waited.seconds, _peak_memory(module.device), skipped]
         row = torch.cat([self._train.flatten(), torch.tensor(own, device=module.device)])
-        ranks = _over_ranks(trainer, row).cpu()  # waits for the device, so that the clock is read when all is done
+        ranks = over_ranks(trainer, row).cpu()  # waits for the device, so that the clock is read when all is done
         now = time.monotonic()
         panoramas, waits, memories, skips = ranks[:, -4:].double().unbind(1)
         sums = ranks[:, :-4].sum(0).tolist()
@@ -164,10 +164,10 @@ def _means(prefix: str, sums: list[float]) -> dict[str, float]:
     }
 
 
-def _over_ranks(trainer: L.Trainer, row: Tensor) -> Float[Tensor, "ranks n"]:
-    """A row of every rank; all must call it."""
-    rows: Tensor = trainer.strategy.all_gather(row)
-    return rows.reshape(trainer.world_size, -1)
+def over_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "ranks *shape"]:
+    """A tensor of every rank, of the same shape on all; all must call it."""
+    tensors: Tensor = trainer.strategy.all_gather(tensor)
+    return tensors.reshape(trainer.world_size, *tensor.shape)
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from cubediff.callbacks.metrics import over_ranks
 from cubediff.generation.outputs import write_panorama
 from cubediff.generation.viewer import write_viewer
 from cubediff.module import CubeDiffModule
@@ -55,7 +56,9 @@ class SampleLogger(Callback):
                 output_type="pt",
                 truncate_prompts=True,
             )
-            faces, panoramas = (_gathered(trainer, each)[:count] for each in (output.faces, output.panoramas))
+            shares = (over_ranks(trainer, each) for each in (output.faces, output.panoramas))
+            # Each rank has every `world`-th.
+            faces, panoramas = (share.transpose(0, 1).flatten(0, 1)[:count] for share in shares)
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
         pipeline.set_progress_bar_config(disable=False)
 
@@ -103,9 +106,3 @@ def _read(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[s
     batch = data.transfer_batch_to_device(data.examples(count), module.device, 0)
     cubes = data.on_after_batch_transfer(batch, 0)
     return cubes["prompts"], cubes["faces"][:, 0].clone()
-
-
-def _gathered(trainer: L.Trainer, shares: Float[Tensor, "each *shape"]) -> Float[Tensor, "all *shape"]:
-    """All panoramas in their order, of which each rank has every `world_size`-th."""
-    ranks: Tensor = trainer.strategy.all_gather(shares)
-    return ranks.reshape(trainer.world_size, *shares.shape).transpose(0, 1).flatten(0, 1)
