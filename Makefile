@@ -41,7 +41,7 @@ lint: $(INSTALLED) ## ruff, its formatter and mypy
 	$(PY) -m mypy
 
 bench: $(INSTALLED) ## the projections' speed against py360convert and bare cv2.remap
-	$(PY) tests/bench_geometry.py
+	$(PY) benchmarks/projections.py
 
 clean: ## remove what was built: caches, wheels and the demo; not .venv, not other runs
 	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO)

@@ -13,17 +13,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from awake import awaken_
 from click.testing import Result
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from support.awake import awaken_
 from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
-from cubediff.conditions import Photo
 from cubediff.generate import app
 from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
-from cubediff.tiny import tiny_random
+from cubediff.geometry.photos import Photo
+from cubediff.pipelines.loading import tiny_random
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 GPANO = "{http://ns.google.com/photos/1.0/panorama/}"

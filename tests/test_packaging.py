@@ -74,7 +74,7 @@ def test_importing_cubediff_imports_no_library_at_all() -> None:
 
 
 def test_pipeline_arrives_when_it_is_asked_for_and_a_typo_is_an_attribute_error() -> None:
-    from cubediff.pipeline import CubeDiffPipeline
+    from cubediff.pipelines.cubediff import CubeDiffPipeline
 
     assert cubediff.CubeDiffPipeline is CubeDiffPipeline
     assert "CubeDiffPipeline" in dir(cubediff)

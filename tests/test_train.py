@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import FEW_SAMPLING_STEPS, QUICK, composed, train
+from support.runs import FEW_SAMPLING_STEPS, QUICK, composed, train
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
-from cubediff.cost import cost
 from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
-from cubediff.module import CubeDiffModule
-from cubediff.objective import CONDITIONS, Objective
-from cubediff.tiny import tiny_random
+from cubediff.diffusion.objective import CONDITIONS, Objective
+from cubediff.pipelines.loading import tiny_random
+from cubediff.planning.cost import cost
 from cubediff.train import main
+from cubediff.training.module import CubeDiffModule
 
 AVERAGED = ("callbacks.ema.decay=0.6", "model.optimizer.lr=1e-2")
 

@@ -23,10 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cubediff import CubeDiffPipeline
-from cubediff.conditions import Photo, faded, known_faces, latent_mask
 from cubediff.data import RandomViews
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
-from cubediff.pipeline import to_pil
+from cubediff.geometry.photos import Photo, faded, known_faces
+from cubediff.images.writing import to_pil
+from cubediff.models.inputs import latent_mask
 
 YAWS = 24
 HEIGHT = 96  # of the panoramas that are compared; a yaw step is 2·96/24 = 8 columns

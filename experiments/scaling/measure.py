@@ -107,9 +107,9 @@ def buckets(trainable: str) -> list[int]:
     """Bytes of DDP's gradient buckets in the second step of SD 1.5's UNet with random weights."""
     from diffusers import UNet2DConditionModel
 
-    from cubediff.architectures import SD15
-    from cubediff.inflate import inflate_
-    from cubediff.module import select_trainable_
+    from cubediff.models.presets import SD15
+    from cubediff.models.stable_diffusion import inflate_
+    from cubediff.models.trainable import select_trainable_
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config({**SD15["unet"], "in_channels": 7})

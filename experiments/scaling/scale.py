@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image, ImageDraw, ImageFont
 
 from cubediff.configs import CONFIG_DIR
-from cubediff.cost import cost
 from cubediff.data.streaming.order import Order
-from cubediff.plan import GPUS
+from cubediff.planning.cost import cost
+from cubediff.planning.gpus import GPUS
 
 TRAINABLE = ("attention", "lora", "full")
 SHOWN = (("attention", "ddp"), ("lora", "ddp"), ("full", "ddp"), ("attention", "fsdp"), ("full", "fsdp"))

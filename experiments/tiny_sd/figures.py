@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from views import Views
 
-from cubediff.pipeline import to_pil
+from cubediff.images.writing import to_pil
 
 
 def grid(images: list[PIL.Image.Image], columns: int, path: Path) -> None:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, trainers
 from tqdm import tqdm
 from views import Views
 
-from cubediff.tiny import byte_tokenizer, sd_scheduler, small_text_encoder
+from cubediff.models.tiny import byte_tokenizer, sd_scheduler, small_text_encoder
 
 SIZE = 128
 WIDTH = 128

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cubediff.configs import build
 from cubediff.data import PanoramaDataModule
-from cubediff.module import CubeDiffModule
+from cubediff.training.module import CubeDiffModule
 
 DRAWS = 4  # of noise, timestep and drops for each panorama
 

@@ -6,7 +6,7 @@ Importing this package imports nothing heavy; the pipeline arrives when it is fi
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cubediff.pipeline import CubeDiffPipeline
+    from cubediff.pipelines.cubediff import CubeDiffPipeline
 
 __all__ = ["CubeDiffPipeline", "__version__"]
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "CubeDiffPipeline":
-        from cubediff.pipeline import CubeDiffPipeline
+        from cubediff.pipelines.cubediff import CubeDiffPipeline
 
         return CubeDiffPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

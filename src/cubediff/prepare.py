@@ -70,7 +70,8 @@ def build(
     ] = False,
 ) -> None:
     """Build WebDataset shards from a folder of panoramas with captions. Cut short, the same command goes on."""
-    from cubediff.data.sources import DataError, Source, open_source
+    from cubediff.data.sources import Source, open_source
+    from cubediff.utils.errors import DataError
 
     try:
         if caption is not None and captions is not None:
@@ -83,7 +84,7 @@ def build(
 
         check_output(output, overwrite)  # before any time is spent
         if caption is not None:
-            from cubediff.data.caption import Captioned, write_captions
+            from cubediff.data.building.captioning import Captioned, write_captions
 
             file = output / "captions.jsonl"
             write_captions(
@@ -131,7 +132,7 @@ def check(
 ) -> None:
     """Verify manifest, index, checksums and every panorama of finished shards, and say what training will see."""
     from cubediff.data.building.check import check_shards
-    from cubediff.data.sources import DataError
+    from cubediff.utils.errors import DataError
 
     try:
         lines, faults = check_shards(shards, workers or _cores(), _bar)

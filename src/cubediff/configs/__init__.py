@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cubediff.configs.arguments import check_types
+from cubediff.configs.targets import rename_targets_
 
 # Packages that some choices need, and the extras that bring them.
 EXTRAS = {"bitsandbytes": "bnb"}
@@ -75,6 +76,7 @@ def check_devices(config: DictConfig) -> None:
 
 def build(config: DictConfig, **options: Any) -> Any:
     """What the config's `_target_` makes of it and `options`; a failure is a ValueError that names the config's key."""
+    rename_targets_(config)
     check_types(config)
     try:
         return hydra.utils.instantiate(config, **options)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.utils import get_method
 from omegaconf import DictConfig
+from typing_extensions import Unpack
 
 SCALARS = (bool, int, float, str)
 
@@ -44,7 +45,11 @@ def _annotations(target: Any) -> dict[str, Any]:
     expected: dict[str, Any] = {}
     for function in made:
         with suppress(NameError, TypeError):  # annotations that a type checker alone can read
-            expected |= typing.get_type_hints(function)
+            hints = typing.get_type_hints(function)
+            unpacked = [hints.pop(name) for name, hint in list(hints.items()) if typing.get_origin(hint) is Unpack]
+            for hint in unpacked:
+                expected |= typing.get_type_hints(typing.get_args(hint)[0])
+            expected |= hints
     return expected
 
 

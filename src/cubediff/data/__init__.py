@@ -4,13 +4,13 @@ are none (the paper's training data: panoramas with one caption each, or one per
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cubediff.data.batches.cameras import RandomViews
+    from cubediff.data.batches.latents import LatentDataModule
+    from cubediff.data.batches.panoramas import PanoramaDataModule
+    from cubediff.data.batches.views import CubeBatch, PanoramaBatch
     from cubediff.data.building.write import build_shards
     from cubediff.data.example import create_example_dataset
-    from cubediff.data.latents import LatentDataModule
-    from cubediff.data.panoramas import PanoramaDataModule
-    from cubediff.data.photos import RandomViews
-    from cubediff.data.sources import DataError
-    from cubediff.data.views import CubeBatch, PanoramaBatch
+    from cubediff.utils.errors import DataError
 
 __all__ = [
     "CubeBatch",
@@ -23,24 +23,24 @@ __all__ = [
     "create_example_dataset",
 ]
 
-_ROOMS = {
-    "CubeBatch": "views",
-    "DataError": "sources",
-    "LatentDataModule": "latents",
-    "PanoramaBatch": "views",
-    "PanoramaDataModule": "panoramas",
-    "RandomViews": "photos",
-    "build_shards": "building.write",
-    "create_example_dataset": "example",
+_MODULES = {
+    "CubeBatch": "cubediff.data.batches.views",
+    "DataError": "cubediff.utils.errors",
+    "LatentDataModule": "cubediff.data.batches.latents",
+    "PanoramaBatch": "cubediff.data.batches.views",
+    "PanoramaDataModule": "cubediff.data.batches.panoramas",
+    "RandomViews": "cubediff.data.batches.cameras",
+    "build_shards": "cubediff.data.building.write",
+    "create_example_dataset": "cubediff.data.example",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

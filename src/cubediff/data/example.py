@@ -91,7 +91,7 @@ def create_example_dataset(
 
 def draw_example(height: int, seed: int, index: int) -> tuple[UInt8[Array, "h w 3"], str, dict[str, str]]:
     """One panorama (height, 2·height, 3), its caption (true at any yaw) and the captions of its faces."""
-    from cubediff.geometry import FACES
+    from cubediff.geometry.conventions import FACES
 
     rng = np.random.default_rng([seed, index])
     sky = SKIES[rng.integers(len(SKIES))]

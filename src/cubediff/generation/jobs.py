@@ -103,7 +103,7 @@ def open_photo(photo: PhotoFile) -> Any:
     import PIL.Image
     import PIL.ImageOps
 
-    from cubediff.conditions import Photo
+    from cubediff.geometry.photos import Photo
 
     try:
         with PIL.Image.open(photo.file) as opened:

@@ -1,13 +1,13 @@
 """What a generation leaves in its folder: the panorama as a photo sphere, faces, a page to look around in, a record."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from cubediff.generation.viewer import write_viewer
-from cubediff.geometry import FACES
+from cubediff.geometry.conventions import FACES
+from cubediff.pages.viewer import write_viewer
+from cubediff.utils.files import write_json
 
 # Google's photo-sphere XMP metadata (developers.google.com/streetview/spherical-metadata), by which viewers know a
 # panorama that covers the whole sphere.
@@ -50,6 +50,5 @@ def write_generation(
             face.save(folder / "faces" / f"{name}.png")
         written.append(folder / "faces")
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
-    partial = folder / "generation.json.part"
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [*written, partial.replace(folder / "generation.json")]
+    write_json(folder / "generation.json", record)
+    return [*written, folder / "generation.json"]

@@ -5,8 +5,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check
-from cubediff.plan import devices, report
-from cubediff.runs.checkpoints import choose
+from cubediff.planning.cost import devices
+from cubediff.planning.report import report
+from cubediff.runs.resume import choose
 
 
 def describe(config: DictConfig, run_dir: Path) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 from torch.distributed.fsdp import FSDPModule
 
-from cubediff.callbacks import UNetEMA
-from cubediff.module import CubeDiffModule
-from cubediff.sharding import whole
+from cubediff.training.callbacks import UNetEMA
+from cubediff.training.fsdp import whole
+from cubediff.training.module import CubeDiffModule
 
 
 def export_pipeline(module: CubeDiffModule, folder: Path, average: UNetEMA | None, steps: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from cubediff.planning.gpus import gpu_rate
+
 PACKAGES = ("cubediff", "torch", "lightning", "diffusers", "transformers", "wandb")
 
 
@@ -44,7 +46,7 @@ def _told(folder: Path, *words: str) -> str:
 
 
 def _manifest(path: str) -> str | None:
-    from cubediff.data.layout import MANIFEST
+    from cubediff.data.format.layout import MANIFEST
     from cubediff.data.streaming.remote import is_remote, read_bytes
 
     folder = path.removeprefix("file://").rstrip("/")
@@ -55,7 +57,7 @@ def _manifest(path: str) -> str | None:
 
 
 def _plan(config: DictConfig, trainer: Any, module: Any) -> dict[str, Any]:
-    """What is known at once; on a GPU whose rate is known also what `cubediff.cost` counts, in some seconds."""
+    """What is known at once; on a GPU whose rate is known also what `planning.cost` counts, in some seconds."""
     import torch
 
     plan = {
@@ -68,7 +70,7 @@ def _plan(config: DictConfig, trainer: Any, module: Any) -> dict[str, Any]:
     rate = gpu_rate(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if rate is None:
         return plan
-    from cubediff.cost import cost
+    from cubediff.planning.cost import cost
 
     try:
         made = cost(config, config.data.batch_size)
@@ -80,11 +82,3 @@ def _plan(config: DictConfig, trainer: Any, module: Any) -> dict[str, Any]:
         "flops_per_panorama": made.flops / config.data.batch_size,
         "device_flops_per_s": rate,
     }
-
-
-def gpu_rate(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by the name that CUDA gives it; None for one that `cubediff.plan.GPUS` lacks."""
-    from cubediff.plan import GPUS
-
-    words = re.split(r"[ -]", name)  # "NVIDIA L40S" is no L4
-    return next((rate for gpu, rate in GPUS.items() if gpu in words), None)

@@ -16,10 +16,10 @@ import numpy as np
 
 from cubediff.data.building.engines import open_engine
 from cubediff.data.building.write import Progress
-from cubediff.data.files import sha256
-from cubediff.data.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
-from cubediff.data.streaming.index import index_tar, read_sample
-from cubediff.geometry import FACES
+from cubediff.data.format.index import index_tar, read_sample
+from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
+from cubediff.geometry.conventions import FACES
+from cubediff.utils.files import sha256_file
 
 
 class Seen(NamedTuple):
@@ -99,7 +99,7 @@ def _check_shard(folder: Path, task: tuple[dict[str, Any], dict[str, Any] | None
     name, path = shard["file"], folder / shard["file"]
     seen = Seen(name, [], set(), Counter(), [], 0, 0, [])
     try:
-        digest, size = sha256(path), path.stat().st_size
+        digest, size = sha256_file(path), path.stat().st_size
         if size != shard["bytes"]:
             seen.faults.append(f"{name} is {size} bytes long, not the {shard['bytes']} of the manifest")
         elif digest != shard["sha256"]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from cubediff.data.sources import DataError
+from cubediff.utils.errors import DataError
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)

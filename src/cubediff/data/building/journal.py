@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cubediff.data.building.duplicates import hash_jpeg
-from cubediff.data.files import put
-from cubediff.data.sources import DataError, Entry, Rejection, Source
+from cubediff.data.sources import Entry, Rejection, Source
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
         told: dict[str, Any] = {"reason": result.reason}
     else:
         if panorama.original is None:
-            put(copy, panorama.jpeg)
+            write_atomic(copy, panorama.jpeg)
         result = Accepted(
             jpeg=str(copy if panorama.original is None else panorama.original.absolute()),
             crc32=zlib.crc32(panorama.jpeg),
@@ -65,7 +66,7 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
             record=panorama.record,
         )
         told = asdict(result) | ({"jpeg": None} if panorama.original is None else {})  # so that OUTPUT can be moved
-    put(memory, json.dumps({"stamp": stamp, **told}).encode())
+    write_atomic(memory, json.dumps({"stamp": stamp, **told}).encode())
     return result
 
 

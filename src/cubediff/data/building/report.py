@@ -2,10 +2,8 @@
 needs no other file and no network."""
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Iterable
-from importlib import resources
 from typing import Any
 
 import cv2
@@ -13,9 +11,9 @@ import numpy as np
 
 from cubediff.data.building.duplicates import Pairs
 from cubediff.data.building.journal import read_jpeg
-from cubediff.data.building.tars import Sample
+from cubediff.data.format.tars import Sample
 from cubediff.data.sources import Rejection
-from cubediff.generation.viewer import as_text
+from cubediff.pages.html import escape, fill_template, read_template
 
 SHEET, PAIRS, REJECTIONS = 48, 24, 500  # at most so many are shown, the first two with pictures of about 10 kB
 _THUMBNAIL = (288, 144)  # pixels, of a panorama
@@ -40,7 +38,7 @@ def report_html(manifest: dict[str, Any], samples: list[Sample], rejected: list[
         f"MB in {len(shards)} shard{'s' * (len(shards) != 1)}": f"{sum(s['bytes'] for s in shards) / 1e6:,.1f}",
     }
     values = {
-        "tiles": "".join(f"<li><b>{n}</b> {as_text(what)}</li>" for what, n in tiles.items()),
+        "tiles": "".join(f"<li><b>{n}</b> {escape(what)}</li>" for what, n in tiles.items()),
         "train": str(splits["train"]["samples"]),
         "val": str(splits["val"]["samples"]),
         "widths": _bars("Panoramas by width in pixels", [s.panorama.width for s in samples], few=True),
@@ -56,14 +54,12 @@ def report_html(manifest: dict[str, Any], samples: list[Sample], rejected: list[
         "threshold": str(manifest["near_duplicates"]["threshold"]),
         "rejected_note": _of(min(len(rejected), REJECTIONS), len(rejected), "refusals"),
         "rejected": "".join(
-            f'<tr><td dir="auto">{as_text(r.file)}</td><td dir="auto">{as_text(r.reason)}</td></tr>'
+            f'<tr><td dir="auto">{escape(r.file)}</td><td dir="auto">{escape(r.reason)}</td></tr>'
             for r in rejected[:REJECTIONS]
         ),
-        "settings": as_text(", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if v is not None)),
+        "settings": escape(", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if v is not None)),
     }
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    # One pass, so that a caption that looks like a placeholder stays a caption.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    return fill_template(read_template("cubediff.data.building", "report.html"), values)
 
 
 def _of(shown: int, total: int, what: str) -> str:
@@ -77,7 +73,7 @@ def _figure(sample: Sample) -> str:
     assert image is not None  # its hash was taken from it
     small = cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA)
     data = base64.b64encode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()).decode()
-    name, caption = as_text(sample.entry.file), as_text(sample.entry.caption)
+    name, caption = escape(sample.entry.file), escape(sample.entry.caption)
     size = f"{sample.panorama.width}×{sample.panorama.height}"
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}" loading="lazy"><figcaption>'

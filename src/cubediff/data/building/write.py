@@ -21,9 +21,7 @@ import cubediff
 from cubediff.data.building.duplicates import THRESHOLD, Pairs, near_duplicates
 from cubediff.data.building.engines import Engine, Map, open_engine
 from cubediff.data.building.journal import Accepted, accept
-from cubediff.data.building.tars import Sample, WrittenShard, write_shard
-from cubediff.data.files import put, sync
-from cubediff.data.layout import (
+from cubediff.data.format.layout import (
     BUILDING,
     DUPLICATES,
     FORMAT,
@@ -37,7 +35,10 @@ from cubediff.data.layout import (
     only_builder,
     publish,
 )
-from cubediff.data.sources import DataError, Entry, Rejection, Source, open_source
+from cubediff.data.format.tars import Sample, WrittenShard, write_shard
+from cubediff.data.sources import Entry, Rejection, Source, open_source
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import sync_folder, write_atomic
 
 _TRIED = 16  # panoramas that a preview reads
 _TAR_BLOCKS = 3072  # bytes that a sample takes beside its JPEG: two headers, its JSON, padding
@@ -162,7 +163,7 @@ def preview(source: Source, limit: int | None, max_width: int, quality: int) -> 
 
 def _put_lines(path: Path, records: list[dict[str, Any]]) -> bytes:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-    put(path, text, sync=True)
+    write_atomic(path, text, sync=True)
     return text
 
 
@@ -218,10 +219,10 @@ def _finish(
         },
         "index": {"file": INDEX, "sha256": hashlib.sha256(index).hexdigest()},
     }
-    put(build / REPORT, report_html(manifest, samples, rejected, pairs).encode(), sync=True)
-    sync(build)
-    put(build / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode(), sync=True)
-    sync(build)
+    write_atomic(build / REPORT, report_html(manifest, samples, rejected, pairs).encode(), sync=True)
+    sync_folder(build)
+    write_atomic(build / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode(), sync=True)
+    sync_folder(build)
 
 
 def _keys(files: Iterable[str]) -> list[str]:

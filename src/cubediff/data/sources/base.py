@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".hdr", ".exr")
-
-
-class DataError(ValueError):
-    """Something about the data that the user has to change; its message is one line and says what."""
+from cubediff.images.reading import Panorama
+from cubediff.utils.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,21 +29,6 @@ class Rejection:
 
     file: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Panorama:
-    """A readable panorama as the bytes of a baseline sRGB JPEG, twice as wide as high.
-
-    `original` is the file whose own bytes they are, None where they were encoded; `record` says what was done to it
-    besides (exposure, tone map, cubemap scheme) and can be written as JSON.
-    """
-
-    jpeg: bytes
-    width: int
-    height: int
-    original: Path | None = None
-    record: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable

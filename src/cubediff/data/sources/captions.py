@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cubediff.data.sources.base import IMAGE_SUFFIXES, DataError, Entry, Rejection
-from cubediff.geometry import FACES
+from cubediff.data.sources.base import Entry, Rejection
+from cubediff.geometry.conventions import FACES
+from cubediff.images.reading import IMAGE_SUFFIXES
+from cubediff.utils.errors import DataError
 
 Listing = tuple[list[Entry], list[Rejection]]
 

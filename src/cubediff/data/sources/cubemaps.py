@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
-from cubediff.data.sources.base import IMAGE_SUFFIXES, DataError, Entry, Panorama, Rejection, list_files
+from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files
 from cubediff.data.sources.captions import Listing, read_captions
-from cubediff.data.sources.images import MIN_WIDTH, Picture, check_opaque, decode, encode, faults
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
-from cubediff.geometry import FACES, cube_to_equirect
+from cubediff.geometry.conventions import FACES
+from cubediff.geometry.projections import cube_to_equirect
+from cubediff.images.reading import IMAGE_SUFFIXES, MIN_WIDTH, Picture, check_opaque, decode, encode, faults
+from cubediff.utils.errors import DataError
 
 _ROUGH = 8.0  # levels between neighbouring faces below which another reading is not even considered
 

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from cubediff.data.sources.base import IMAGE_SUFFIXES, DataError, Source, list_files
+from cubediff.data.sources.base import Source, list_files
 from cubediff.data.sources.captions import CAPTION_FILES
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import METADATA, ImageFolder
-from cubediff.data.sources.images import read_size
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, group_files, is_layout
 from cubediff.data.sources.webdataset import Shards
+from cubediff.images.reading import IMAGE_SUFFIXES, read_size
+from cubediff.utils.errors import DataError
 
 KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", *SCHEMES, *STRIPS)
 

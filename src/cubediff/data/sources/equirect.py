@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cubediff.data.sources.base import IMAGE_SUFFIXES, DataError, Entry, Panorama, list_files
+from cubediff.data.sources.base import Entry, Panorama, list_files
 from cubediff.data.sources.captions import Listing, read_captions
-from cubediff.data.sources.images import load_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama
+from cubediff.utils.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ with file_name and a caption (the paper is silent on formats)."""
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import IMAGE_SUFFIXES, DataError, Entry, Panorama, Rejection, list_files
+from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files
 from cubediff.data.sources.captions import Listing, read_json_lines, read_text
-from cubediff.data.sources.images import load_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama
+from cubediff.utils.errors import DataError
 
 METADATA = "metadata.jsonl"
 

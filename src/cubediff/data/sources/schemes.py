@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from cubediff.geometry import FACE_ORDERS, FACES
+from cubediff.geometry.conventions import FACE_ORDERS, FACES
 
 # The tokens of front, right, back, left, up, down. In all of them faces are upright as seen from inside, up's lower and
 # down's upper edge touch the face that is called front here, and so nothing has to be turned:

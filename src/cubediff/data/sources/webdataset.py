@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cubediff.data.sources.base import DataError, Entry, Panorama, Rejection, list_files, printable
+from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files, printable
 from cubediff.data.sources.captions import Listing, entry_from, parse_object
-from cubediff.data.sources.images import as_panorama, check_panorama, decode, faults
+from cubediff.images.reading import as_panorama, check_panorama, decode, faults
+from cubediff.utils.errors import DataError
 
 MEMBERS = ("jpg", "jpeg", "png", "webp")  # of a sample the first of these is its panorama
 

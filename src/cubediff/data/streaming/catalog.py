@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Int64
 from webdataset.shardlists import expand_urls
 
-from cubediff.data.layout import FORMAT, INDEX, MANIFEST, VERSION
-from cubediff.data.sources import DataError
-from cubediff.data.streaming.index import index_tar, read_sample
+from cubediff.data.format.index import index_tar, read_sample
+from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes, retried
+from cubediff.utils.errors import DataError
 
 _OPEN_AT_A_TIME = 32
 _REMEDY = "copy the folder again, or build the shards again"

@@ -16,8 +16,8 @@ import fsspec
 from filelock import FileLock
 from webdataset.gopen import gopen
 
-from cubediff.data.files import sha256
-from cubediff.data.sources import DataError
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
     found = part.stat().st_size
     if size is not None and found != size:
         raise OSError(f"{found} bytes arrived instead of {size}")
-    if digest is not None and sha256(part) != digest:
+    if digest is not None and sha256_file(part) != digest:
         raise OSError("what arrived is not what was written (sha256 differs)")
 
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import lightning as L
 import platformdirs
 
-from cubediff.data.sources import DataError
 from cubediff.data.streaming.catalog import Reader, Shard, open_dataset
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.order import Mixture, Order
 from cubediff.data.streaming.remote import Cache
 from cubediff.data.streaming.stream import Decoder, Stream, TrainStream, ValStream
+from cubediff.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 

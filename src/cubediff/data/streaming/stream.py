@@ -11,9 +11,9 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
-from cubediff.data.sources import DataError
 from cubediff.data.streaming.catalog import Reader
 from cubediff.data.streaming.order import Mixture
+from cubediff.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 

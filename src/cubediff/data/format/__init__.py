@@ -1,0 +1,1 @@
+"""The dataset folder on disk: manifest, tar shards, index."""

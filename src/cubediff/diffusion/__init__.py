@@ -1,0 +1,1 @@
+"""The diffusion process: training objective, guidance, schedulers."""

@@ -1,0 +1,1 @@
+"""Image files: reading, HDR tone mapping, writing."""

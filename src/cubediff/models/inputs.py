@@ -1,0 +1,57 @@
+"""The UNet's input channels: latents, position map, mask (CubeDiff, section 4.2).
+
+Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size, S face size.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cubediff.geometry.conventions import position_map
+
+POSITION_CHANNELS = {"uv": 2, "uv_pi": 2, "xyz": 3}
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a tensor first asked for while sampling must serve training too
+def positions(
+    size: int, fov: float, encoding: str, samples: str = "centers", device: torch.device | None = None
+) -> Float[Tensor, "6 p s s"]:
+    """`position_map`, kept on the device."""
+    return position_map(size, fov, encoding, samples).to(device)
+
+
+def input_channels(latent_channels: int, encoding: str) -> int:
+    """Channels of the CubeDiff UNet's input: latents, position map, mask."""
+    if encoding not in POSITION_CHANNELS:
+        raise ValueError(f"position_encoding={encoding!r}: use one of {', '.join(POSITION_CHANNELS)}")
+    return latent_channels + POSITION_CHANNELS[encoding] + 1
+
+
+def unet_input(
+    latents: Float[Tensor, "b 6 c h w"], mask: Float[Tensor, "b 6 1 h w"], positions: Float[Tensor, "6 p h w"]
+) -> Float[Tensor, "b6 i h w"]:
+    """Latents, position map and mask (1 = clean condition) as the UNet takes them, (B·6, C + positions + 1, h, w)."""
+    places = positions.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
+    return torch.cat([latents, places, mask.to(latents.dtype)], dim=2).flatten(0, 1)
+
+
+def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"]:
+    """1 on the front face, whose clean latent is the condition, and 0 elsewhere."""
+    mask = torch.zeros_like(latents[:, :, :1])
+    mask[:, 0] = 1
+    return mask
+
+
+def seen_faces(mask: Float[Tensor, "b 6 1 h w"], dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b6 1"]:
+    """The UNet's `attention_mask` that drops the image of the `dropped` panoramas: none of their queries sees a key of
+    a face with a condition."""
+    return (~(mask.flatten(2).any(-1) & dropped[:, None])).flatten()[:, None]
+
+
+def latent_mask(covered: Tensor, scale: int) -> Tensor:
+    """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
+    return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))

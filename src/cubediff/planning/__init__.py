@@ -1,0 +1,1 @@
+"""Memory, compute and time of a run before it starts."""

@@ -1,0 +1,1 @@
+"""Sweeps: result records, failure isolation, GPU assignment, the report."""

@@ -1,0 +1,19 @@
+"""What happens around the training step: averaged weights, samples to look at, metrics, progress,
+checkpoints, and guards."""
+
+from cubediff.training.callbacks.checkpoint import RunCheckpoint
+from cubediff.training.callbacks.ema import UNetEMA
+from cubediff.training.callbacks.guards import NonFiniteGuard, Watchdog
+from cubediff.training.callbacks.metrics import StepMetrics
+from cubediff.training.callbacks.progress import StepProgress
+from cubediff.training.callbacks.samples import SampleLogger
+
+__all__ = [
+    "NonFiniteGuard",
+    "RunCheckpoint",
+    "SampleLogger",
+    "StepMetrics",
+    "StepProgress",
+    "UNetEMA",
+    "Watchdog",
+]

@@ -1,0 +1,108 @@
+"""Panoramas of the same captions and photos again and again, to see a model learn."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from cubediff.generation.outputs import write_panorama
+from cubediff.images.writing import to_pil
+from cubediff.pages.viewer import write_viewer
+from cubediff.training.callbacks.metrics import over_ranks
+from cubediff.training.module import CubeDiffModule
+
+
+class SampleLogger(Callback):
+    """After each validation, panoramas of its first captions and front faces, from the same noise every time.
+
+    `count` panoramas of text alone and of text and photo, with `steps` sampling steps each. In `folder` each is a
+    panorama, its six faces side by side (in the order of `cubediff.geometry.FACES`) and a page to look around in; W&B
+    is given all three, TensorBoard the images. The ranks share them out, and rank 0 writes them; which they are, and
+    their noise, does not depend on the number of ranks.
+    """
+
+    def __init__(self, folder: str, count: int = 2, steps: int = 20, guidance_scale: float = 3.5) -> None:
+        self.folder = Path(folder)
+        self.count = count
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        self._examples: tuple[list[list[str]], Tensor] | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if self._examples is None:
+            self._examples = _read(trainer, pl_module, self.count)
+        prompts, photos = self._examples
+        world, count = trainer.world_size, len(prompts)
+        own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
+        pipeline = pl_module.pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        for kind, photo in (("text", None), ("text_photo", photos[own])):
+            output = pipeline(
+                [prompts[i] for i in own],
+                image=photo,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                generator=[torch.Generator(pl_module.device).manual_seed(pl_module.seed + i) for i in own],
+                output_type="pt",
+                truncate_prompts=True,
+            )
+            shares = (over_ranks(trainer, each) for each in (output.faces, output.panoramas))
+            # Each rank has every `world`-th.
+            faces, panoramas = (share.transpose(0, 1).flatten(0, 1)[:count] for share in shares)
+            self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
+        pipeline.set_progress_bar_config(disable=False)
+
+    @rank_zero_only
+    def _write(
+        self,
+        trainer: L.Trainer,
+        kind: str,
+        cubes: Float[Tensor, "b 6 3 s s"],
+        equirects: Float[Tensor, "b 3 h w"],
+        captions: list[str],
+        fov: float,
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = trainer.global_step
+        panoramas = to_pil(equirects)
+        strips = to_pil(torch.cat(cubes.unbind(1), dim=-1))  # (B, 3, S, 6·S)
+        pages = []
+        for i, (panorama, strip, faces) in enumerate(zip(panoramas, strips, cubes, strict=True)):
+            name = f"step{step:07d}_{kind}_{i}"
+            write_panorama(self.folder / f"{name}.jpg", panorama)
+            strip.save(self.folder / f"{name}_faces.jpg", quality=92)
+            title = f"step {step}"
+            pages.append(write_viewer(self.folder / f"{name}.html", faces, fov=fov, prompt=captions[i], title=title))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                media: dict[str, Any] = {
+                    f"samples/{kind}": [wandb.Image(p, caption=c) for p, c in zip(panoramas, captions, strict=True)],
+                    f"samples/{kind}_faces": [wandb.Image(s, caption=c) for s, c in zip(strips, captions, strict=True)],
+                }
+                for i, page in enumerate(pages):  # as it is: `inject` would link a style sheet that the page forbids
+                    media[f"samples/{kind}_viewer_{i}"] = wandb.Html(str(page), inject=False)
+                logger.log_metrics(media, step=step)
+            elif isinstance(logger, TensorBoardLogger):
+                for i, (panorama, strip) in enumerate(zip(panoramas, strips, strict=True)):
+                    for tag, image in ((f"samples/{kind}_{i}", panorama), (f"samples/{kind}_faces_{i}", strip)):
+                        logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+
+def _read(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
+    """The six captions and the front face, on the module's device, of the first validation panoramas."""
+    data = trainer.datamodule
+    batch = data.transfer_batch_to_device(data.examples(count), module.device, 0)
+    cubes = data.on_after_batch_transfer(batch, 0)
+    return cubes["prompts"], cubes["faces"][:, 0].clone()

@@ -1,0 +1,1 @@
+"""What several packages share: atomic files, errors, ranks, logging."""

@@ -1,0 +1,288 @@
+"""Every choice of every config group composes and fits what it configures; the recipe is the paper's; and what cannot
+work is told before anything is loaded."""
+
+import inspect
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.utils import get_method
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf, open_dict
+from support.runs import QUICK, composed
+
+from cubediff.configs import CONFIG_DIR, build, check, check_devices
+
+CHOICES = sorted(
+    (file.parent.name, file.stem)
+    for file in Path(CONFIG_DIR).glob("*/*.yaml")
+    if (file.parent.name, file.stem) != ("model", "base")  # what the others start from
+)
+EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
+DATA = "data.path=SHARDS"
+
+
+def of_group(group: str) -> list[str]:
+    return [choice for g, choice in CHOICES if g == group]
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object a config makes: its key, and its arguments with `_target_`."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}".lstrip("."))
+
+
+# ---- composing -----------------------------------------------------------------------------------------------
+
+
+def test_the_groups_are_those_of_the_house() -> None:
+    assert {group for group, _ in CHOICES} >= {"experiment", "model", "data", "trainer", "callbacks", "logger"}
+    assert set(of_group("logger")) >= {"csv", "tensorboard", "wandb"}
+    assert {"sd15_l4x4", "tiny_cpu"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("group", "choice", "experiment"),
+    [
+        (group, choice, experiment)
+        for group, choice in CHOICES
+        if group != "experiment"
+        for experiment in (
+            [None] if group in ("variant", "sweep") else [None, *EXPERIMENTS]
+        )  # those are many, and small
+    ],
+)
+def test_every_choice_composes_alone_and_with_every_experiment(group: str, choice: str, experiment: str | None) -> None:
+    first = [f"experiment={experiment}"] if experiment else []
+    config = composed(*first, f"{group}={choice}", DATA)
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    for key, made in targets(resolved):
+        if made["_target_"].startswith("bitsandbytes.") and not find_spec("bitsandbytes"):
+            continue  # an extra that is for GPUs
+        signature = inspect.signature(get_method(made["_target_"]))
+        arguments = {name: value for name, value in made.items() if name not in ("_target_", "_partial_")}
+        try:
+            signature.bind_partial(**arguments)
+        except TypeError as error:
+            pytest.fail(f"{key}: {made['_target_']}: {error}")
+    assert HydraConfig.get().runtime.choices[group] == choice
+
+
+def test_a_group_given_on_the_command_line_wins_over_the_experiment() -> None:
+    config = composed("experiment=sd15_l4x4", "model=tiny_random", "logger=csv", "trainer=cpu", DATA)
+    assert config.model.pipeline["_target_"] == "cubediff.pipelines.loading.tiny_random"
+    assert config.face_size == config.data.face_size == 64
+    assert set(config.logger) == {"csv"}
+    assert config.trainer.accelerator == "cpu"
+
+
+def test_an_unknown_choice_is_told_with_those_there_are() -> None:
+    with pytest.raises(MissingConfigException, match=r"(?s)model/sd16.*Available options.*sd15.*tiny_random"):
+        composed("model=sd16", DATA)
+
+
+def test_the_names_that_people_override_first() -> None:
+    config = composed(DATA, "trainer.max_steps=7", "run_dir=elsewhere", "model=tiny", "logger=tensorboard", "seed=3")
+    assert (config.data.path, config.trainer.max_steps, config.model.seed, config.data.seed) == ("SHARDS", 7, 3, 3)
+    assert HydraConfig.get().run.dir == HydraConfig.get().sweep.dir == "elsewhere"
+    assert config.callbacks.checkpoint.folder == "elsewhere/checkpoints"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_run_goes_to_its_own_folder_of_its_experiment(experiment: str) -> None:
+    config = composed(f"experiment={experiment}", DATA)
+    assert re.fullmatch(rf"experiments/runs/{experiment}/\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d", config.run_dir)
+    assert HydraConfig.get().run.dir == HydraConfig.get().sweep.dir == config.run_dir
+
+
+# ---- the paper's recipe --------------------------------------------------------------------------------------
+
+
+def test_sd15_l4x4_is_the_recipe_of_the_paper() -> None:
+    config = composed("experiment=sd15_l4x4", DATA)
+    trainer, model = config.trainer, config.model
+    assert model.pipeline.path == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (model.pipeline.fov, config.data.fov, config.data.face_size) == (95.0, 95.0, 512)
+    assert (trainer.accelerator, trainer.devices, trainer.precision) == ("gpu", 4, "bf16-mixed")
+    assert trainer.strategy["_target_"].endswith("DDPStrategy")
+    assert trainer.devices * trainer.accumulate_grad_batches * config.data.batch_size == 64
+    assert trainer.max_steps == 30_000
+    assert (model.optimizer.lr, model.warmup_steps, model.lr_schedule) == (8e-5, 10_000, "constant_with_warmup")
+    assert (model.trainable, model.gradient_checkpointing) == ("attention", True)
+    assert [model.objective[name] for name in ("drop_text", "drop_image", "drop_both")] == [0.1, 0.1, 0.1]
+    assert list(config.logger) == ["wandb"]
+
+
+def test_what_sd15_l4x4_makes_is_made_of_its_arguments(tmp_path: Path) -> None:
+    """All but the weights and the GPUs, which no test has: four processes on the CPU stand for them, not launched."""
+    config = composed("experiment=sd15_l4x4", DATA, "trainer.accelerator=cpu", run_dir=tmp_path)
+    trainer = build(config.trainer, logger=False)
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert (trainer.world_size, trainer.max_steps, trainer.precision) == (4, 30_000, "bf16-mixed")
+    assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (8, 8000)
+    optimizer = build(config.model.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["lr"] == 8e-5
+    assert build(config.model.objective).drop_image == 0.1
+
+
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("callbacks", "logger", "data")])
+def test_the_objects_of_a_group_are_made(
+    group: str, choice: str, tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = composed(*QUICK[:2], f"{group}={choice}", f"data.path={tiny_shards}", run_dir=tmp_path)
+    kind = {"callbacks": Callback, "logger": Logger}
+    if group == "data":
+        assert isinstance(build(config.data), L.LightningDataModule)
+    else:
+        assert all(isinstance(build(node), kind[group]) for node in config[group].values())
+
+
+@pytest.mark.parametrize("choice", ["auto", "cpu"])
+def test_one_device_trainers_are_made(choice: str) -> None:
+    trainer = build(composed(f"trainer={choice}", DATA).trainer, logger=False)
+    assert (trainer.world_size, trainer.max_steps, trainer.check_val_every_n_epoch) == (1, 30_000, None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "options"),
+    [
+        ("paper", {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}, {}),
+        ("v_prediction", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}, {}),
+        ("zero_snr", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+                      "timestep_spacing": "trailing"}, {}),
+        ("min_snr", {"prediction_type": "epsilon"}, {"min_snr_gamma": 5.0}),
+    ],
+)  # fmt: skip
+def test_an_objective_is_one_choice_and_reaches_the_noise_schedule(
+    objective: str, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    module = build(composed("model=tiny_random", f"objective={objective}", DATA).model)
+    assert {name: module.noise_scheduler.config[name] for name in settings} == settings
+    assert module.pipeline.scheduler.config.prediction_type == settings["prediction_type"]
+    assert {name: getattr(module.objective, name) for name in options} == options
+    assert (module.noise_scheduler.alphas_cumprod[-1] < 1e-7) == settings.get("rescale_betas_zero_snr", False)
+
+
+def test_the_objective_of_a_model_is_its_own_whatever_the_group() -> None:
+    for objective in ("paper", "min_snr"):
+        assert composed("model=tiny", f"objective={objective}", DATA).model.objective.drop_image == 0.3
+
+
+def test_an_optimizer_is_one_choice_at_the_models_learning_rate() -> None:
+    config = composed("model=tiny", "optimizer=adamw", DATA).model.optimizer
+    optimizer = build(config)([torch.nn.Parameter(torch.zeros(2))])
+    assert (optimizer.defaults["lr"], optimizer.defaults["fused"]) == (1e-3, True)
+    assert composed("model=tiny", "optimizer=adamw_8bit", DATA).model.optimizer.lr == 1e-3
+
+
+@pytest.mark.skipif(bool(find_spec("bitsandbytes")), reason="bitsandbytes is installed")
+def test_an_extra_that_is_not_installed_is_told_with_the_command() -> None:
+    with pytest.raises(ValueError, match=r"(?s)bitsandbytes.*pip install 'cubediff\[bnb\]'"):
+        build(composed("model=tiny_random", "optimizer=adamw_8bit", DATA).model)
+
+
+# ---- what cannot work ----------------------------------------------------------------------------------------
+
+
+def test_no_shards_given_is_told_with_the_override() -> None:
+    with pytest.raises(ValueError, match=r"data\.path=SHARDS.*cubediff\.prepare"):
+        check(composed("model=tiny_random", "trainer=cpu"))
+
+
+def test_any_other_value_left_open_is_told_with_its_key() -> None:
+    config = composed("model=tiny_random", "trainer=cpu", DATA)
+    with open_dict(config):
+        config.data.height = "???"
+    with pytest.raises(ValueError, match=r"data\.height=VALUE"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("present", "remedy"),
+    [
+        (0, r"this machine has none: give trainer=cpu$"),
+        (2, r"has 2: give trainer\.devices=2, trainer=gpu \(one GPU\) or trainer=cpu$"),
+        (4, None),
+    ],
+)
+def test_gpus_that_are_not_there_are_told_with_the_override(
+    present: int, remedy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
+    for devices in ("4", "[0,1,2,3]"):
+        config = composed("experiment=sd15_l4x4", DATA, f"trainer.devices={devices}")
+        if remedy is None:
+            check_devices(config)
+        else:
+            with pytest.raises(ValueError, match=remedy):
+                check_devices(config)
+
+
+def test_a_sweep_over_several_devices_is_refused() -> None:
+    """Each of Lightning's processes is started with the sweep's own command line, and would run all of it."""
+    several = ("trainer=ddp", "trainer.accelerator=cpu", DATA)
+    check_devices(composed(*several))
+    check_devices(composed("trainer=cpu", DATA, "hydra.mode=MULTIRUN"))
+    with pytest.raises(ValueError, match=r"trainer\.devices=1"):
+        check_devices(composed(*several, "hydra.mode=MULTIRUN"))
+
+
+def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_for_each() -> None:
+    """SLURM starts them on the one job, not on the sweep's command line."""
+    several = ("trainer=ddp", "trainer.accelerator=cpu", DATA, "hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=4 hydra\.launcher\.gpus_per_node=4"):
+        check_devices(composed(*several))
+    check_devices(composed(*several, "hydra.launcher.tasks_per_node=4"))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.trainable=heads", r"^model\.trainable=heads: give attention or value_output or lora or full$"),
+        ("model.objective.drop_text=1.5", r"^model\.objective: drop_text.* at most 1$"),
+        ("model.pipeline.position_encoding=polar", r"^model\.pipeline: position_encoding='polar'"),
+        ("+model.objective.drop_all=0.1", r"^model\.objective: .*'drop_all'"),
+    ],
+)
+def test_a_value_that_its_object_refuses_is_told_with_its_key(override: str, told: str) -> None:
+    config = composed("model=tiny_random", DATA, override)
+    with pytest.raises(ValueError, match=told):
+        build(config.model)
+
+
+def test_a_model_folder_that_is_not_there_is_told_with_the_override(tmp_path: Path) -> None:
+    config: DictConfig = composed("model=sd15", DATA, f"model.pipeline.path={tmp_path / 'sd15'}")
+    with pytest.raises(ValueError, match=r"model\.pipeline\.path=.*sd15 cannot be loaded(?s:.*)path=FOLDER"):
+        build(config.model)
+
+
+# ---- the command line ----------------------------------------------------------------------------------------
+
+
+def test_cfg_job_answers_within_two_seconds_of_cpu_and_without_torch(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-X", "importtime", "-m", "cubediff.train", "--cfg", "job", "experiment=sd15_l4x4"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "diffusers", "transformers"}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    assert "path: stable-diffusion-v1-5/stable-diffusion-v1-5" in result.stdout
+    assert list(tmp_path.iterdir()) == []

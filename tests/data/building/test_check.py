@@ -1,0 +1,206 @@
+"""What `python -m cubediff.prepare check` says of whole shards, and the faults that it finds in damaged ones."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support.builds import panoramas
+from typer.testing import CliRunner
+
+from cubediff.data import build_shards
+from cubediff.data.building.check import check_shards
+from cubediff.data.format.index import index_tar
+from cubediff.geometry import FACES
+from cubediff.prepare import check_app
+
+SAMPLES = Path(__file__).parents[3] / "data" / "samples"
+SHARD = "train-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    build_shards(panoramas(folder / "in", 8), folder / "shards", val_fraction=0.3, shard_size=2)
+    return folder / "shards"
+
+
+@pytest.fixture
+def shards(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "shards"))
+
+
+def rewritten(shards: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
+    """Shard 1 with other members, and a manifest and an index that are true of it."""
+    path = shards / SHARD
+    with tarfile.open(path) as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar}
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in change(members).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    lines = [json.loads(line) for line in (shards / "index.jsonl").read_text().splitlines()]
+    index = "".join(
+        json.dumps(line if line["file"] != SHARD else {"file": SHARD, **index_tar(path)._asdict()}) + "\n"
+        for line in lines
+    )
+    (shards / "index.jsonl").write_text(index)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["index"]["sha256"] = hashlib.sha256(index.encode()).hexdigest()
+    shard = manifest["splits"]["train"]["shards"][1]
+    shard |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+
+
+def with_jpeg(jpeg: bytes) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """The first sample with other JPEG bytes and their right crc32."""
+
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        picture, record = list(members)[:2]
+        told = json.loads(members[record]) | {"crc32": zlib.crc32(jpeg)}
+        return members | {picture: jpeg, record: json.dumps(told).encode()}
+
+    return change
+
+
+def with_record(**values: object) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        record = list(members)[1]
+        return members | {record: json.dumps(json.loads(members[record]) | values).encode()}
+
+    return change
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whole_shards_have_no_fault_and_training_sees_what_was_put_in(tmp_path: Path, workers: int) -> None:
+    build_shards(SAMPLES, tmp_path / "shards", val_fraction=0.2, shard_size=9)
+    lines, faults = check_shards(tmp_path / "shards", workers)
+    assert faults == []
+    records = [json.loads(line) for line in (SAMPLES / "captions.jsonl").read_text("utf-8").splitlines()]
+    words = [len(r["caption"].split()) for r in records]
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    for split, line, widths, captions in (("train", *lines[:3]), ("val", *lines[3:])):
+        number = manifest["splits"][split]["samples"]
+        assert line.startswith(f"{split}: {number} panoramas of {number} scenes in ")
+        assert f"{number} panoramas with face captions" in captions
+        assert sum(int(part.split("(")[1][:-1]) for part in widths.removeprefix("  widths: ").split(", ")) == number
+        low, high = captions.removeprefix("  captions: ").split(" words")[0].split(" to ")
+        assert min(words) <= int(low) <= int(high) <= max(words)
+
+
+def test_any_flipped_bit_of_a_shard_is_found(shards: Path) -> None:
+    path = shards / SHARD
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(good), 40, replace=False):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        assert any(f"{SHARD} is damaged: its sha256 is" in fault for fault in check_shards(shards).faults)
+
+
+@pytest.mark.parametrize("length", [0, 100, 512, 3000])
+def test_a_shard_that_ends_early_is_found(shards: Path, length: int) -> None:
+    with (shards / SHARD).open("r+b") as file:
+        file.truncate(length)
+    assert any(f"{SHARD} is {length} bytes long, not the" in fault for fault in check_shards(shards).faults)
+
+
+def test_a_missing_shard_and_one_too_many_are_found(shards: Path) -> None:
+    (shards / SHARD).rename(shards / "train-000099.tar")
+    faults = check_shards(shards).faults
+    assert f"{SHARD} is missing" in faults
+    assert "train-000099.tar is not in the manifest: it is not trained on" in faults
+
+
+@pytest.mark.parametrize("change", ["one offset", "no line", "no JSON", "no file"])
+def test_an_index_that_is_not_the_manifests_is_found(shards: Path, change: str) -> None:
+    path = shards / "index.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join({"one offset": [*lines[:-1], lines[-1].replace("[0, ", "[512, ")], "no line": lines[1:],
+                             "no JSON": ["{", *lines]}.get(change, lines)))  # fmt: skip
+    if change == "no file":
+        path.unlink()
+    faults = check_shards(shards).faults
+    assert any("index.jsonl is not the manifest's" in f or "index.jsonl cannot be read" in f for f in faults)
+    expected = {
+        "one offset": "elsewhere than",
+        "no line": "is not in index.jsonl",
+        "no JSON": "none",
+        "no file": "not in",
+    }
+    assert any(expected[change] in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_jpeg(b"\xff\xd8 no JPEG"), "its JPEG cannot be decoded"),
+        (with_jpeg(cv2.imencode(".jpg", np.zeros((32, 65, 3), np.uint8))[1].tobytes()), "65x32"),
+        (
+            with_jpeg(cv2.imencode(".jpg", np.zeros((64, 128, 3), np.uint8))[1].tobytes()),
+            "128x64, not the 64x32 of its JSON",
+        ),
+        (with_record(crc32=5), "crc32 differs"),
+        (with_record(caption=" "), "its caption is empty"),
+        (with_record(faces={"front": "only this"}), "its faces are not a caption for each of front, right"),
+        (with_record(faces=dict.fromkeys(FACES, " ")), "its faces are not a caption"),
+        (lambda members: dict(list(members.items())[:-1]), "has the parts jpg, not jpg and json"),
+        (lambda members: dict(list(members.items())[:-2]), "holds 1 samples, not the 2"),
+        (lambda members: {n: b"{" if n.endswith("json") else d for n, d in members.items()}, "sample pano_"),
+    ],
+)
+def test_what_right_checksums_hide_is_found(shards: Path, change: Callable, words: str) -> None:
+    rewritten(shards, change)
+    faults = check_shards(shards).faults
+    assert any(SHARD in fault and words in fault for fault in faults), faults
+    assert not any("damaged" in fault or "manifest's" in fault for fault in faults)
+
+
+def test_a_scene_on_both_sides_and_a_key_that_comes_twice_are_found(shards: Path) -> None:
+    with tarfile.open(shards / "val-000000.tar") as tar:
+        there = {m.name: tar.extractfile(m).read() for m in tar}
+    scene = json.loads(list(there.values())[1])["scene"]
+    rewritten(shards, with_record(scene=scene))
+    assert "1 scenes are on both sides of the split" in check_shards(shards).faults
+    rewritten(shards, lambda members: dict(list(members.items())[:2] + list(there.items())[:2]))
+    assert any("1 keys come more than once, the first pano_" in fault for fault in check_shards(shards).faults)
+
+
+def test_a_manifest_that_is_none_or_of_another_version_is_one_fault(shards: Path) -> None:
+    manifest = shards / "manifest.json"
+    old = manifest.read_text()
+    for text, words in ((old.replace('"version": 2', '"version": 1'), "1, not cubediff-shards 2"), ("[]", "TypeError"),
+                        (old[:50], "JSONDecodeError")):  # fmt: skip
+        manifest.write_text(text)
+        assert [words in fault for fault in check_shards(shards).faults] == [True]
+    manifest.unlink()
+    assert "manifest.json is missing: no whole dataset" in check_shards(shards).faults[0]
+
+
+def test_the_command_lists_the_faults_and_fails(shards: Path) -> None:
+    good = subprocess.run(
+        [sys.executable, "-m", "cubediff.prepare", "check", str(shards), "--workers", "1"],
+        capture_output=True,
+        text=True,
+    )
+    assert good.returncode == 0
+    assert good.stdout.splitlines()[-1] == f"{shards}: whole"
+    (shards / SHARD).unlink()
+    bad = CliRunner().invoke(check_app, [str(shards), "--workers", "1"])
+    assert bad.exit_code == 1
+    assert f"fault: {SHARD} is missing" in bad.stderr
+    assert "Traceback" not in bad.output
+    none = CliRunner().invoke(check_app, [str(shards / "nowhere")])
+    assert none.exit_code == 1
+    assert "build it again" in none.stderr

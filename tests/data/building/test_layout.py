@@ -1,0 +1,228 @@
+"""A build that is cut short at any moment leaves what was there before or nothing that looks whole, and goes on to the
+same bytes."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.builds import build, contents, panoramas
+
+from cubediff.data import DataError, build_shards
+from cubediff.data.building import journal as journal_module
+from cubediff.data.building.check import check_shards
+from cubediff.images import reading as images
+
+OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
+
+
+class Cut(BaseException):
+    """Ends a build without any chance to tidy up, as far as that can be played in one process."""
+
+
+def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on the `step`-th change of the file system, of those that builds make, does not come about, nor does any
+    after it. Returns the list that names those that did."""
+    done: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*args: Any, **kwargs: Any) -> Any:
+            if len(done) >= step:
+                raise Cut
+            done.append(f"{name} {Path(args[0]).name}")
+            return real(*args, **kwargs)
+
+        return change
+
+    for module, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    return done
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_cut_at_any_change_of_the_file_system_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    source, output = panoramas(tmp_path / "in", 4), tmp_path / "out"
+    build_shards(source, tmp_path / "whole", **OPTIONS)
+    expected = contents(tmp_path / "whole")
+    build_shards(panoramas(tmp_path / "other", 3, suffix=".jpg"), tmp_path / "old", shard_size=1)
+    for step in range(1000):
+        shutil.rmtree(output, ignore_errors=True)
+        if before:
+            shutil.copytree(tmp_path / "old", output)
+        with monkeypatch.context() as patch:
+            done = cut_at(step, patch)
+            try:
+                build_shards(source, output, **OPTIONS, overwrite=before)
+            except Cut:
+                pass
+            else:
+                break
+        manifest = output / "manifest.json"
+        if manifest.exists():
+            assert not check_shards(output).faults, done
+        if not manifest.exists() or manifest.read_bytes() != expected["manifest.json"]:
+            build_shards(source, output, **OPTIONS, overwrite=before)
+        left = contents(output)
+        left.pop(".building/plan.json", None)  # where no more than the last removal was missing
+        assert left == expected, done
+    assert step > 25  # of 4 panoramas, 2 shards, and the moves
+    assert contents(output) == expected
+
+
+def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(tmp_path: Path) -> None:
+    """SIGKILL at ten random moments, each time resumed."""
+    source, output = panoramas(tmp_path / "in", 40, width=1024), tmp_path / "out"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cubediff.data.building.write"])
+    for whole in ("warm", "whole"):
+        start = time.perf_counter()
+        run = context.Process(target=build, args=(source, tmp_path / whole, OPTIONS))
+        run.start()
+        run.join()
+        took = time.perf_counter() - start
+        assert run.exitcode == 0
+    rng, killed, finished = random.Random(0), [], []
+    for _ in range(10):
+        run = context.Process(target=build, args=(source, output, OPTIONS))
+        run.start()
+        run.join(rng.uniform(0, took / 4))
+        if (output / "manifest.json").exists():
+            run.join()
+            break
+        run.kill()
+        run.join()
+        killed.append(run.exitcode)
+        finished.append(len(list(output.glob(".building/panoramas/*.json"))))
+    else:
+        build(source, output, OPTIONS)
+    assert len(killed) >= 5
+    assert set(killed) == {-signal.SIGKILL}
+    assert finished == sorted(finished)  # nothing that was finished was lost
+    assert finished[-1] > 0
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_what_is_finished_is_not_done_again_and_what_changed_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = panoramas(tmp_path / "in", 6), tmp_path / "out"
+    read: list[str] = []
+    real = journal_module.hash_jpeg
+
+    def counted(jpeg: bytes, width: int) -> Any:
+        if len(read) == 4:
+            raise Cut
+        read.append("")
+        return real(jpeg, width)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "hash_jpeg", counted)
+        with pytest.raises(Cut):
+            build_shards(source, output)
+    (source / "pano 1.png").write_bytes((source / "pano 5.png").read_bytes())  # 1 is read already, and now another
+    copies = sorted(output.glob(".building/panoramas/*.jpg"))
+    copies[0].write_bytes(b"")  # as after a loss of power
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "hash_jpeg", lambda *args: read.append("") or real(*args))
+        build_shards(source, output)
+    assert len(read) in (4 + 3, 4 + 4)  # two were left, one changed; the lost copy is its, or one more
+    build_shards(source, tmp_path / "anew")
+    assert contents(output) == contents(tmp_path / "anew")
+
+
+def unfinished(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_at(8, patch)
+        with pytest.raises(Cut):
+            build_shards(source, output)
+
+
+def test_another_unfinished_build_is_an_error_that_names_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other, output = panoramas(tmp_path / "in", 5), panoramas(tmp_path / "other", 4), tmp_path / "out"
+    unfinished(source, output, monkeypatch)
+    before = contents(output)
+    for options, words in (
+        ({"quality": 90}, "quality 95, not 90.*--overwrite"),
+        ({"limit": 2}, "limit None, not 2"),
+        ({"shard_size": 2}, "shard-size 256, not 2"),
+    ):
+        with pytest.raises(DataError, match=words):
+            build_shards(source, output, **options)
+    with pytest.raises(DataError, match=r"source .*in.*, not .*other"):
+        build_shards(other, output)
+    assert contents(output) == before
+    build_shards(other, output, overwrite=True)
+    build_shards(other, tmp_path / "anew")
+    assert contents(output) == contents(tmp_path / "anew")
+
+
+def test_two_builds_at_once_in_one_folder_are_an_error(tmp_path: Path) -> None:
+    source, output = panoramas(tmp_path / "in", 2), tmp_path / "out"
+    (output / ".building").mkdir(parents=True)
+    handle = os.open(output / ".building", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="another process is building"):
+        build_shards(source, output)
+    os.close(handle)
+    build_shards(source, output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_command_killed_ten_times_ends_in_the_same_bytes(tmp_path: Path, engine: str) -> None:
+    """Main process and workers are new each time; a killed one leaves no worker behind that goes on writing."""
+    source, output = panoramas(tmp_path / "in", 400, width=1024), tmp_path / "out"
+    build_shards(source, tmp_path / "whole", val_fraction=0.3, shard_size=50)
+    command = [sys.executable, "-m", "cubediff.prepare", str(source), str(output), "--workers", "2"]
+    command += ["--engine", engine, "--val-fraction", "0.3", "--shard-size", "50"]
+    rng, finished = random.Random(1), []
+    for _ in range(10):
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        begun = len(list(output.glob(".building/panoramas/*.json")))
+        while run.poll() is None and len(list(output.glob(".building/panoramas/*.json"))) == begun < 400:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
+        time.sleep(2)
+        finished.append(len(list(output.glob(".building/panoramas/*.json"))))
+        time.sleep(1)
+        assert len(list(output.glob(".building/panoramas/*.json"))) == finished[-1]  # the workers have ended too
+    assert finished == sorted(finished)
+    assert finished[0] > 0
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(output) == contents(tmp_path / "whole")
+    assert json.loads((output / "manifest.json").read_text())["samples"] == 400
+
+
+def test_where_the_machine_fails_to_read_a_panorama_the_build_stops_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the panorama, which must not be left out of the dataset for it."""
+    source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "decode", fails)
+        with pytest.raises(OSError, match=r"\.png cannot be read \(Input/output error\): when it can.* goes on"):
+            build_shards(source, output, **OPTIONS)
+    build_shards(source, output, **OPTIONS)
+    build_shards(source, tmp_path / "whole", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")

@@ -1,0 +1,149 @@
+"""Damaged shards: what can be read is, the order stays, everything lost is counted, and too much of it ends the run."""
+
+import logging
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from support.panoramas import data, fit, keys, shards, spoil
+
+from cubediff.data import DataError
+from cubediff.data.streaming.catalog import open_dataset
+from cubediff.data.streaming.remote import Cache
+from cubediff.data.streaming.stream import Damaged, Skips
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 2)])
+def test_a_damaged_sample_shifts_nothing_and_the_next_takes_its_place(tmp_path: Path, world: int, workers: int) -> None:
+    path = shards(tmp_path, 16)
+
+    def stream(world: int, workers: int) -> tuple[list[str], list[float], int]:
+        ranks = [data(path, r, world, num_workers=workers, max_skipped_share=1.0) for r in range(world)]
+        batches = zip(*(module.train_dataloader() for module in ranks), strict=True)
+        flat = [batch for parts in batches for batch in parts]
+        return keys(flat), [yaw for b in flat for yaw in b["yaw"].tolist()], sum(m.skipped for m in ranks)
+
+    whole, yaws, _ = stream(1, 0)
+    bad = [whole[i] for i in (3, 8, 9, 15)]
+    for tar in path.glob("*.tar"):
+        with tarfile.open(tar) as file:
+            names = [name for name in file.getnames() if name.endswith(".jpg") and name[:3] in bad]
+        spoil(tar, *names)
+    damaged, same_yaws, skipped = stream(world, workers)
+    assert [key for i, key in enumerate(damaged) if i not in (3, 8, 9, 15)] == [k for k in whole if k not in bad]
+    assert damaged[3] == whole[4]
+    assert damaged[8] == damaged[9] == whole[10]
+    assert damaged[15] not in bad
+    assert same_yaws == yaws  # the turn is the place's, not the sample's
+    assert skipped == 4
+
+
+def test_what_is_skipped_is_said_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:
+    skips = Skips()
+    with caplog.at_level(logging.WARNING):
+        for i in range(250):
+            skips.add("ab"[i % 2], Damaged(f"sample {i}"))
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[0] for text in said] == ["1", "10", "100"]
+    assert said[1].endswith("the last sample 9")
+    assert skips.shards == {"a": 125, "b": 125}
+
+
+def test_damage_is_too_much_only_where_enough_was_read_to_tell() -> None:
+    skips = Skips()
+    skips.asked += 120
+    skips.add("b.tar", Damaged("x"))
+    skips.check(0.01, 200)  # 1 of 120, but 1 of 200 is no more than 1 %
+    skips.add("b.tar", Damaged("x"))
+    skips.check(0.01, 200)
+    skips.add("a.tar", Damaged("x"))
+    with pytest.raises(DataError, match=r"3 of 120 samples .*max_skipped_share=0\.01.*\(b\.tar: 2, a\.tar: 1\)"):
+        skips.check(0.01, 200)  # whatever the other 80 are
+    skips.asked += 1000
+    skips.check(0.01, 200)  # 3 of 1120
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_above_its_share_training_stops_with_the_shards_counts(tmp_path: Path, workers: int) -> None:
+    path = shards(tmp_path, 30, shard_size=10)
+    for tar, count in (("train-000000.tar", 2), ("train-000002.tar", 1)):
+        with tarfile.open(path / tar) as file:
+            images = [name for name in file.getnames() if name.endswith(".jpg")][:count]
+        spoil(path / tar, *images)
+    told = r"^\d of \d+ samples cannot be read, more than data\.max_skipped_share=0\.05: .*train-00000[02]\.tar: [12]"
+    with pytest.raises(DataError, match=told):
+        fit(path, 100, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.05)
+    model, _ = fit(path, 20, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.1)
+    assert len(model.steps) == 20
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, count: int) -> None:
+    """Bit flips, bursts, holes and truncations: what a change hit in its image or header is counted, what it did not
+    touch arrives bit by bit; a change in a caption alone nobody can see."""
+    path = shards(tmp_path, 12, shard_size=6)
+    module = data(path, batch_size=12, yaw="none", panorama_height=32, max_skipped_share=1.0)
+    (batch,) = module.train_dataloader()
+    clean = dict(zip(batch["key"], batch["panorama"], strict=True))
+    shard = path / "train-000001.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        members = [(m.name.partition(".")[0], m.name.endswith(".jpg"), m.offset, m.offset_data, m.size) for m in tar]
+    rng = Random(0)
+    lost = 0
+    for kind, broken in corruptions(whole, count, rng):
+        shard.write_bytes(broken)
+        module.position = 0
+        (batch,) = module.train_dataloader()
+        skipped = clean.keys() - set(batch["key"])
+        both = enumerate(zip(whole, broken, strict=False))  # what is cut off is told by the length, below
+        changed = {i for i, (a, b) in both if a != b}
+        must, may = set(), set()
+        for key, image, header, start, size in members:
+            end = start + size + -size % 512
+            touched = changed.intersection(range(header, end)) or end > len(broken)
+            checksum = range(header + 148, header + 156)
+            in_image = image and (changed.intersection(range(start, start + size)) or start + size > len(broken))
+            in_header = kind == "flip" and changed.intersection(set(range(header, start)) - set(checksum))
+            may |= {key} if touched else set()
+            must |= {key} if in_image or in_header else set()
+        assert must <= skipped <= may, kind
+        assert module._streams["train"].skips.shards == ({str(shard): len(skipped)} if skipped else {}), kind
+        assert all(torch.equal(image, clean[key]) for key, image in zip(batch["key"], batch["panorama"], strict=True))
+        assert len(batch["key"]) == 12
+        lost += len(skipped)
+    assert lost > count / 2
+    print(f"{count} corruptions cost {lost} samples, all counted")
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_corrupt_tars_without_a_manifest_are_indexed_as_far_as_they_go_or_refused(tmp_path: Path, count: int) -> None:
+    path = shards(tmp_path, 6, shard_size=6) / "train-000000.tar"
+    broken_tar = tmp_path / "broken.tar"
+    refused = 0
+    for _, broken in corruptions(path.read_bytes(), count, Random(1)):
+        broken_tar.write_bytes(broken)
+        try:
+            (shard,) = open_dataset(str(broken_tar), Cache(tmp_path, 1.0)).splits["train"]
+            assert len(shard) <= 12
+        except DataError:
+            refused += 1
+    assert 0 < refused < count
+
+
+def corruptions(whole: bytes, count: int, rng: Random) -> Iterator[tuple[str, bytes]]:
+    for _ in range(count):
+        kind = rng.choice(["flip", "burst", "hole", "truncation"])
+        broken, place, length = bytearray(whole), rng.randrange(len(whole)), rng.randrange(1, 3000)
+        if kind == "flip":
+            broken[place] ^= 1 << rng.randrange(8)
+        elif kind == "burst":
+            broken[place : place + length] = rng.randbytes(len(broken[place : place + length]))
+        elif kind == "hole":
+            broken[place : place + length] = bytes(len(broken[place : place + length]))
+        else:
+            del broken[place:]
+        yield kind, bytes(broken)

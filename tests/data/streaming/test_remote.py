@@ -1,0 +1,297 @@
+"""Shards that lie elsewhere: they arrive whole through bad connections, once for all readers, in bounded space."""
+
+import functools
+import http.server
+import json
+import multiprocessing
+import random
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from support.panoramas import data, keys, shards
+
+from cubediff.data import DataError
+from cubediff.data.format.index import index_tar
+from cubediff.data.streaming import remote
+from cubediff.data.streaming.remote import Cache
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.001)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards(tmp_path_factory.mktemp("remote"), 30, val=0.2)
+
+
+def everything(path: Any, cache: Path, workers: int = 0, **options: Any) -> list[str]:
+    """An epoch of training and the validation, and nothing left to fetch."""
+    module = data(path, batch_size=1, num_workers=workers, cache_dir=cache, **options)
+    seen = sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
+    fetched()
+    return seen
+
+
+def fetched() -> None:
+    """What is being fetched in the background has come."""
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join()
+
+
+def braces(dataset: Path) -> str:
+    last = len(list(dataset.glob("train-*.tar"))) - 1
+    return f"train-{{000000..{last:06d}}}.tar"
+
+
+EVERY = [f"{i:03d}" for i in range(30)]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; breaks a share of the answers off in their middle."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, drops: float) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.drops, self.dropped, self.random = drops, 0, random.Random(0)
+        self.asked: Counter[str] = Counter()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
+        self.server.asked[self.path.rpartition("/")[2]] += 1
+        if self.server.random.random() < self.server.drops:
+            self.server.dropped += 1
+            outputfile.write(content[: self.server.random.randrange(len(content))])
+            self.connection.shutdown(socket.SHUT_RDWR)  # closing is not enough: the test has it too
+            self.close_connection = True
+        else:
+            outputfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """No lines between those of the tests."""
+
+
+@pytest.fixture
+def server(dataset: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Server(dataset, getattr(request, "param", 0.0)) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+# ---- places ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("server", [0.4], indirect=True)
+def test_over_http_that_drops_connections_everything_arrives(server: Server, tmp_path: Path, workers: int) -> None:
+    assert everything(server.url, tmp_path, workers) == EVERY
+    assert server.dropped > 3
+    whole = {file: count for file, count in server.asked.items() if file.endswith(".tar")}
+    assert sum(whole.values()) - server.dropped <= len(whole)  # none twice, for all their readers
+    asked = server.asked.total()
+    assert everything(server.url, tmp_path, workers) == EVERY
+    assert not {f for f, count in server.asked.items() if f.endswith(".tar") and count > whole[f]}
+    assert server.asked.total() > asked  # the manifest and the index, each time
+
+
+def test_shards_are_fetched_before_they_are_needed(server: Server, tmp_path: Path) -> None:
+    module = data(server.url, batch_size=2, cache_dir=tmp_path, shuffle_buffer=4)
+    batches = iter(module.train_dataloader())
+    next(batches)
+    stream = module._streams["train"]
+    for _ in batches:
+        fetched()
+        present = {file.name.partition("-")[2] for file in tmp_path.glob("*.tar")}
+        coming = [stream.reader.locate(stream.order[module.position + i])[0] for i in range(2)]
+        assert {Path(stream.reader.shards[shard].name).name for shard in coming} <= present
+
+
+def test_from_an_s3_bucket_everything_arrives(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
+    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    bucket.start()
+    try:
+        host, port = bucket.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        s3 = fsspec.filesystem("s3")
+        s3.mkdir("panoramas")
+        s3.put(f"{dataset}/", "panoramas/shards/", recursive=True)
+        assert everything("s3://panoramas/shards", tmp_path / "a", 2) == EVERY
+        tars = "s3://panoramas/shards/" + braces(dataset)
+        assert set(everything(tars, tmp_path / "b")) == set(keys(data(dataset, batch_size=1).train_dataloader()))
+    finally:
+        bucket.stop()
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "pipe:cat ", "http"])
+def test_tars_without_a_manifest_are_all_for_training(
+    dataset: Path, tmp_path: Path, prefix: str, server: Server
+) -> None:
+    tars = sorted(dataset.glob("train-*.tar"))
+    place = f"{server.url}/" if prefix == "http" else f"{prefix}{dataset}/"
+    expected = {key for tar in tars for key in index_tar(tar).keys}
+    for path in (place + braces(dataset), [place + tar.name for tar in tars]):
+        module = data(path, batch_size=1, cache_dir=tmp_path)
+        assert module.samples("train") == len(expected)
+        assert set(keys(module.train_dataloader())) == expected
+        assert module.val_dataloader() == []
+    fetched = [file for file in tmp_path.glob("*.tar") if file.is_file()]
+    assert len(fetched) == (len(tars) if prefix in ("http", "pipe:cat ") else 0)
+
+
+class Hub(Handler):
+    """The folder as the one dataset of a Hugging Face Hub, as far as its file system asks."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/datasets/me/panoramas/resolve/main/"):
+            self.path = path.removeprefix("/datasets/me/panoramas/resolve/main")
+            return super().do_GET()
+        files = [f for f in Path(self.directory).rglob("*") if f.is_file()]
+        told: Any = {"id": "me/panoramas", "sha": "0" * 40}
+        if "/tree/" in path:
+            names = [(f.relative_to(self.directory).as_posix(), f.stat().st_size) for f in files]
+            told = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in names]
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_from_a_dataset_of_the_hub_everything_arrives(
+    dataset: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.RequestHandlerClass = functools.partial(Hub, directory=str(dataset))  # type: ignore[assignment]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
+    assert everything("hf://datasets/me/panoramas", tmp_path, 2) == EVERY
+    fsspec.get_filesystem_class("hf").clear_instance_cache()
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_stays_missing_is_an_error_that_names_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = data(server.url, batch_size=1, cache_dir=tmp_path, num_workers=2).train_dataloader()
+    monkeypatch.setattr(Handler, "translate_path", lambda self, path: "/nowhere")
+    with pytest.raises(DataError, match=r"^http://127.*train-0000\d\d\.tar cannot be read after 6 attempts \(FileNotF"):
+        keys(loader)
+    assert list(tmp_path.glob("*.tar")) == []
+
+
+def test_a_local_shard_that_has_gone_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = shards(tmp_path, 4)
+    module = data(path)
+    (path / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"^/.*train-000000\.tar cannot be read after 6 attempts"):
+        keys(module.train_dataloader())
+
+
+def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pipe:exit 3 .*\.tar cannot be read after 6 attempts \(OSError.*3"):
+        data("pipe:exit 3 # x.tar", cache_dir=tmp_path)
+
+
+def test_a_shard_that_is_another_than_was_written_is_not_used(server: Server, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1e9)
+    shard = f"{server.url}/train-000000.tar"
+    with pytest.raises(DataError, match="bytes arrived instead of 5"):
+        cache.open(shard, 5)
+    with pytest.raises(DataError, match="sha256 differs"):
+        cache.open(shard, None, "0" * 64)
+    assert list(tmp_path.glob("*.tar")) == []
+    cache.open(shard).close()
+    assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
+def test_a_missing_package_is_named_with_its_extra(
+    protocol: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("install it")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    told = rf"^{protocol}://bucket/x/manifest.json needs another package .*: pip install 'cubediff\[{extra}\]'$"
+    with pytest.raises(DataError, match=told):
+        data(f"{protocol}://bucket/x", cache_dir=tmp_path)
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------
+
+
+def files(folder: Path, count: int, size: int) -> list[str]:
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i}.tar").write_bytes(bytes([i]) * size)
+    return [f"local://{folder}/{i}.tar" for i in range(count)]
+
+
+def test_the_cache_keeps_its_limit_and_what_was_used_last(tmp_path: Path) -> None:
+    urls = files(tmp_path / "there", 6, 1000)
+    cache = Cache(tmp_path / "cache", 3500.0)
+
+    def held() -> set[int]:
+        return {file.read_bytes()[0] for file in (tmp_path / "cache").glob("*.tar")}
+
+    first = cache.open(urls[0])
+    for i in (1, 2):
+        cache.open(urls[i]).close()
+    cache.open(urls[0]).close()  # used again, so that 1 is the oldest
+    cache.open(urls[3]).close()
+    assert held() == {0, 2, 3}
+    for i in (4, 5, 1):
+        cache.open(urls[i]).close()
+        assert sum(file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")) <= 3500
+    assert held() == {4, 5, 1}
+    assert first.read() == bytes(1000)  # removed, and still whole for who reads it
+    first.close()
+    small = Cache(tmp_path / "small", 10.0)
+    for url in urls:
+        with small.open(url) as file:
+            assert len(file.read()) == 1000
+    assert len(list((tmp_path / "small").glob("*.tar"))) == 1  # the last, larger than the limit
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_smaller_than_the_data_shows_all_of_it(server: Server, tmp_path: Path, workers: int) -> None:
+    assert everything(server.url, tmp_path, workers, cache_gb=1e-6) == EVERY
+    assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(server: Server, dataset: Path, tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        sizes = pool.map(functools.partial(length, tmp_path), [f"{server.url}/train-000000.tar"] * 4, chunksize=1)
+    assert sizes == [(dataset / "train-000000.tar").stat().st_size] * 4
+    assert server.asked == {"train-000000.tar": 1}
+
+
+def length(folder: Path, url: str) -> int:
+    with Cache(folder, 1e9).open(url) as file:
+        return len(file.read())

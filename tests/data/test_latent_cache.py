@@ -1,0 +1,230 @@
+"""Training on latents that were encoded before, against training that encodes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import safetensors.torch
+import torch
+from support.panoramas import keys, shards, spoil
+from support.runs import composed
+
+from cubediff import CubeDiffPipeline, train
+from cubediff.cache import cache
+from cubediff.configs import build
+from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
+from cubediff.data import latent_cache as encode
+from cubediff.pipelines.loading import tiny_random
+
+WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
+
+
+def cached(source: Path, output: Path, *words: str) -> dict[str, Any]:
+    return cache(composed(*WORDS, f"data.path={source}", f"cache.output={output}", *words, name="cache"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards(tmp_path_factory.mktemp("source"), 10, val=0.3, shard_size=3, faces=True)
+
+
+@pytest.fixture(scope="module")
+def latents(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("latents") / "out"
+    cached(source, output, "cache.turns=3", "cache.dtype=float32")
+    return output
+
+
+def test_every_panorama_is_there_once_in_the_same_shards(source: Path, latents: Path) -> None:
+    made, original = (json.loads((path / "manifest.json").read_text()) for path in (latents, source))
+    for split in ("train", "val"):
+        names = [[s["file"] for s in manifest["splits"][split]["shards"]] for manifest in (made, original)]
+        assert names[0] == names[1]
+    data = LatentDataModule(latents, batch_size=1, face_size=64)
+    data.setup()
+    old = PanoramaDataModule(source, batch_size=1, face_size=64)
+    assert sorted(keys(data.train_dataloader())) == sorted(keys(old.train_dataloader()))
+    assert keys(data.val_dataloader()) == keys(old.val_dataloader())
+
+
+def batches_of_the_same(source: Path, latents: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of latents, and the same turns of the same panoramas with the same captions, still to be encoded."""
+    stored = next(iter(LatentDataModule(latents, batch_size=4, face_size=64).train_dataloader()))
+    data = PanoramaDataModule(source, batch_size=1, face_size=64)
+    panoramas = {batch["key"][0]: batch["panorama"] for batch in data.train_dataloader()}
+    prompts = []
+    for key, yaw in zip(stored["key"], stored["yaw"].tolist(), strict=True):
+        members = next(m for tar in latents.glob("train-*.tar") if (m := members_of(tar, key)))
+        record, tensors = json.loads(members["json"]), safetensors.torch.load(members["safetensors"])
+        turn = record["yaws"].index(pytest.approx(yaw))
+        prompts.append([record["captions"][i] for i in tensors["captions"][turn]])
+    online = {
+        "panorama": torch.cat([panoramas[key] for key in stored["key"]]),
+        "yaw": stored["yaw"],
+        "prompts": prompts,
+        "cameras": [None] * 4,
+        "key": stored["key"],
+    }
+    return stored, dict(data.on_after_batch_transfer(online, 0))
+
+
+def members_of(tar: Path, key: str) -> dict[str, bytes]:
+    with tarfile.open(tar) as opened:
+        names = [name for name in opened.getnames() if name.startswith(f"{key}.")]
+        return {name.partition(".")[2]: opened.extractfile(name).read() for name in names}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
+def test_the_loss_is_that_of_encoding_the_same_turns(source: Path, tmp_path: Path, dtype: str, near: float) -> None:
+    cached(source, tmp_path / "out", "cache.turns=2", f"cache.dtype={dtype}")
+    module = build(composed(*WORDS, f"data.path={source}").model)
+    module.empty_text = module.encoders.encode_text([""])
+    stored, online = batches_of_the_same(source, tmp_path / "out")
+    with torch.no_grad():
+        for place in range(3):
+            torch.testing.assert_close(
+                module._losses(stored, (place,)), module._losses(online, (place,)), rtol=near, atol=0
+            )
+
+
+def test_turns_are_drawn_as_training_draws_them_and_all_of_them_come(latents: Path) -> None:
+    data = LatentDataModule(latents, batch_size=1, face_size=64)
+    loader = data.train_dataloader()
+    seen: dict[str, set[float]] = {}
+    for _ in range(20):
+        for batch in loader:
+            seen.setdefault(batch["key"][0], set()).add(batch["yaw"].item())
+    assert {len(yaws) for yaws in seen.values()} == {3}
+    assert len(set().union(*seen.values())) == 3 * len(seen)
+
+
+def test_a_run_on_latents_has_no_encoders_and_exports_a_whole_model(
+    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*WORDS, "data=latents", f"data.path={latents}", "data.batch_size=2", "trainer.max_steps=3")
+    config = composed(*words, "trainer.log_every_n_steps=1", run_dir=tmp_path / "run")
+    on_the_way: list[str] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            encoders = pl_module.encoders
+            on_the_way.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build", lambda c, **o: build(c, **watched(o, Look())))
+        train.fit(config, tmp_path / "run")
+    assert set(on_the_way) == {"meta"}
+    assert "no samples are drawn" in capsys.readouterr().out
+    made = CubeDiffPipeline.from_pretrained(tmp_path / "run" / "export")
+    made.set_progress_bar_config(disable=True)
+    begun = tiny_random()
+    assert torch.equal(made.vae.decoder.conv_in.weight, begun.vae.decoder.conv_in.weight)
+    assert made("a hall", num_inference_steps=1, output_type="pt").faces.isfinite().all()
+    assert (made.unet.conv_in.weight != begun.unet.conv_in.weight).any()
+
+
+def watched(options: dict[str, Any], callback: L.Callback) -> dict[str, Any]:
+    """The options of a trainer with one more callback."""
+    return {**options, "callbacks": [*options["callbacks"], callback]} if "callbacks" in options else options
+
+
+def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: Path, tmp_path: Path) -> None:
+    words = ("cache.turns=3", "cache.dtype=float32")
+    whole = {file.name: file.read_bytes() for file in latents.iterdir()}
+    written: list[str] = []
+    finish = encode.ShardWriter._finish
+
+    def stop(self: encode.ShardWriter) -> None:
+        finish(self)
+        if self._name and self._name not in written:
+            written.append(self._name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode.ShardWriter, "_finish", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            cached(source, tmp_path / "out", *words)
+    left = {file.name for file in (tmp_path / "out").glob("*.tar")}
+    assert left
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(DataError, match="was begun with another turns"):
+        cached(source, tmp_path / "out", "cache.turns=2", "cache.dtype=float32")
+    cached(source, tmp_path / "out", *words)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+    with pytest.raises(DataError, match="already holds a dataset"):
+        cached(source, tmp_path / "out", *words)
+
+
+def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "cache.turns=3", "cache.dtype=float32", "trainer.devices=2", "+trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "cubediff.cache", *words, f"data.path={source}", f"cache.output={tmp_path}/out"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("turns each") == 1  # one process tells
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
+        file.name: file.read_bytes() for file in latents.iterdir()
+    }
+
+
+def test_damaged_panoramas_are_left_out_as_far_as_is_allowed(source: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(source, tmp_path / "broken"))
+    with tarfile.open(broken / "train-000000.tar") as tar:
+        damaged = next(name for name in tar.getnames() if name.endswith("jpg"))
+    spoil(broken / "train-000000.tar", damaged)
+    with pytest.raises(DataError, match=r"1 of \d+ samples cannot be read"):
+        cached(broken, tmp_path / "none", "cache.turns=2")
+    manifest = cached(broken, tmp_path / "most", "cache.turns=2", "data.max_skipped_share=0.2")
+    assert manifest["samples"] == 9
+
+
+def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
+    shutil.copytree(latents, tmp_path / "out")
+    shard = next((tmp_path / "out").glob("train-*.tar"))
+    with tarfile.open(shard) as tar:
+        damaged = next(name for name in tar.getnames() if name.endswith("safetensors"))
+    spoil(shard, damaged)
+    data = LatentDataModule(tmp_path / "out", batch_size=1, face_size=64, max_skipped_share=1.0)
+    assert len(keys(data.train_dataloader())) == data.samples("train")
+    assert data.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("data=latents", "data.path=LATENTS", "face_size=32"), "have face_size=64: give face_size=64"),
+        (("data=latents", "data.path=LATENTS", "fov=90.0"), "have fov=95.0"),
+        (("data=latents", "data.path=SOURCE"), "holds panoramas and not latents: give data=panoramas"),
+        (("data.path=LATENTS",), "holds latents and not panoramas: give data=latents"),
+        (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "made by other encoders"),
+    ],
+)
+def test_latents_that_do_not_fit_are_told(
+    source: Path, latents: Path, tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    words = tuple(word.replace("LATENTS", str(latents)).replace("SOURCE", str(source)) for word in words)
+    with pytest.raises(ValueError, match=told):
+        train.fit(composed(*WORDS, *words, "data.batch_size=2", run_dir=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("cache.dtype=int8",), "use one of float16, bfloat16, float32"),
+        (("cache.turns=0",), "give at least 1"),
+        (("data=photos",), "cache with data=panoramas"),
+    ],
+)
+def test_what_cannot_be_cached_is_told(source: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        cached(source, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,207 @@
+"""Photos as conditions: each lands where it was taken to, at any size and field of view, and is continued around."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cubediff.geometry import (
+    equirect_to_cube,
+    equirect_to_perspective,
+    face_directions,
+    perspective_to_cube,
+    rotation_matrix,
+)
+from cubediff.geometry.photos import Photo, exif_fov, known_faces
+from cubediff.pipelines.prompts import photos_by_panorama
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+ANGLE = st.floats(-180, 180)
+PITCH = st.floats(-90, 90)
+
+
+def direction_panorama(height: int) -> Tensor:
+    """A panorama whose colour is the direction it looks along."""
+    yaw = ((torch.arange(2 * height, dtype=torch.float64) + 0.5) / (2 * height) - 0.5) * 2 * math.pi
+    pitch = (0.5 - (torch.arange(height, dtype=torch.float64) + 0.5) / height)[:, None] * math.pi
+    colours = torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()))
+    return colours[None].float()
+
+
+def panorama_of(name: str) -> Tensor:
+    pixels = cv2.imread(str(SAMPLES / f"{name}.jpg"))[..., ::-1].copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def inside(size: int, photo: Photo, margin: float) -> Tensor:
+    """Whether each face pixel's direction lies in the photo by more than `margin` of its half width (6, 1, S, S);
+    float64, from the conventions."""
+    rows, columns = photo.picture.shape[1:]
+    turn = rotation_matrix(*(torch.tensor(a, dtype=torch.float64) for a in (photo.yaw, photo.pitch, photo.roll)))
+    x, y, z = (face_directions(size, 95.0, torch.float64) @ turn).unbind(-1)
+    tan = math.tan(math.radians(photo.fov) / 2)
+    reach = torch.maximum(x.abs() / z, y.abs() / z * columns / rows) / tan
+    return ((z > 0) & (reach <= 1 - margin))[:, None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(20, 150), ANGLE, PITCH, ANGLE, st.sampled_from([(96, 96), (60, 120), (120, 60)]))
+def test_a_photo_lands_where_it_was_taken_to(fov, yaw, pitch, roll, size):
+    picture = equirect_to_perspective(direction_panorama(128), size, fov, yaw, pitch, roll)[0]
+    photo = Photo(picture, fov, yaw, pitch, roll)
+    faces, covered = (one[0] for one in known_faces([[photo]], 48, 95.0))
+    assert inside(48, photo, 1e-3)[~covered].sum() == 0
+    assert inside(48, photo, -1e-3)[covered].all()
+    well_inside = inside(48, photo, 0.05).expand_as(faces)
+    expected = face_directions(48, 95.0).movedim(-1, 1)
+    step = 2 * math.tan(math.radians(fov) / 2) / min(size)  # what a photo's pixel sees, at its centre
+    assert ((faces - expected).abs()[well_inside] < 0.02 + step**2).all()
+
+
+@pytest.mark.parametrize("name", ["courtyard", "hotel_room"])
+@pytest.mark.parametrize("view", [(60, 0, 0, 0), (75, 35, 20, 10), (100, -150, -30, -5), (65, 10, 80, 0)])
+def test_a_real_photo_gives_the_faces_that_the_panorama_gives(name, view):
+    panorama = panorama_of(name)
+    fov, *turn = (float(angle) for angle in view)
+    picture = equirect_to_perspective(panorama, (480, 640), fov, *turn, mode="bicubic")[0].clamp(-1, 1)
+    faces, covered = known_faces([[Photo(picture, fov, *turn)]], 128, 95.0)
+    expected = equirect_to_cube(panorama, 128, mode="bicubic").clamp(-1, 1)
+    error = (faces - expected).square()[covered.expand_as(faces)].mean()
+    assert 10 * torch.log10(4 / error) > 38  # dB
+
+
+def test_a_picture_of_a_faces_size_and_view_is_the_front_face_and_nothing_else():
+    picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for photo in (Photo(picture), Photo(picture, 95.0)):
+        faces, covered = known_faces([[photo]], 64, 95.0)
+        assert torch.equal(faces[0, 0], picture)
+        assert covered[0, 0].all()
+        assert not covered[0, 1:].any()
+
+
+def test_of_an_unknown_field_of_view_the_central_square_is_as_wide_as_a_face():
+    wide = torch.rand(3, 64, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    faces, _ = known_faces([[Photo(wide)]], 64, 95.0)
+    assert torch.equal(faces[0, 0], wide[:, :, 18:82])
+    turned, where = known_faces([[Photo(wide, yaw=90.0)]], 64, 95.0)
+    square, there = known_faces([[Photo(wide[:, :, 18:82], 95.0, yaw=90.0)]], 64, 95.0)
+    assert torch.equal(turned, square)
+    assert torch.equal(where, there)
+    assert where[0, 1].float().mean() > 0.99
+    assert not where[0, 3].any()
+
+
+@pytest.mark.parametrize(("size", "focal", "expected"), [((4000, 3000), 26, 67.3), ((3000, 4000), 26, 53.1)])
+def test_a_phones_exif_gives_the_field_of_view(tmp_path, size, focal, expected):
+    """A main camera of "26 mm" sees 79.5° along the diagonal, as its makers say; 4:3."""
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = focal
+    PIL.Image.new("RGB", (size[0] // 50, size[1] // 50)).save(tmp_path / "p.jpg", exif=exif)
+    with PIL.Image.open(tmp_path / "p.jpg") as opened:
+        fov = exif_fov(opened)
+        assert fov == pytest.approx(expected, abs=0.1)
+        by_exif = known_faces([[Photo(opened)]], 32, 95.0)
+        told = known_faces([[Photo(opened, fov)]], 32, 95.0)
+    assert torch.equal(by_exif[1], told[1])
+    assert 0 < by_exif[1][0, 0].float().mean() < 0.7
+    wide, high = (math.tan(math.radians(a) / 2) for a in (67.3, 53.1))
+    assert 2 * math.degrees(math.atan(math.hypot(wide, high))) == pytest.approx(79.5, abs=0.2)
+
+
+def test_without_exif_nothing_is_known():
+    assert exif_fov(PIL.Image.new("RGB", (4, 3))) is None
+    assert exif_fov(torch.zeros(3, 4, 4)) is None
+    unknown = PIL.Image.new("RGB", (4, 3))
+    unknown.getexif().get_ifd(0x8769)[0xA405] = 0  # "unknown", says EXIF
+    assert exif_fov(unknown) is None
+
+
+def test_of_several_photos_each_pixel_shows_the_one_whose_centre_is_nearest():
+    red, blue = (torch.tensor(c)[:, None, None].expand(3, 40, 40) for c in ([1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]))
+    photos = [Photo(red, 90.0, yaw=-30.0), Photo(blue, 90.0, yaw=30.0)]
+    faces, covered = (one[0] for one in known_faces([photos], 64, 95.0))
+    alone = [known_faces([[photo]], 64, 95.0)[1][0] for photo in photos]
+    assert torch.equal(covered, alone[0] | alone[1])
+    x = face_directions(64, 95.0)[..., 0]
+    assert torch.equal(faces[:, 0] > 0, x < 0)  # they overlap around the middle, which divides them
+    either = alone[0] ^ alone[1]
+    assert either.any()
+    other = known_faces([photos[::-1]], 64, 95.0)
+    assert torch.equal(other[1][0], covered)
+    assert torch.equal(other[0][0], faces)
+
+
+def test_outside_a_photo_is_continued_without_a_jump():
+    panorama = panorama_of("courtyard")
+    picture = equirect_to_perspective(panorama, 96, 70.0, 20.0, -10.0, mode="bicubic")[0].clamp(-1, 1)
+    faces, covered = (one[0] for one in known_faces([[Photo(picture, 70.0, 20.0, -10.0)]], 96, 95.0))
+    real = equirect_to_cube(panorama, 96, mode="bicubic")[0]
+    jumps = max((faces.diff(dim=d).abs().amax()) for d in (2, 3))
+    assert jumps < 1.1 * max(real.diff(dim=d).abs().amax() for d in (2, 3))
+    assert faces[~covered.expand_as(faces)].std() > 0.5 * faces[covered.expand_as(faces)].std()
+
+
+def test_a_batch_of_pictures_with_views_of_their_own_is_each_by_itself():
+    pictures = torch.rand(3, 3, 14, 20, generator=torch.Generator().manual_seed(0))
+    views = [80.0, 90.0, 120.0], [0.0, 90.0, -100.0], [5.0, -30.0, 80.0], [0.0, 10.0, -70.0]
+    fov, yaw, pitch, roll = (torch.tensor(angles) for angles in views)  # none is finer than the faces
+    faces, covered = perspective_to_cube(pictures, 24, 95.0, fov, yaw, pitch, roll)
+    for i in range(3):
+        turn = [float(a[i]) for a in (fov, yaw, pitch, roll)]
+        one, where = perspective_to_cube(pictures[i : i + 1], 24, 95.0, *turn)
+        assert torch.equal(where[0], covered[i])
+        torch.testing.assert_close(one[0], faces[i], rtol=0, atol=1e-4)
+
+
+def test_pictures_of_bytes_stay_bytes_and_are_averaged_where_they_are_finer_than_the_faces():
+    fine = (torch.arange(800)[:, None] + torch.arange(800)) % 2 * 255  # a chessboard of single pixels
+    picture = fine.to(torch.uint8).expand(1, 3, -1, -1)
+    faces, covered = perspective_to_cube(picture, 32, 95.0, 80.0)
+    assert faces.dtype == torch.uint8
+    inside = faces[:, 0, :, 6:-6, 6:-6].float()
+    assert (inside - 127.5).abs().max() < 8
+    assert covered.dtype == torch.bool
+
+
+@pytest.mark.parametrize("fov", [0.0, 180.0, -20.0])
+def test_a_picture_without_a_field_of_view_raises(fov):
+    with pytest.raises(ValueError, match=f"fov is {fov}°"):
+        perspective_to_cube(torch.zeros(1, 3, 4, 4), 8, 95.0, fov)
+
+
+def test_gradients_and_batches():
+    pictures = torch.rand(2, 3, 16, 24, requires_grad=True)
+    faces, _ = known_faces([[Photo(pictures[0], 60.0)], [Photo(pictures[1], 80.0, 40.0)]], 16, 95.0)
+    assert faces.shape == (2, 6, 3, 16, 16)
+    faces.sum().backward()
+    assert (pictures.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_images_in_every_form_become_photos_by_panorama():
+    pil, tensor = PIL.Image.new("RGB", (4, 4)), torch.zeros(3, 4, 4)
+    assert [len(own) for own in photos_by_panorama(pil)] == [1]
+    assert [len(own) for own in photos_by_panorama(tensor)] == [1]
+    assert [len(own) for own in photos_by_panorama(torch.zeros(5, 3, 4, 4))] == [1] * 5
+    assert [len(own) for own in photos_by_panorama([pil, Photo(tensor, 60.0)])] == [2]
+    assert [len(own) for own in photos_by_panorama([[pil], [tensor, pil], [Photo(pil)]])] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("photo", "told"),
+    [
+        ({"fov": 0.0}, "a photo's fov is 0.0°: it lies between 0° and 180°"),
+        ({"fov": 180.0}, "a photo's fov is 180.0°"),
+        ({"fov": float("nan")}, "a photo's fov is nan°"),
+        ({"yaw": float("inf")}, "yaw, pitch and roll are inf, 0.0, 0.0: give degrees"),
+    ],
+)
+def test_angles_that_cannot_be_meant_raise(photo, told):
+    with pytest.raises(ValueError, match=told):
+        Photo(PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)), **photo)

@@ -1,0 +1,157 @@
+"""Pixels to latents and back with statistics over six faces, and prompts to text states."""
+
+import copy
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from support.awake import awaken_
+from torch import Tensor
+
+from cubediff.geometry import equirect_to_cube
+from cubediff.models.encoders import FrozenEncoders
+from cubediff.models.tiny import byte_tokenizer
+from cubediff.pipelines.loading import tiny_random
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+SCALING = 0.37  # no model's own factor, so that a fixed one shows
+
+
+@pytest.fixture(scope="module")
+def stock_vae() -> AutoencoderKL:
+    vae = awaken_(tiny_random().vae)
+    stock = AutoencoderKL.from_config(vae.config, scaling_factor=SCALING).eval()
+    stock.load_state_dict(vae.state_dict())
+    return stock
+
+
+@pytest.fixture
+def encoders(stock_vae: AutoencoderKL) -> FrozenEncoders:
+    pipeline = tiny_random()
+    return FrozenEncoders(copy.deepcopy(stock_vae).train(), awaken_(pipeline.text_encoder).train(), pipeline.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def cubes() -> Tensor:
+    """Two sample panoramas on cubes of 64-pixel faces, in [−1, 1]."""
+    images = [cv2.imread(str(SAMPLES / f"{name}.jpg")) for name in ("courtyard", "hotel_room")]
+    small = np.stack([cv2.resize(image, (256, 128), interpolation=cv2.INTER_AREA) for image in images])
+    panoramas = torch.from_numpy(small[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return equirect_to_cube(panoramas, 64)
+
+
+# ------------------------------------------------------------------------------------------------- pixels
+
+
+@torch.no_grad()
+def test_latents_of_six_equal_faces_are_the_stock_posterior_mean_times_the_scaling_factor(encoders, stock_vae, cubes):
+    face = cubes[0, :1]
+    expected = stock_vae.encode(face).latent_dist.mean * SCALING
+    got = encoders.encode_faces(face.expand(1, 6, -1, -1, -1))
+    assert got.shape == (1, 6, 4, 8, 8)
+    assert (got - expected).abs().max() < 1e-5 < 1e-1 < expected.std()
+
+
+@torch.no_grad()
+def test_six_equal_latents_decode_as_the_stock_model_decodes_them_divided_by_the_scaling_factor(encoders, stock_vae):
+    latent = 0.1 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = stock_vae.decode(latent / SCALING).sample.clamp(-1, 1)
+    got = encoders.decode_faces(latent.expand(1, 6, -1, -1, -1))
+    assert (got - expected).abs().max() < 1e-4 < 1e-1 < expected.std()
+    assert got.abs().max() <= 1
+
+
+def test_a_panorama_is_encoded_and_decoded_the_same_alone_and_among_others(encoders, cubes):
+    together = encoders.encode_faces(cubes)
+    for i in range(2):
+        assert torch.equal(encoders.encode_faces(cubes[i : i + 1])[0], together[i])
+        assert torch.equal(encoders.decode_faces(together[i : i + 1])[0], encoders.decode_faces(together)[i])
+
+
+def test_every_face_takes_part_in_the_statistics_of_the_others(encoders, cubes):
+    latents = encoders.encode_faces(cubes[:1])
+    decoded = encoders.decode_faces(latents)
+    for face in range(6):
+        there = cubes[:1].clone()
+        there[0, face] = 1.0
+        assert ((encoders.encode_faces(there) - latents).abs().amax((0, 2, 3, 4)) > 1e-4).all()
+        turned = latents.clone()
+        turned[0, face] *= -3
+        assert ((encoders.decode_faces(turned) - decoded).abs().amax((0, 2, 3, 4)) > 1e-4).all()
+
+
+def test_both_models_are_frozen_and_in_evaluation_mode(encoders, cubes):
+    for model in (encoders.vae, encoders.text_encoder):
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules())
+    latents = encoders.encode_faces(cubes[:1].requires_grad_(True))
+    decoded = encoders.decode_faces(latents.requires_grad_(True))
+    assert not decoded.requires_grad
+    assert not encoders.encode_text(["a room"]).requires_grad
+    assert not isinstance(encoders, torch.nn.Module)
+
+
+def test_a_half_precision_vae_takes_and_gives_float32(encoders, cubes):
+    expected = encoders.encode_faces(cubes[:1])
+    encoders.vae.to(torch.bfloat16)
+    latents = encoders.encode_faces(cubes[:1])
+    assert latents.dtype == encoders.decode_faces(latents).dtype == torch.float32
+    assert (latents - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+# --------------------------------------------------------------------------------------------------- text
+
+
+@torch.no_grad()
+def test_text_states_equal_a_direct_call_of_the_text_encoder(encoders):
+    prompts = ["a courtyard at night", ""]
+    tokenizer = encoders.tokenizer
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = [[start, *tokenizer(prompt, add_special_tokens=False).input_ids, end] for prompt in prompts]
+    ids = torch.tensor([row + [pad] * (tokenizer.model_max_length - len(row)) for row in rows])
+    expected = encoders.text_encoder(ids).last_hidden_state
+    got = encoders.encode_text(prompts)
+    assert torch.equal(got, expected)
+    assert (got[0] - got[1]).abs().max() > 0.1
+
+
+def test_a_prompt_as_long_as_the_text_encoder_takes_is_taken_and_a_longer_one_raises(encoders):
+    limit = encoders.tokenizer.model_max_length - 2
+    assert encoders.encode_text(["x" * limit]).shape == (1, limit + 2, 32)
+    with pytest.raises(
+        ValueError, match=rf"'x{{40}}'… has {limit + 1} tokens and the text encoder takes {limit}: shor"
+    ):
+        encoders.encode_text(["short", "x" * (limit + 1)])
+
+
+def test_truncation_keeps_the_beginning_and_is_told_once(encoders, caplog, monkeypatch):
+    monkeypatch.setattr(FrozenEncoders, "_told_truncated", False)
+    limit = encoders.tokenizer.model_max_length - 2
+    with caplog.at_level(logging.WARNING, "cubediff"):
+        cut = encoders.encode_text(["x " * (limit + 30), "y " * (limit + 1)], truncate=True)
+        encoders.encode_text(["z " * 500], truncate=True)
+        FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_text(["z " * 500], truncate=True)
+    assert torch.equal(cut, encoders.encode_text(["x " * limit, "y " * limit]))
+    assert len(caplog.records) == 1
+    assert "is cut, as others may be (told once)" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["a street, at dusk!", "x=3 (~50 %)", "café ☕ 日本"])
+def test_the_byte_tokenizer_gives_any_text_back_in_lower_case_words(text):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(decoded.split()) == "".join(text.split())
+
+
+def test_merges_shorten_what_the_byte_tokenizer_writes():
+    merged = byte_tokenizer(merges=[("t", "h"), ("th", "e</w>")])
+    assert len(byte_tokenizer()("the hall").input_ids) == 2 + 7
+    assert len(merged("the hall").input_ids) == 2 + 5
+    assert merged.decode(merged("the hall").input_ids, skip_special_tokens=True).strip() == "the hall"

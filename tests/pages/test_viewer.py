@@ -1,0 +1,458 @@
+"""The viewer page in a real Chromium: what is seen in a direction is what the faces hold there."""
+
+import base64
+import html
+import io
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from cubediff.geometry import (
+    FACES,
+    equirect_to_cube,
+    equirect_to_perspective,
+    face_directions,
+    rotation_matrix,
+)
+from cubediff.pages.viewer import viewer_html, write_viewer
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+LOOKS = {
+    "front": (0, 0),
+    "right": (90, 0),
+    "back": (180, 0),
+    "left": (-90, 0),
+    "up": (0, 90),
+    "down": (0, -90),
+}
+FLAGS = [
+    "--no-sandbox",
+    "--use-angle=swiftshader",  # WebGL without a graphics card
+    "--enable-unsafe-swiftshader",
+    "--force-color-profile=srgb",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+FRONT = {"yaw": 0, "pitch": 0, "fov": 90}
+PANELS_HIDDEN = ".panel { visibility: hidden !important } #view { box-shadow: none !important }"
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror=\"window.hacked = 2\"> 'single' & &amp; "
+    "{{faces}} ${window.hacked} <!-- \\u003c 永 \u202e"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = next((name for name in found if name), None)
+    if path is None:
+        pytest.skip("no Chromium on the PATH: install one, for example with `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+Opener = Callable[..., Page]
+
+
+@contextmanager
+def opened(browser: Browser, folder: Path) -> Iterator[Opener]:
+    """Opens the viewer of some faces from file://, offline; afterwards the pages must have asked for nothing
+    else and have printed nothing on the console."""
+    contexts, heard = [], []  # a page below 75 pixels is drawn once a second
+
+    def opener(
+        faces,
+        *,
+        width=128,
+        height=128,
+        hash="",
+        before="",
+        touch=False,
+        ready=True,
+        motion="reduce",
+        **kwargs,
+    ):
+        path = write_viewer(folder / "a folder" / "viewer.html", faces, **kwargs)
+        size = {"width": width, "height": height}
+        context = browser.new_context(viewport=size, offline=True, has_touch=touch, reduced_motion=motion)
+        contexts.append(context)
+        context.add_init_script(before)
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("file:") or heard.append(request.url))
+        page.goto(path.as_uri() + hash)
+        assert page.evaluate("cubediffViewer.ready") is ready
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
+    with opened(browser, tmp_path) as opener:
+        yield opener
+
+
+def seen(page: Page, yaw: float, pitch: float, fov: float) -> np.ndarray:
+    """The pixels on the screen, (H, W, 3), as float64 levels, when looking there."""
+    page.evaluate(f"cubediffViewer.setView({yaw}, {pitch}, {fov}); cubediffViewer.settled()")
+    picture = page.screenshot(style=PANELS_HIDDEN, animations="disabled")
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=np.float64)
+
+
+def view(page: Page) -> dict[str, float]:
+    page.evaluate("cubediffViewer.settled()")
+    return page.evaluate("cubediffViewer.getView()")
+
+
+def directions(size: int, yaw: float, pitch: float, fov: float) -> np.ndarray:
+    """Unit vectors through the pixels of a square view, in float64."""
+    rays = face_directions(size, float(fov), torch.float64)[0]
+    turn = rotation_matrix(torch.tensor(yaw, dtype=torch.float64), torch.tensor(pitch, dtype=torch.float64))
+    return (rays @ turn.mT).numpy()
+
+
+def world(rays: np.ndarray) -> np.ndarray:
+    """A smooth sphere, different in every direction and channel, as float64 levels."""
+    x, y, z = np.moveaxis(rays, -1, 0)
+    waves = [2.3 * x + y * z + 0.4, 2.1 * y - 1.3 * z * x + 1.1, 2.7 * z + 0.9 * x - y]
+    return 127.5 + 110 * np.sin(np.stack(waves, -1))
+
+
+def world_faces(size: int, fov: float) -> np.ndarray:
+    return world(face_directions(size, fov, torch.float64).numpy()).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    """Six faces of which no two, and no two corners, look alike."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+# ---- the file ----
+
+
+def test_the_page_refers_to_nothing_outside_itself(noise: np.ndarray) -> None:
+    page = viewer_html(noise)
+    assert re.findall(r"\bhttps?:|@import|url\(", page) == []
+    assert {link[:5] for link in re.findall(r'(?:src|href)="([^"]*)"', page)} == {"data:"}
+    assert "{{" not in page
+
+
+def test_images_arrays_and_tensors_give_the_same_page(noise: np.ndarray) -> None:
+    page = viewer_html(noise)
+    assert viewer_html([Image.fromarray(face) for face in noise]) == page
+    tensor = torch.from_numpy(noise).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert viewer_html(tensor) == page
+    assert viewer_html(tensor.double().requires_grad_()) == page
+
+
+@pytest.mark.parametrize(("size", "kind", "error"), [(256, "png", 0.0), (257, "jpeg", 3.0)])
+def test_small_faces_are_stored_without_loss_and_large_ones_compactly(size: int, kind: str, error: float) -> None:
+    faces = world_faces(size, 95.0)
+    found = re.findall(rf'src="data:image/{kind};base64,([^"]+)" alt="(\w+) face"', viewer_html(faces))
+    assert tuple(name for _, name in found) == FACES
+    for (data, _), face in zip(found, faces, strict=True):
+        stored = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=np.int16)
+        assert np.abs(stored - face).mean() <= error
+
+
+def test_the_writer_makes_the_folder_and_returns_the_path(tmp_path: Path, noise: np.ndarray) -> None:
+    path = write_viewer(str(tmp_path / "a" / "b" / "page.html"), noise, prompt="永遠 \ud800", title="Züri")
+    assert path == tmp_path / "a" / "b" / "page.html"
+    assert path.read_text(encoding="utf-8") == viewer_html(noise, prompt="永遠 \ufffd", title="Züri")
+
+
+@pytest.mark.parametrize(
+    ("faces", "words"),
+    [
+        (torch.zeros(1, 6, 3, 8, 8), r"\(1, 6, 3, 8, 8\)"),
+        (torch.zeros(6, 3, 8, 9), r"\(6, 3, 8, 9\)"),
+        (torch.full((6, 3, 8, 8), math.nan), "NaN"),
+        (np.zeros((6, 3, 8, 8), np.uint8), r"\(6, 3, 8, 8\)"),
+        (np.zeros((5, 8, 8, 3), np.uint8), r"\(5, 8, 8, 3\)"),
+        ([Image.new("RGB", (8, 8))] * 5, "six square images"),
+        ([Image.new("RGB", (8, 8))] * 5 + [Image.new("RGB", (9, 9))], r"\(9, 9\)"),
+        ([], "six square images"),
+    ],
+)
+def test_faces_that_are_no_cube_are_refused(faces, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        viewer_html(faces)
+
+
+@pytest.mark.parametrize("fov", [89.9, 180.0, math.nan, -95.0])
+def test_faces_that_leave_gaps_are_refused(fov: float, noise: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=f"fov is {fov}"):
+        viewer_html(noise, fov=fov)
+
+
+def test_prompt_and_title_are_text_and_stay_out_of_the_script(noise: np.ndarray) -> None:
+    plain, page = viewer_html(noise), viewer_html(noise, prompt=HOSTILE, title=HOSTILE)
+    assert page.count(html.escape(HOSTILE)) == 3  # caption, title, and the canvas's label
+    assert HOSTILE not in page
+    script = plain[plain.index("<script>") :]
+    assert page.endswith(script)
+    assert page.count("<script>") == page.count("</script>") == 1
+
+
+@pytest.mark.parametrize(("prompt", "there"), [("", False), (" \n", False), ("a hall", True)])
+def test_the_caption_is_there_when_there_is_a_prompt(noise: np.ndarray, prompt: str, there: bool) -> None:
+    assert ('dir="auto" hidden>' not in viewer_html(noise, prompt=prompt)) is there
+
+
+# ---- what is seen ----
+
+
+def test_looking_along_an_axis_shows_that_face_pixel_for_pixel(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, fov=90.0)
+    for face, name in zip(noise, FACES, strict=True):
+        assert np.abs(seen(page, *LOOKS[name], 90.0) - face).max() <= 2, name
+
+
+def test_overlapping_faces_are_seen_pixel_for_pixel_where_no_other_face_reaches(
+    open_page: Opener, noise: np.ndarray
+) -> None:
+    page = open_page(noise, fov=95.0)
+    u = math.tan(math.radians(47.5)) * ((2 * np.arange(128) + 1) / 128 - 1)
+    own = np.flatnonzero(np.abs(u) < 1 / math.tan(math.radians(47.5)))
+    assert len(own) > 100
+    for face, name in zip(noise, FACES, strict=True):
+        difference = np.abs(seen(page, *LOOKS[name], 95.0) - face)
+        assert difference[np.ix_(own, own)].max() <= 2, name
+
+
+def test_every_direction_shows_the_world_there_across_edges_and_corners(open_page: Opener) -> None:
+    page = open_page(world_faces(128, 95.0), width=160, height=160)
+    for yaw, pitch, fov in [(45, 35.26, 40), (-135, -35.26, 70), (180, 0, 110), (45, 90, 60), (200, -70, 25)]:
+        error = np.abs(seen(page, yaw, pitch, fov) - world(directions(160, yaw, pitch, fov)))
+        assert error.max() <= 2, (yaw, pitch, fov)
+
+
+def test_faces_without_overlap_meet_without_a_line(open_page: Opener) -> None:
+    page = open_page(world_faces(128, 90.0), width=160, height=160, fov=90.0)
+    error = np.abs(seen(page, 45, 35.26, 40) - world(directions(160, 45, 35.26, 40)))
+    assert error.max() <= 3
+
+
+def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders(open_page: Opener) -> None:
+    colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250], [250, 20, 250]])
+    faces = np.broadcast_to(colors[:, None, None].astype(np.uint8), (6, 32, 32, 3))
+    page = open_page(faces, width=200, height=200, fov=95.0)
+    t = math.tan(math.radians(47.5))
+    for yaw, pitch in [(45, 35.26), (-45, -35.26), (135, 0)]:
+        rays = directions(200, yaw, pitch, 60)
+        weights = []
+        for name in FACES:
+            right, up, axis = (rays @ rotation_matrix(*map(float, LOOKS[name])).double().numpy()).transpose(2, 0, 1)
+            reach = np.maximum(np.abs(right), np.abs(up)) / np.where(axis > 0, axis, np.nan)
+            weights.append(np.nan_to_num(np.clip((t - reach) / (t - 1), 0, 1)))
+        blend = np.moveaxis(np.array(weights), 0, -1)
+        expected = (blend / blend.sum(-1, keepdims=True)) @ colors
+        assert (blend > 0.05).sum(-1).max() >= 2
+        assert np.abs(seen(page, yaw, pitch, 60) - expected).max() <= 2
+
+
+def test_a_photograph_looks_as_it_does_in_the_panorama(open_page: Opener) -> None:
+    with Image.open(SAMPLES / "potsdamer_platz.jpg") as image:
+        panorama = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].double() / 127.5 - 1
+    size = panorama.shape[-1] * 3 // 8
+    faces = equirect_to_cube(panorama, size, 95.0, mode="bicubic")[0]
+    page = open_page(faces.float(), width=256, height=256)
+    for yaw, pitch in [(0, 0), (45, 30), (-120, -40)]:
+        truth = (equirect_to_perspective(panorama, 256, 80.0, float(yaw), float(pitch), mode="bicubic")[0] + 1) * 127.5
+        error = seen(page, yaw, pitch, 80) - truth.clamp(0, 255).permute(1, 2, 0).numpy()
+        assert 10 * math.log10(255**2 / (error**2).mean()) > 36
+
+
+# ---- hands ----
+
+
+@pytest.fixture(scope="module")
+def shared_page(browser: Browser, noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with opened(browser, tmp_path_factory.mktemp("viewer")) as open_page:
+        yield open_page(noise, width=400, height=300, prompt="a quiet hall", title="The hall")
+
+
+@pytest.fixture
+def page(shared_page: Page) -> Page:
+    """A page of 400 by 300 pixels that looks to the front, 90 degrees wide."""
+    shared_page.evaluate("cubediffViewer.setView(0, 0, 90)")
+    assert view(shared_page) == FRONT
+    return shared_page
+
+
+def test_dragging_pulls_the_world_along(page: Page) -> None:
+    page.mouse.move(250, 150)
+    page.mouse.down()
+    page.mouse.move(240, 150)
+    now = view(page)
+    # At 90 degrees across 400 pixels, a pixel at the middle is 1/200 of the distance to the screen.
+    assert now["yaw"] == pytest.approx(math.degrees(10 / 200))
+    assert now["pitch"] == 0
+    page.mouse.move(240, 190)
+    page.mouse.up()
+    now = view(page)
+    assert now["pitch"] == pytest.approx(math.degrees(40 / 200))
+    page.mouse.move(100, 100)
+    assert view(page) == now
+
+
+def test_the_wheel_zooms(page: Page) -> None:
+    page.mouse.move(200, 150)
+    page.mouse.wheel(0, -200)
+    page.wait_for_function("() => cubediffViewer.getView().fov < 80")
+    page.evaluate("cubediffViewer.setView(0, 0, 110)")
+    page.mouse.wheel(0, 1000)
+    page.wait_for_function("() => cubediffViewer.getView().fov === 120")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "sign"),
+    [
+        ("ArrowRight", "yaw", 1),
+        ("ArrowLeft", "yaw", -1),
+        ("ArrowUp", "pitch", 1),
+        ("ArrowDown", "pitch", -1),
+        ("+", "fov", -1),
+        ("-", "fov", 1),
+    ],
+)
+def test_keys_turn_and_zoom(page: Page, key: str, name: str, sign: int) -> None:
+    page.keyboard.press(key)
+    change = {which: degrees - FRONT[which] for which, degrees in view(page).items()}
+    assert change.pop(name) * sign > 3
+    assert set(change.values()) == {0}
+
+
+def test_the_view_stops_at_the_pole_and_r_goes_back_to_the_front(page: Page) -> None:
+    page.evaluate("cubediffViewer.setView(170, 85, 40)")
+    page.keyboard.press("Control+ArrowUp")  # the browser's own
+    assert view(page) == {"yaw": 170, "pitch": 85, "fov": 40}
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert view(page)["pitch"] == 90
+    page.keyboard.press("r")
+    assert view(page) == FRONT
+
+
+def test_buttons_have_names_and_work(page: Page) -> None:
+    page.get_by_role("button", name="Zoom in").click()
+    assert view(page)["fov"] == pytest.approx(72)
+    page.get_by_role("button", name="Zoom out").click()
+    assert view(page)["fov"] == pytest.approx(90)
+    page.evaluate("cubediffViewer.setView(90, 20)")
+    assert view(page)["yaw"] == 90
+    heading = page.get_by_role("button", name="Look to the front")
+    assert heading.inner_text().split() == ["90°", "right", "20°", "up"]
+    heading.click()
+    assert view(page) == FRONT
+    canvas = page.get_by_role("application", name="The hall")
+    assert canvas.get_attribute("aria-describedby") == "keys caption"
+    assert page.title() == "The hall"
+
+
+def test_full_screen_by_button_and_by_key(page: Page) -> None:
+    assert page.evaluate("document.fullscreenElement") is None
+    page.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("() => document.fullscreenElement !== null")
+    page.keyboard.press("f")
+    page.wait_for_function("() => document.fullscreenElement === null")
+
+
+def test_keys_move_smoothly_unless_the_user_wants_no_motion(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, motion="no-preference")
+    page.keyboard.press("ArrowRight")
+    first = page.evaluate("new Promise(done => requestAnimationFrame(() => done(cubediffViewer.getShown().yaw)))")
+    page.evaluate("cubediffViewer.settled()")
+    assert 0 < first < page.evaluate("cubediffViewer.getShown().yaw") == pytest.approx(7.5)
+
+
+def test_one_finger_turns_and_two_fingers_zoom(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, width=400, height=300, touch=True)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[int, int]) -> None:
+        places = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    touch("touchStart", (200, 150))
+    touch("touchMove", (260, 150))
+    touch("touchMove", (260, 180))
+    touch("touchEnd")
+    now = view(page)
+    assert now["yaw"] < -5
+    assert now["pitch"] > 3
+    assert now["fov"] == pytest.approx(90)
+    touch("touchStart", (180, 150), (220, 150))
+    touch("touchMove", (160, 150), (240, 150))
+    touch("touchEnd")
+    pinched = view(page)
+    assert pinched["fov"] == pytest.approx(math.degrees(2 * math.atan(0.5)), abs=1)
+    assert pinched["yaw"] == pytest.approx(now["yaw"], abs=1)
+
+
+def test_the_address_carries_the_view(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, hash="#yaw=-90&pitch=12.5&fov=72")
+    assert view(page) == {"yaw": -90, "pitch": 12.5, "fov": 72}
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url("**#yaw=-96&pitch=12.5&fov=72")
+    page.evaluate("location.hash = 'yaw=400&pitch=-200&fov=nonsense'")
+    page.wait_for_function("() => cubediffViewer.getView().pitch === -90")
+    assert view(page) == {"yaw": 40, "pitch": -90, "fov": 72}
+
+
+# ---- what may go wrong ----
+
+
+def test_a_hostile_prompt_is_shown_and_not_run(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, prompt=HOSTILE + "\x00\x1b\x7f\x85\r\nnext line", title=HOSTILE)
+    assert page.locator("#caption").text_content() == HOSTILE + "␀␛␡\ufffd\nnext line"
+    assert page.locator("#caption").is_visible()
+    assert page.locator("#caption *").count() == 0
+    assert page.evaluate("typeof window.hacked") == "undefined"
+
+
+def test_without_webgl2_the_page_says_so_and_shows_the_faces_flat(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(
+        noise,
+        width=900,
+        height=700,
+        before="HTMLCanvasElement.prototype.getContext = () => null",
+        ready=False,
+    )
+    assert "needs WebGL 2" in page.get_by_role("alert").inner_text()
+    for name in FACES:
+        assert page.get_by_role("img", name=f"{name} face").is_visible()
+
+
+def test_a_lost_context_is_announced_and_the_view_comes_back(open_page: Opener, noise: np.ndarray) -> None:
+    page = open_page(noise, fov=90.0)
+    page.evaluate(
+        "window.context = document.querySelector('canvas').getContext('webgl2');"
+        "window.loss = context.getExtension('WEBGL_lose_context'); loss.loseContext()"
+    )
+    page.wait_for_function("() => !document.getElementById('message').hidden")
+    assert "taken away" in page.get_by_role("alert").inner_text()
+    page.evaluate("loss.restoreContext()")
+    page.wait_for_function("() => document.getElementById('message').hidden")
+    assert np.abs(seen(page, 90, 0, 90) - noise[1]).max() <= 2

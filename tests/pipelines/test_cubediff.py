@@ -1,0 +1,682 @@
+"""CubeDiffPipeline: guidance and sampling against a float64 loop and against stock Stable Diffusion, conditioning,
+files, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.hooks import CpuOffload
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file
+from support.awake import awaken_
+from torch import Tensor
+
+from cubediff import CubeDiffPipeline
+from cubediff.diffusion.schedulers import rescheduled, use_sampler_
+from cubediff.geometry import FACES, cube_to_equirect, position_map
+from cubediff.geometry.photos import Photo, known_faces
+from cubediff.models.stable_diffusion import CubeAttnProcessor, CubeGroupNorm
+from cubediff.models.tiny import sd_scheduler
+from cubediff.pipelines.loading import load_pipeline, tiny_random
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+SIX = [f"the {face}" for face in FACES]
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[PIL.Image.Image]:
+    """The middles of two sample panoramas, 64 pixels square."""
+    middles = []
+    for name in ("courtyard", "hotel_room"):
+        panorama = cv2.imread(str(SAMPLES / f"{name}.jpg"))[..., ::-1]
+        height, width = panorama.shape[:2]
+        quarter = panorama[height // 4 : -height // 4, width * 3 // 8 : -width * 3 // 8]
+        middles.append(PIL.Image.fromarray(cv2.resize(quarter, (64, 64), interpolation=cv2.INTER_AREA)))
+    return middles
+
+
+@pytest.fixture(scope="module")
+def awake() -> CubeDiffPipeline:
+    return awake_pipeline()
+
+
+@pytest.fixture
+def pipeline() -> CubeDiffPipeline:
+    """One that the test may change."""
+    return awake_pipeline()
+
+
+def awake_pipeline(**options: object) -> CubeDiffPipeline:
+    pipeline = tiny_random(**options)
+    for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        awaken_(model.eval())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(pipeline: CubeDiffPipeline, prompt: object = "a hall", seed: int = 0, **given: object) -> Tensor:
+    """The latents (or with output_type="pt" the faces) of a short generation."""
+    call = {"num_inference_steps": 3, "output_type": "latent"} | given
+    if "latents" not in call:
+        call["generator"] = torch.Generator().manual_seed(seed)
+    return pipeline(prompt, **call).faces
+
+
+def unit_noise(*batch: int, size: int = 8, seed: int = 5) -> Tensor:
+    return torch.randn(*batch, 4, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
+    """The batch size of each call of the UNet."""
+    sizes: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    yield sizes
+    hook.remove()
+
+
+def front_latents(pipeline: CubeDiffPipeline, photo: PIL.Image.Image) -> Tensor:
+    """Of a cube that has the photo in front and its continuation around it."""
+    faces, _ = known_faces([[Photo(photo)]], 64, 95.0)
+    assert torch.equal(faces[0, 0], tensor_of(photo))
+    return pipeline.encoders.encode_faces(faces)
+
+
+def tensor_of(photo: PIL.Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+# ------------------------------------------------------------------------------------------- offloading
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_offloaded_models_come_to_the_device_each_before_its_work_and_make_the_same(
+    pipeline, awake, photos, device, monkeypatch
+):
+    expected = sample(awake, image=photos[0], output_type="pt")
+    pipeline.enable_model_cpu_offload(device=device)
+    came, names = [], {id(model): name for name, model in pipeline.components.items()}
+    before = CpuOffload.pre_forward
+
+    def fetched(hook, module, *args, **kwargs):
+        came.append(names[id(module)])
+        return before(hook, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", fetched)
+    for _ in range(2):  # the second call starts from where the first left the models
+        came.clear()
+        made = sample(pipeline, image=photos[0], output_type="pt")
+        assert [name for name, _ in groupby(came)] == ["text_encoder", "vae", "unet", "vae"]
+        torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=0 if device == "cpu" else 1e-3)
+    assert next(pipeline.unet.parameters()).device.type == "cpu"
+
+
+# ------------------------------------------------------------------------------ noise, sampling, guidance
+
+
+def test_the_generator_decides_the_result_and_another_seed_gives_another(awake):
+    first = sample(awake, seed=1)
+    torch.manual_seed(99)  # the global state has no say
+    assert torch.equal(sample(awake, seed=1), first)
+    assert (sample(awake, seed=2) - first).abs().max() > 0.1
+
+
+def test_given_noise_is_what_the_generator_would_have_drawn_and_is_not_changed(awake):
+    noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    kept = noise.clone()
+    assert torch.equal(sample(awake, latents=noise), sample(awake, seed=3))
+    assert torch.equal(noise, kept)
+
+
+def test_given_noise_sets_the_size_of_the_faces(awake):
+    made = awake("a hall", latents=unit_noise(1, 6, size=12), num_inference_steps=1, output_type="pt")
+    assert made.faces.shape == (1, 6, 3, 96, 96)
+    assert made.panoramas.shape == (1, 3, 192, 384)
+
+
+def test_a_generator_for_each_panorama_gives_each_what_it_gives_alone(awake):
+    generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
+    together = sample(awake, [SIX, ["a hall"] * 6], latents=None, generator=generators)
+    torch.testing.assert_close(together[:1], sample(awake, SIX, seed=4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together[1:], sample(awake, "a hall", seed=5), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("guidance_scale", "faces"), [(1.0, 6), (0.0, 6), (3.5, 12)])
+def test_one_unet_call_a_step_for_all_branches(awake, photos, guidance_scale, faces):
+    with counted(awake.unet) as sizes:
+        sample(awake, image=photos[0], guidance_scale=guidance_scale, num_inference_steps=4)
+    assert sizes == [faces] * 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "with_photo", "image_scale", "faces"),
+    [
+        ("a hall", True, 1.5, 18),  # neither, photo alone, both
+        ("a hall", True, 1.0, 12),  # the branch with neither would count nothing
+        ("a hall", True, 3.5, 12),  # nor would that of the photo alone
+        ("a hall", False, 1.5, 12),
+        (None, True, 1.5, 12),
+        (None, True, 1.0, 6),
+    ],
+)
+def test_a_scale_for_the_image_asks_for_the_branches_that_count(awake, photos, prompt, with_photo, image_scale, faces):
+    with counted(awake.unet) as sizes:
+        image = photos[0] if with_photo else None
+        sample(awake, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=2)
+    assert sizes == [faces] * 2
+
+
+@pytest.mark.parametrize(
+    ("drops", "prompt", "with_photo", "image_scale", "told"),
+    [
+        ((0.1, 0.1, 0.1), "a hall", True, 1.5, []),
+        (None, "a hall", True, 1.5, []),
+        ((0.1, 0.1, 0.0), "a hall", True, None, ["without text and image, which guidance needs: use guidance_scale=1"]),
+        ((0.1, 0.1, 0.0), "a hall", False, None, ["without text and image, which guidance needs"]),
+        ((0.0, 0.1, 0.1), "a hall", True, None, []),
+        ((0.0, 0.1, 0.1), "a hall", True, 1.5, ["without text, which guidance needs"]),
+        ((0.1, 0.0, 0.1), "a hall", False, None, ["without an image"]),
+        ((0.0, 0.0, 0.0), None, True, None, ["without text and image, which", "without text"]),
+        ((0.5, 0.5, 0.0), "a hall", True, None, ["without text and image, which", "with text and image together"]),
+    ],
+)
+def test_a_condition_that_the_model_never_saw_in_training_is_warned_of(
+    photos, caplog, drops, prompt, with_photo, image_scale, told
+):
+    pipeline = awake_pipeline(drops=drops)
+    image = photos[0] if with_photo else None
+    sample(pipeline, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=1)
+    assert len(caplog.messages) == len(told)
+    for message, expected in zip(caplog.messages, told, strict=True):
+        assert message.startswith(f"this model was never trained {expected}")
+
+
+def test_without_prompt_and_image_there_is_nothing_to_guide_towards(awake):
+    with counted(awake.unet) as sizes:
+        free = sample(awake, None)
+    assert sizes == [6] * 3
+    assert torch.equal(free, sample(awake, None, guidance_scale=9.0))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("with_photo", [True, False])
+@pytest.mark.parametrize(
+    ("scale", "image_scale", "rescale"),
+    [(1.0, None, 0.0), (4.0, None, 0.0), (4.0, None, 0.7), (4.0, 1.5, 0.0), (4.0, 1.0, 0.5), (1.0, 1.5, 0.0)],
+)
+def test_sampling_equals_a_float64_ddim_loop(
+    pipeline, photos, monkeypatch, prediction_type, with_photo, scale, image_scale, rescale
+):
+    """With a UNet in closed form; the loop is written from the DDIM paper's equation 12 with eta = 0."""
+    pipeline.scheduler = sd_scheduler(prediction_type)
+    steps, noise = 5, unit_noise(1, 6)
+    positions = position_map(8, 95.0, "uv")
+
+    def closed_form(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        latents, place, mask = x.unflatten(0, (-1, 6)).tensor_split([4, 6], dim=2)
+        around = latents.mean((1, 3, 4), keepdim=True)  # all faces of the panorama
+        words = text.unflatten(0, (-1, 6)).mean((2, 3)).view(-1, 6, 1, 1, 1)
+        output = 0.5 * latents + 0.8 * around + 0.3 * mask * latents + words + place.sum(2, keepdim=True) + t / 2000
+        return output.flatten(0, 1)
+
+    def forward(x: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (closed_form(x, t, encoder_hidden_states),)
+
+    monkeypatch.setattr(pipeline.unet, "forward", forward)
+    image = photos[0] if with_photo else None
+    got = sample(pipeline, SIX, image=image, latents=noise, num_inference_steps=steps,
+                 guidance_scale=scale, image_guidance_scale=image_scale, guidance_rescale=rescale)  # fmt: skip
+
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - betas, 0)
+    text = torch.stack([pipeline.encoders.encode_text([p])[0] for p in SIX]).double()
+    empty = pipeline.encoders.encode_text([""]).double().expand_as(text)
+    known, unit = torch.zeros(1, 6, 4, 8, 8, dtype=torch.float64), noise.double()
+    front = torch.zeros(1, 6, 1, 8, 8, dtype=torch.float64)
+    if with_photo:
+        known[:] = front_latents(pipeline, photos[0])
+        front[:, 0] = 1
+    x = unit
+    times = [801, 601, 401, 201, 1]
+    for t, after in zip(times, [601, 401, 201, 1, -199], strict=True):
+        a, a_after = alpha_bar[t], alpha_bar[max(after, 0)]
+        x = (1 - front) * x + front * (a.sqrt() * known + (1 - a).sqrt() * unit)
+
+        def answer(latents: Tensor, mask: Tensor, states: Tensor, t: int = t) -> Tensor:
+            x = torch.cat([latents, positions.double()[None], mask], dim=2).flatten(0, 1)
+            return closed_form(x, torch.tensor(t, dtype=torch.float64), states)
+
+        full = answer((1 - front) * x + front * known, front, text)
+        guided = full
+        if with_photo and image_scale is not None:
+            nothing = answer(x, 0 * front, empty)
+            photo_alone = answer((1 - front) * x + front * known, front, empty)
+            guided = nothing + image_scale * (photo_alone - nothing) + scale * (full - photo_alone)
+            guided = guided * (1 - rescale + rescale * full.std() / guided.std())
+        elif scale != 1:
+            nothing = answer(x, 0 * front, empty)
+            guided = nothing + scale * (full - nothing)
+            guided = guided * (1 - rescale + rescale * full.std() / guided.std())
+        guided = guided.unflatten(0, (1, 6))
+        if prediction_type == "epsilon":
+            clean, eps = (x - (1 - a).sqrt() * guided) / a.sqrt(), guided
+        else:
+            clean, eps = a.sqrt() * x - (1 - a).sqrt() * guided, a.sqrt() * guided + (1 - a).sqrt() * x
+        x = a_after.sqrt() * clean + (1 - a_after).sqrt() * eps
+    x = (1 - front) * x + front * known
+    torch.testing.assert_close(got.double(), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler"])
+def test_every_sampler_runs_on_the_models_noise_schedule_and_keeps_the_known_front_face(pipeline, photos, name):
+    stored = pipeline.scheduler.config
+    use_sampler_(pipeline, name)
+    for setting in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "timestep_spacing"):
+        assert pipeline.scheduler.config[setting] == stored[setting]
+    latents = sample(pipeline, image=photos[0], num_inference_steps=6)
+    known = front_latents(pipeline, photos[0])
+    assert torch.equal(latents[:, 0], known[:, 0])
+    assert latents.isfinite().all()
+    assert torch.equal(sample(pipeline, image=photos[0], num_inference_steps=6), latents)  # no state is left over
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+def test_six_prompts_are_the_same_as_a_list_in_face_order_and_as_a_dict_in_any_order(awake):
+    as_list = sample(awake, SIX)
+    shuffled = {face: f"the {face}" for face in reversed(FACES)}
+    assert torch.equal(sample(awake, shuffled), as_list)
+    assert torch.equal(sample(awake, [SIX]), as_list)
+    assert (sample(awake, SIX[::-1]) - as_list).abs().max() > 0.01
+    assert torch.equal(sample(awake, "a hall"), sample(awake, ["a hall"] * 6))
+
+
+def test_each_face_is_given_the_text_states_of_its_own_prompt(awake):
+    given: list[Tensor] = []
+    hook = awake.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    sample(awake, [SIX, ["a hall"] * 6], num_inference_steps=1, generator=None, latents=unit_noise(2, 6))
+    hook.remove()
+    empty, six, hall = (awake.encoders.encode_text(texts) for texts in ([""], SIX, ["a hall"]))
+    expected = torch.cat([empty.expand(12, -1, -1), six, hall.expand(6, -1, -1)])  # both branches, panorama-major
+    torch.testing.assert_close(given[0], expected, rtol=0, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- image
+
+
+def test_the_front_face_is_the_photo_as_the_vae_knows_it_and_the_photo_acts_on_all_other_faces(awake, photos):
+    made = [sample(awake, image=photo) for photo in photos]
+    for latents, photo in zip(made, photos, strict=True):
+        known = front_latents(awake, photo)
+        assert torch.equal(latents[:, 0], known[:, 0])
+    moved = (made[0] - made[1]).abs().amax((0, 2, 3, 4))
+    assert (moved > 1e-2).all(), moved
+    without = (made[0] - sample(awake)).abs().amax((0, 2, 3, 4))
+    assert (without > 1e-2).all(), without
+
+
+def test_every_step_sees_the_photo_clean_with_its_mask_and_the_other_branch_sees_it_noised_without(awake, photos):
+    asked: list[Tensor] = []
+    hook = awake.unet.register_forward_pre_hook(lambda _, args: asked.append(args[0]))
+    sample(awake, image=photos[0], num_inference_steps=3)
+    hook.remove()
+    known = front_latents(awake, photos[0])[0, 0]
+    for x in asked:
+        without, with_photo = x.unflatten(0, (2, 6))
+        assert torch.equal(with_photo[0, :4], known)
+        assert torch.equal(with_photo[:, 6].mean((1, 2)), torch.eye(6)[0])
+        assert not without[:, 6].any()
+        assert (without[0, :4] - known).abs().max() > 1e-3
+        assert torch.equal(without[1:, :6], with_photo[1:, :6])
+
+
+def test_pasted_photos_are_there_to_the_pixel_and_fade_into_what_is_generated(awake, photos):
+    view = Photo(photos[0], fov=60.0, yaw=30.0, pitch=10.0)
+    plain, pasted = (sample(awake, image=view, output_type="pt", paste_image=paste) for paste in (False, True))
+    pictures, covered = known_faces([[view]], 64, 95.0)
+    assert torch.equal(pasted[covered.expand_as(pasted)], pictures[covered.expand_as(pasted)])
+    beyond = F.max_pool2d(covered[0].float(), 33, 1, 16)[None] == 0  # 16 pixels, which are two of the latents
+    assert beyond.any()
+    assert torch.equal(pasted[beyond.expand_as(pasted)], plain[beyond.expand_as(plain)])
+    share = ((pasted - plain) / (pictures - plain))[((pictures - plain).abs() > 0.1)]
+    assert share.min() > -1e-3
+    assert share.max() < 1 + 1e-3
+
+
+def test_pil_and_tensor_photos_of_the_faces_own_size_give_the_same(awake, photos):
+    expected = sample(awake, image=photos[0])
+    for image in (tensor_of(photos[0]), tensor_of(photos[0])[None]):
+        assert torch.equal(sample(awake, image=image), expected)
+
+
+def test_the_central_square_of_a_pil_photo_is_taken(awake, photos):
+    wide = PIL.Image.new("RGB", (100, 64), "red")
+    wide.paste(photos[0], (18, 0))
+    assert torch.equal(sample(awake, image=wide), sample(awake, image=photos[0]))
+    large = photos[0].resize((256, 256), PIL.Image.Resampling.NEAREST)
+    assert (sample(awake, image=large) - sample(awake, image=photos[0])).abs().max() < 0.5
+
+
+def test_one_photo_serves_several_prompts_and_several_photos_one(awake, photos):
+    two = torch.stack([tensor_of(photo) for photo in photos])
+    noise = unit_noise(1, 6).expand(2, -1, -1, -1, -1)
+    both = sample(awake, "a hall", image=two, latents=noise)
+    for i, photo in enumerate(photos):
+        torch.testing.assert_close(both[i : i + 1], sample(awake, "a hall", image=photo, latents=noise[:1]),
+                                   rtol=0, atol=1e-4)  # fmt: skip
+    prompts = [SIX, ["a hall"] * 6]
+    both = sample(awake, prompts, image=photos[0], latents=unit_noise(1, 6))
+    for i, prompt in enumerate(prompts):
+        torch.testing.assert_close(both[i : i + 1], sample(awake, prompt, image=photos[0], latents=noise[:1]),
+                                   rtol=0, atol=1e-4)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- output
+
+
+def test_the_three_kinds_of_output_show_the_same(awake, photos):
+    call = {"image": photos[0], "num_inference_steps": 2, "latents": unit_noise(1, 6)}
+    latent = awake("a hall", output_type="latent", **call)
+    tensors = awake("a hall", output_type="pt", **call)
+    pictures = awake("a hall", **call)
+    assert latent.panoramas is None
+    assert torch.equal(tensors.faces, awake.encoders.decode_faces(latent.faces))
+    expected = cube_to_equirect(tensors.faces, 128, 95.0, mode="bicubic").clamp(-1, 1)
+    assert torch.equal(tensors.panoramas, expected)
+    assert [face.size for face in pictures.faces[0]] == [(64, 64)] * 6
+    assert pictures.panoramas[0].size == (256, 128)
+    for picture, tensor in [*zip(pictures.faces[0], tensors.faces[0], strict=True),
+                            (pictures.panoramas[0], tensors.panoramas[0])]:  # fmt: skip
+        assert (tensor_of(picture) - tensor).abs().max() <= 0.5 / 127.5 + 1e-6
+    assert awake("a hall", panorama_height=50, **call).panoramas[0].size == (100, 50)
+
+
+def test_the_panorama_is_put_together_at_the_pipelines_own_field_of_view():
+    wide = awake_pipeline(fov=110.0)
+    made = wide("a hall", num_inference_steps=1, latents=unit_noise(1, 6), output_type="pt")
+    expected = cube_to_equirect(made.faces, 128, 110.0, mode="bicubic").clamp(-1, 1)
+    assert torch.equal(made.panoramas, expected)
+
+
+# -------------------------------------------------------------------------------------------------- files
+
+
+def stock_2d(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    """A small 2D Stable Diffusion of stock parts, awake."""
+    tiny = tiny_random()
+    config = {key: value for key, value in tiny.unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**config | {"in_channels": 4})
+    vae = AutoencoderKL.from_config(tiny.vae.config)
+    pipeline = StableDiffusionPipeline(
+        vae=awaken_(vae.eval()),
+        text_encoder=awaken_(tiny.text_encoder.eval()),
+        tokenizer=tiny.tokenizer,
+        unet=awaken_(unet.eval()),
+        scheduler=sd_scheduler(prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def folder_2d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("2d")
+    stock_2d().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(awake: CubeDiffPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    awake.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize(
+    ("prediction_type", "scheduler"),
+    [
+        ("epsilon", DDIMScheduler),
+        ("v_prediction", DDIMScheduler),
+        ("epsilon", DPMSolverMultistepScheduler),
+        ("epsilon", EulerDiscreteScheduler),
+    ],
+)
+def test_before_training_equal_noise_on_every_face_gives_the_2d_models_image(
+    tmp_path, prediction_type, scheduler, guidance_scale
+):
+    """Stock Stable Diffusion in diffusers is the reference; float32, six steps, latents of size 1 to 10."""
+    stock = stock_2d(prediction_type)
+    stock.save_pretrained(tmp_path)
+    cube = CubeDiffPipeline.from_2d(tmp_path)
+    cube.set_progress_bar_config(disable=True)
+    stock.scheduler, cube.scheduler = (scheduler.from_config(cube.scheduler.config) for _ in range(2))
+    noise = unit_noise(1)
+    call = {"num_inference_steps": 6, "guidance_scale": guidance_scale}
+    expected = stock("a hall by night", latents=noise, output_type="latent", **call).images
+    got = sample(cube, "a hall by night", latents=noise.expand(1, 6, -1, -1, -1), **call)
+    assert (got[0] - expected).abs().max() < 2e-4 < 0.5 < expected.std()
+    pixels = stock("a hall by night", latents=noise, output_type="pt", **call).images
+    faces = sample(cube, "a hall by night", latents=noise.expand(1, 6, -1, -1, -1), output_type="pt", **call)
+    assert ((faces[0] + 1) / 2 - pixels).abs().max() < 2e-3
+
+
+def test_a_saved_pipeline_comes_back_inflated_and_generates_the_same(awake, saved, photos):
+    loaded = CubeDiffPipeline.from_pretrained(saved)
+    loaded.set_progress_bar_config(disable=True)
+    processors = loaded.unet.attn_processors
+    assert {name.split(".")[-2] for name, p in processors.items() if isinstance(p, CubeAttnProcessor)} == {"attn1"}
+    for model in (loaded.unet, loaded.vae):
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert norms
+        assert all(type(norm) is CubeGroupNorm for norm in norms)
+    assert torch.equal(sample(loaded, SIX, image=photos[0]), sample(awake, SIX, image=photos[0]))
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert index["vae"] == ["diffusers", "AutoencoderKL"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fov": 100.0},
+        {"position_encoding": "uv_pi"},
+        {"position_encoding": "xyz"},
+        {"sync_group_norm": False},
+        {"cross_attention": "joint"},
+        {"position_samples": "corners"},
+    ],
+)
+def test_options_are_kept_in_the_folder_and_act(tmp_path, options, awake):
+    made = awake_pipeline(**options)
+    expected = sample(made, SIX)
+    assert (expected - sample(awake, SIX)).abs().max() > 1e-4
+    made.save_pretrained(tmp_path)
+    loaded = CubeDiffPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert {key: loaded.config[key] for key in options} == options
+    assert torch.equal(sample(loaded, SIX), expected)
+
+
+def test_a_folder_of_half_precision_loads_whole_in_float32_or_in_what_is_asked_for(tmp_path, photos):
+    made = awake_pipeline()
+    expected = sample(made, image=photos[0])
+    made.to(torch.bfloat16).save_pretrained(tmp_path)
+    models = ("unet", "vae", "text_encoder")
+    for option, dtype in [({}, torch.float32), ({"dtype": torch.bfloat16}, torch.bfloat16)]:  # fmt: skip
+        loaded = CubeDiffPipeline.from_pretrained(tmp_path, **option)
+        loaded.set_progress_bar_config(disable=True)
+        assert {getattr(loaded, model).dtype for model in models} == {dtype}
+        got = sample(loaded, image=photos[0])
+        assert got.dtype == torch.float32
+        assert (got - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_attention_slicing_and_another_unet_or_vae_leave_no_uninflated_pipeline(pipeline, awake, photos):
+    expected = sample(awake, image=photos[0], output_type="pt")
+    pipeline.enable_attention_slicing("max")
+    sliced = sample(pipeline, image=photos[0], output_type="pt")
+    assert (sliced - expected).abs().max() < 1e-2  # the same but for rounding; uninflated it would be elsewhere
+    plain = UNet2DConditionModel.from_config(pipeline.unet.config).eval()
+    plain.load_state_dict(awake.unet.state_dict())
+    vae = AutoencoderKL.from_config(pipeline.vae.config).eval()
+    vae.load_state_dict(awake.vae.state_dict())
+    pipeline.unet, pipeline.vae = plain, vae
+    assert torch.equal(sample(pipeline, image=photos[0], output_type="pt"), expected)
+    assert all(type(m) is CubeGroupNorm for m in vae.modules() if isinstance(m, torch.nn.GroupNorm))
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.add_(1)
+    assert not torch.equal(sample(pipeline, image=photos[0], output_type="pt"), expected)
+
+
+def test_a_2d_folder_is_no_cubediff_and_a_cubediff_folder_no_2d_one(folder_2d, saved):
+    with pytest.raises(ValueError, match=r"takes 4 input channels where .* make 7.*from_2d\(folder\)"):
+        CubeDiffPipeline.from_pretrained(folder_2d)
+    with pytest.raises(ValueError, match="takes 7 channels where a 2D text-to-image one takes 4"):
+        CubeDiffPipeline.from_2d(saved)
+    assert CubeDiffPipeline.from_2d(folder_2d, position_encoding="xyz").unet.config.in_channels == 8
+
+
+def test_another_noise_schedule_is_taken_and_kept(folder_2d, tmp_path):
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    made = CubeDiffPipeline.from_2d(folder_2d, scheduler=zero)
+    assert made.scheduler.alphas_cumprod[-1] < 1e-7
+    made.save_pretrained(tmp_path)
+    loaded = CubeDiffPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded.scheduler.alphas_cumprod, made.scheduler.alphas_cumprod)
+    assert sample(use_sampler_(loaded, "dpm"), SIX).isfinite().all()
+    assert loaded.scheduler.config.rescale_betas_zero_snr
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr=True needs prediction_type='v_prediction'"):
+        CubeDiffPipeline.from_2d(folder_2d, scheduler={"rescale_betas_zero_snr": True})
+    with pytest.raises(ValueError, match="a DDIMScheduler has no settings beta_stop"):
+        rescheduled(made.scheduler, {"beta_stop": 1})
+    with pytest.raises(ValueError, match="was trained with prediction_type 'v_prediction' and not 'epsilon'"):
+        load_pipeline(tmp_path, scheduler={"prediction_type": "epsilon"})
+
+
+def test_load_pipeline_takes_either_and_refuses_other_options_than_the_folders(folder_2d, saved):
+    assert load_pipeline(folder_2d, fov=91.0).config.fov == 91.0
+    same = load_pipeline(saved, fov=95.0, position_encoding="uv", sync_group_norm=True, cross_attention="per_face")
+    assert same.config.fov == 95.0
+    with pytest.raises(
+        ValueError, match=r"was trained with fov 95\.0 and not 90\.0, sync_group_norm True and not False"
+    ):
+        load_pipeline(saved, fov=90.0, sync_group_norm=False)
+
+
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(folder_2d, saved, tmp_path):
+    for source, load in ((saved, CubeDiffPipeline.from_pretrained), (folder_2d, CubeDiffPipeline.from_2d)):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
+        weights.unlink()
+        with pytest.raises(ValueError, match="pickled weights, which can run code") as refused:
+            load(folder)
+        command = str(refused.value).splitlines()[1].strip().replace("python", sys.executable, 1)
+        subprocess.run(command, shell=True, check=True)
+        load(folder)
+
+
+def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
+    for load in (CubeDiffPipeline.from_pretrained, CubeDiffPipeline.from_2d, load_pipeline):
+        with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
+            load(tmp_path / "nowhere")
+        with pytest.raises(FileNotFoundError, match=r"nowhere: no such model folder \(looked from /"):
+            load("nowhere")
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no model_index.json in it"):
+            load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("", "a prompt is empty"),
+        (" \n", "a prompt is empty"),
+        ([*SIX[:5], ""], "a prompt is empty"),
+        (SIX[:5], "5 prompts for one panorama: give one, or six"),
+        ([], "0 prompts for one panorama"),
+        ({"front": "a", "sky": "b"}, r"prompts for the faces \['front', 'sky'\]: give one for each of front, right"),
+        ("many words " * 99, "tokens and the text encoder takes 126"),
+    ],
+)
+def test_prompts_that_cannot_be_meant_raise(awake, prompt, told):
+    with pytest.raises(ValueError, match=told):
+        sample(awake, prompt)
+
+
+def test_a_long_prompt_is_cut_when_asked(awake):
+    long = sample(awake, "many words " * 99, truncate_prompts=True)
+    assert torch.equal(long, sample(awake, "many words " * 98, truncate_prompts=True))
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (torch.full((3, 64, 64), 255.0), r"values from 255 to 255: scale it to \[-1, 1\]"),
+        (torch.full((3, 64, 64), float("nan")), "values from nan to nan"),
+        (torch.full((3, 64, 64), float("inf")), "values from inf to inf"),
+        ([], "image is an empty list"),
+        (torch.zeros(64, 64, 3), r"image is \(64, 64, 3\)"),
+        (torch.zeros(4, 64, 64), r"image is \(4, 64, 64\)"),
+    ],
+)
+def test_photos_that_cannot_be_meant_raise(awake, image, told):
+    with pytest.raises(ValueError, match=told):
+        sample(awake, image=image)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_photo_of_more_than_eight_bits_raises_because_it_would_be_cut_to_white(awake, mode):
+    with pytest.raises(ValueError, match=f"image has mode '{mode}', more than 8 bits a channel"):
+        sample(awake, image=PIL.Image.new(mode, (64, 64)))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
+def test_a_photo_of_any_eight_bit_kind_is_taken(awake, photos, mode):
+    photo = photos[0].convert(mode)
+    assert torch.equal(sample(awake, image=photo), sample(awake, image=photo.convert("RGB")))
+
+
+def test_numbers_that_disagree_or_make_no_sense_raise(awake):
+    with pytest.raises(ValueError, match=r"disagree: \{'prompt': 2, 'image': 3\}"):
+        sample(awake, [SIX, SIX], image=torch.zeros(3, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"disagree: \{'prompt': 2, 'latents': 3\}"):
+        sample(awake, [SIX, SIX], latents=unit_noise(3, 6))
+    with pytest.raises(ValueError, match=r"latents are \(1, 5, 4, 8, 8\) where \(1, 6, 4, 8, 8\) is expected"):
+        sample(awake, latents=unit_noise(1, 5))
+    with pytest.raises(ValueError, match="output_type='np': use 'pil', 'pt' or 'latent'"):
+        sample(awake, output_type="np")
+    with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, euler"):
+        use_sampler_(awake, "magic")
+    with pytest.raises(ValueError, match="num_inference_steps=0: give at least 1"):
+        sample(awake, num_inference_steps=0)

@@ -1,0 +1,180 @@
+"""The public SD 1.5 checkpoints' layout: a random folder of it, and its sampling written out from its description.
+
+Described: input channels are 4 latents, u, v, mask; u and v are both divided by 2π and shifted by ½, on corner samples
+of 95° faces; faces come front, back, left, right, top, bottom; self-attention is inflated, cross-attention per face,
+the UNet's GroupNorms are plain, the VAE's see all faces; unconditional is: empty prompts, and no query sees a key of
+the front face; one scale over both; DDIM with epsilon; the front latent is put back before every step.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from support.awake import awaken_
+from torch import Tensor
+
+from cubediff import CubeDiffPipeline
+from cubediff.geometry import FACES
+from cubediff.geometry.photos import Photo, known_faces
+from cubediff.models.tiny import sd_scheduler
+from cubediff.pipelines.loading import tiny_random
+
+THEIRS = ("front", "back", "left", "right", "up", "down")
+TO_THEIRS = [FACES.index(face) for face in THEIRS]  # their faces, picked out of ours
+PROMPTS = [f"the {face}" for face in FACES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = tiny_random()
+    config = {key: value for key, value in tiny.unet.config.items() if not key.startswith("_")}
+    path = tmp_path_factory.mktemp("public")
+    StableDiffusionPipeline(
+        vae=awaken_(AutoencoderKL.from_config(tiny.vae.config).eval()),
+        text_encoder=awaken_(tiny.text_encoder.eval()),
+        tokenizer=tiny.tokenizer,
+        unet=awaken_(UNet2DConditionModel(**config | {"in_channels": 7}).eval()),
+        scheduler=sd_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> CubeDiffPipeline:
+    pipeline = CubeDiffPipeline.from_opencubediff(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def their_positions(size: int) -> Tensor:
+    """u and v (6, 2, S, S) in their face order."""
+    line = torch.linspace(-1, 1, size, dtype=torch.float64) * math.tan(math.radians(95 / 2))
+    a, b = torch.meshgrid(line, -line, indexing="xy")  # to the right, upwards
+    one = torch.ones_like(a)
+    rays = {
+        "front": (a, b, one),
+        "back": (-a, b, -one),
+        "left": (-one, b, a),
+        "right": (one, b, -a),
+        "up": (a, one, -b),
+        "down": (a, -one, b),
+    }
+    channels = []
+    for x, y, z in (rays[face] for face in THEIRS):
+        u, v = torch.atan2(x, z), torch.atan2(y, (x * x + z * z).sqrt())
+        channels.append(torch.stack([u / (2 * math.pi) + 0.5, v / (2 * math.pi) + 0.5]))
+    return torch.stack(channels).float()
+
+
+class TheirAttention:
+    """Self-attention over the tokens of six faces, with −inf on the front face's keys where it is dropped."""
+
+    def __init__(self) -> None:
+        self.dropped = [False]
+
+    def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask=None):
+        six = hidden_states.unflatten(0, (-1, 6))
+        out = []
+        for tokens, dropped in zip(six, self.dropped, strict=True):
+            joined = tokens.flatten(0, 1)
+            q, k, v = (layer(joined).unflatten(1, (attn.heads, -1)).transpose(0, 1)
+                       for layer in (attn.to_q, attn.to_k, attn.to_v))  # fmt: skip
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            if dropped:
+                scores[..., : tokens.shape[1]] = -torch.inf
+            mixed = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+            out.append(attn.to_out[0](mixed).unflatten(0, (6, -1)))
+        return torch.stack(out).flatten(0, 1)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> tuple[UNet2DConditionModel, TheirAttention]:
+    """A stock UNet with their attention, never touched by cubediff."""
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+    attention = TheirAttention()
+    unet.set_attn_processor({n: attention if ".attn1." in n else p for n, p in unet.attn_processors.items()})
+    return unet, attention
+
+
+@torch.no_grad()
+def test_sampling_equals_the_description(pipeline, theirs, photo):
+    unet, attention = theirs
+    noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    asked: list[Tensor] = []
+    answers: list[Tensor] = []
+    hooks = [
+        pipeline.unet.register_forward_pre_hook(lambda _, args: asked.append(args[0])),
+        pipeline.unet.register_forward_hook(lambda _, args, out: answers.append(out[0])),
+    ]
+    made = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=4, output_type="latent").faces
+    for hook in hooks:
+        hook.remove()
+
+    text = pipeline.encoders.encode_text([PROMPTS[i] for i in TO_THEIRS])
+    states = torch.cat([pipeline.encoders.encode_text([""]).expand_as(text), text])
+    front = pipeline.encoders.encode_faces(known_faces([[Photo(photo)]], 64, 95.0)[0])[0, 0]
+    mask = torch.zeros(6, 1, 8, 8)
+    mask[0] = 1
+    attention.dropped = [True, False]
+    alpha_bar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    x = noise[0, TO_THEIRS].clone()
+    times = [751, 501, 251, 1]
+    for step, (t, after) in enumerate(zip(times, [501, 251, 1, 0], strict=True)):
+        x[0] = front
+        inputs = torch.cat([x, their_positions(8), mask], dim=1).repeat(2, 1, 1, 1)
+        in_their_order = [branch * 6 + i for branch in (0, 1) for i in TO_THEIRS]
+        torch.testing.assert_close(asked[step][in_their_order], inputs, rtol=0, atol=1e-4)  # rounding adds up
+        answer = unet(asked[step][in_their_order], t, states).sample
+        torch.testing.assert_close(answers[step][in_their_order], answer, rtol=0, atol=1e-5)
+        nothing, full = unet(inputs, t, states).sample.chunk(2)
+        eps = nothing + 3.5 * (full - nothing)
+        a, b = (float(alpha_bar[i]) for i in (t, after))
+        x = b**0.5 * (x - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+    x[0] = front
+    torch.testing.assert_close(made[0, TO_THEIRS], x, rtol=0, atol=1e-4)
+
+
+def test_each_of_its_peculiarities_acts(pipeline, photo):
+    """Otherwise the test above could not tell them."""
+    noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+
+    def made() -> Tensor:
+        return pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=2, output_type="latent").faces
+
+    before, kept = made(), dict(pipeline.config)
+    others = {"position_encoding": "uv", "position_samples": "centers", "sync_group_norm": True, "image_drop": "noise"}
+    for name, value in others.items():
+        pipeline.register_to_config(**{name: value})
+        assert (made() - before).abs().max() > 1e-3, name
+        pipeline.register_to_config(**{name: kept[name]})
+    assert torch.equal(made(), before)
+
+
+def test_saved_it_is_a_folder_of_ours_that_makes_the_same(pipeline, photo, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = CubeDiffPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    call = {"image": photo, "num_inference_steps": 2, "output_type": "latent"}
+    made = [p("a hall", generator=torch.Generator().manual_seed(0), **call).faces for p in (pipeline, loaded)]
+    assert torch.equal(*made)
+
+
+def test_other_layouts_are_told_with_the_way_to_load_them(folder, tmp_path):
+    with pytest.raises(ValueError, match="load a CubeDiff with from_pretrained or from_opencubediff"):
+        CubeDiffPipeline.from_2d(folder)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    UNet2DConditionModel(**config | {"in_channels": 4}).save_pretrained(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"takes 4 channels where the public CubeDiff checkpoints take 7.*from_2d"):
+        CubeDiffPipeline.from_opencubediff(tmp_path)

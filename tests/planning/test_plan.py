@@ -1,0 +1,235 @@
+"""The plan against real runs of the same step: parameters, bytes, operations, peak of allocations."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from support.runs import composed
+from torch import nn
+
+from cubediff.configs import build
+from cubediff.planning.cost import cost, largest_batch
+from cubediff.training.module import CubeDiffModule
+
+TINY_SD = Path(__file__).parents[2] / "experiments" / "tiny_sd" / "model"
+TINY = ("model=tiny_random", "trainer=cpu", "data.path=SHARDS")
+FULL = (*TINY, "model.trainable=full")
+
+
+def real(config: DictConfig, batch: int) -> tuple[CubeDiffModule, dict[str, Any]]:
+    module = build(config.model)
+    module.empty_text = module.encoders.encode_text([""])
+    faces = torch.rand(batch, 6, 3, config.face_size, config.face_size) * 2 - 1
+    return module, {"faces": faces, "prompts": [[f"{b} {f}" for f in range(6)] for b in range(batch)]}
+
+
+@pytest.mark.parametrize("trainable", ["attention", "value_output", "lora", "full"])
+def test_parameters_and_bytes_are_those_of_the_real_module(trainable: str) -> None:
+    config = composed(*TINY, f"model.trainable={trainable}")
+    module, batch = real(config, 1)
+    planned = cost(config, 1)
+    trained = list(module.trained_parameters.values())
+    assert planned.trained == sum(p.numel() for p in trained)
+    assert planned.parameters == sum(p.numel() for p in module.unet.parameters())
+    assert planned.weights == sum(t.nbytes for t in module.unet.state_dict().values())
+    assert planned.average == sum(p.nbytes for p in trained)
+    module._losses(batch, (0,)).mean().backward()
+    assert planned.gradients == sum(p.grad.nbytes for p in trained)
+    optimizer = module.optimizer(trained)
+    optimizer.step()
+    kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
+    assert planned.optimizer == kept
+
+
+def test_sd15_is_known_without_its_weights_by_the_numbers_that_are_published() -> None:
+    planned = cost(composed("experiment=sd15_l4x4", "data.path=SHARDS", "face_size=64"), 1)
+    assert planned.parameters == 859_520_964 + 320 * 3 * 9  # three more input channels
+    vae, text_encoder = 83_653_863, 123_060_480
+    assert planned.encoders == pytest.approx(4 * (vae + text_encoder), rel=1e-4)
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    """Convolutions, linear layers and attention of one forward pass, from the layers' own shapes. A backward pass takes
+    twice as many, and two and a half times those of attention, whose products are made again."""
+    config = composed(*FULL)
+    module, batch = real(config, 2)
+    counted = {"unet": 0, "vae": 0, "text": 0, "unet attention": 0, "vae attention": 0}
+
+    def count(part: str) -> Any:
+        def hook(layer: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(layer, nn.Conv2d):
+                counted[part] += 2 * output.numel() * layer.weight[0].numel()
+            elif isinstance(layer, nn.Linear):
+                counted[part] += 2 * output.numel() * layer.in_features
+            elif hasattr(layer, "to_q"):
+                tokens, width = args[0].shape[1] if args[0].ndim == 3 else args[0][0, 0].numel(), layer.inner_dim
+                whole = part == "unet" and not layer.is_cross_attention  # which sees six faces
+                keys = 6 * tokens if whole else 128 if part == "unet" else tokens
+                counted[f"{part} attention"] += 4 * len(args[0]) * tokens * keys * width
+
+        return hook
+
+    parts = {"unet": module.unet, "vae": module.encoders.vae.encoder, "text": module.encoders.text_encoder}
+    for part, network in parts.items():
+        for layer in network.modules():
+            layer.register_forward_hook(count(part))
+    module._losses(batch, (0,))
+    planned = cost(config, 2)
+    encoders = counted["vae"] + counted["vae attention"] + counted["text"]
+    assert planned.encode_flops == pytest.approx(encoders - counted["text"], rel=0.02)
+    expected = 3 * counted["unet"] + 3.5 * counted["unet attention"] + encoders
+    assert planned.flops == pytest.approx(expected, rel=0.02)
+
+
+MEMORY = """
+import gc, json, re, sys
+sys.path[:0] = [TESTS, TESTS + '/planning']
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from test_plan import FULL, Path, composed, cost, real
+from cubediff.training.fsdp import shard_
+
+def resident(kind):  # VmHWM is of this process alone; getrusage's maximum is also of what it was forked from
+    return 1024 * int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+class Losses(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given):
+        return self.module._losses(*given)
+
+way, rank, file, *words = sys.argv[1:]
+world = 2 if way == "fsdp" else 1
+device = ["trainer.devices=" + str(world), "trainer.accelerator=cpu", "trainer.precision=32-true"]
+config = composed("experiment=tiny_cpu", "data.path=SHARDS", "trainer=" + way, *device, *words)
+planned = cost(config, 2)
+torch.distributed.init_process_group("gloo", init_method="file://" + file, rank=int(rank), world_size=world)
+mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
+
+def prepared(module):
+    if way == "fsdp":
+        shard_(module.unet, mesh)
+    return DistributedDataParallel(Losses(module), gradient_as_bucket_view=True) if way == "ddp" else module._losses
+
+small, made = real(composed(*FULL), 1)
+prepared(small)(made, (0,)).mean().backward()  # loads what the first step of a process loads
+del small, made
+gc.collect()
+before = resident('VmRSS')
+module, made = real(config, 2)
+losses = prepared(module)
+gc.collect()
+optimizer = module.optimizer(list(module.trained_parameters.values()))
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+for step in range(3):  # DDP has its last buckets after the first, the optimizer its moments
+    optimizer.zero_grad(set_to_none=True)
+    for micro in range(config.trainer.accumulate_grad_batches):
+        losses(made, (step,)).mean().backward()
+    optimizer.step()
+peak = resident('VmHWM')
+print(json.dumps([planned.resident - planned.average + planned.step_peak, planned.gathered, peak - before]), flush=True)
+torch.distributed.barrier()
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("cpu", []),
+        ("cpu", ["model.trainable=full", "trainer.accumulate_grad_batches=2"]),
+        ("ddp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
+        ("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
+    ],
+)
+def test_the_peak_is_the_memory_that_a_process_takes_for_its_steps(way: str, words: list[str], tmp_path: Path) -> None:
+    """With an allocator that gives everything back at once, as torch's on a GPU reuses it. What FSDP has whole at a
+    time is most where activations are few, so that not all of it need count."""
+    script = MEMORY.replace("TESTS", repr(str(Path(__file__).parents[1])))
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    options: dict[str, Any] = {
+        "env": {**os.environ, **at_once, "OMP_NUM_THREADS": "1"},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", script, way, str(rank), str(tmp_path / "meet"), *words], **options)
+        for rank in range(2 if way == "fsdp" else 1)
+    ]
+    for done in ranks:
+        out, err = done.communicate(timeout=300)
+        assert done.returncode == 0, err
+        planned, gathered, measured = json.loads(out.splitlines()[-1])
+        assert (gathered > 0) == (way == "fsdp")
+        assert 0.9 * (planned - gathered) < measured < 1.1 * planned
+
+
+def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_its_multiple() -> None:
+    plain, checkpointed = (cost(composed(*FULL, f"model.gradient_checkpointing={on}"), 2) for on in (False, True))
+    assert checkpointed.step_peak < plain.step_peak
+    assert checkpointed.flops > 1.1 * plain.flops
+    more = cost(composed(*FULL), 4)
+    assert more.flops == pytest.approx(2 * plain.flops, rel=0.01)
+    assert 1.5 < more.step_peak / plain.step_peak < 2.05
+
+
+def test_training_on_latents_takes_neither_the_encoders_nor_their_work() -> None:
+    whole, cached = (cost(composed(*TINY, *words), 2) for words in ((), ("data=latents",)))
+    assert (cached.encoders, cached.encode_peak, cached.encode_flops) == (0, 0, 0)
+    captions = whole.flops - whole.encode_flops - cached.flops
+    assert 0 < captions < 0.2 * whole.flops
+    assert cached.weights == whole.weights
+    assert 0 < cached.step_peak < whole.step_peak
+
+
+def test_the_largest_batch_fits_and_the_next_does_not() -> None:
+    config = composed(*FULL)
+    for batch in (1, 5):
+        memory = cost(config, batch).peak
+        assert largest_batch(config, memory)[0] == batch
+        assert largest_batch(config, memory - 1)[0] == batch - 1
+
+
+def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:
+    exact, mixed = (cost(composed(*FULL, f"trainer.precision={p}"), 2) for p in ("32-true", "bf16-mixed"))
+    assert exact.gradients == mixed.gradients
+    assert exact.flops == mixed.flops
+    assert 0.6 * exact.step_peak < mixed.step_peak < exact.step_peak
+
+
+def test_eight_bit_moments_take_a_byte_a_number() -> None:
+    planned = cost(composed(*FULL, "optimizer=adamw_8bit"), 1)
+    assert planned.optimizer == 2 * planned.trained
+
+
+def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cubediff.plan", "experiment=tiny_cpu", f"model.pipeline.path={TINY_SD}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"the largest batch that does is \d+ \(\d+\.\d GiB\)", done.stdout)
+    assert "4 × L4" not in done.stdout
+    assert "1 × L4" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.pipeline.path=somebody/something", "nor one of stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("trainer.precision=16-true", "the plan knows 32-true and bf16-mixed"),
+        ("model.optimizer._target_=torch.optim.SGD", "the plan knows AdamW, Adam and AdamW8bit"),
+    ],
+)
+def test_what_it_cannot_plan_is_told(override: str, told: str) -> None:
+    config = composed("model=tiny", "trainer=cpu", "data.path=SHARDS", f"model.pipeline.path={TINY_SD}", override)
+    with pytest.raises(ValueError, match=told):
+        cost(config, 1)

@@ -1,0 +1,204 @@
+"""Checkpoints are whole or not there, are told apart from damaged and foreign ones, and are found by the run they are
+of."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import lightning as L
+import pytest
+import torch
+from support.runs import QUICK, composed
+
+from cubediff.runs.fit import fit
+from cubediff.runs.resume import choose
+from cubediff.training.callbacks import RunCheckpoint
+from cubediff.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, damage, file_name, steps
+
+CONTENT = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 3}
+NO_SAMPLES = ("callbacks.samples=null", "trainer.limit_val_batches=0", "face_size=64")
+
+
+def write(folder: Path, *numbers: int) -> list[Path]:
+    for number in numbers:
+        AtomicCheckpointIO().save_checkpoint(CONTENT, folder / "checkpoints" / file_name(number))
+    return [folder / "checkpoints" / file_name(number) for number in numbers]
+
+
+def spoil(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"damage")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = write(tmp_path, 3)
+    before = file.read_bytes()
+
+    def fails(checkpoint: Any, opened: Any) -> None:
+        opened.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(CheckpointError, match=r"step00000003\.ckpt cannot be written .*No space left.*make room"):
+        AtomicCheckpointIO().save_checkpoint(CONTENT, file)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(
+    begun: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    size = int(1.5 * (begun / "checkpoints/last.ckpt").stat().st_size)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no disk may be mounted here")
+    try:
+        words = (
+            *QUICK,
+            *NO_SAMPLES,
+            f"data.path={tiny_shards}",
+            "trainer.max_steps=9",
+            f"callbacks.checkpoint.folder={disk}",
+        )
+        with pytest.raises(CheckpointError, match=r"step0000000.*cannot be written .*make room or choose"):
+            fit(composed(*words, "callbacks.checkpoint.every_n_steps=1", run_dir=tmp_path / "run"), tmp_path / "run")
+        left = steps(disk)
+        assert len(left) == 1
+        assert damage(next(iter(left.values()))) is None
+        assert not list(disk.glob(".*.part"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_last_ones_stay_and_those_at_multiples(tmp_path: Path) -> None:
+    saver, trainer = RunCheckpoint(str(tmp_path), keep=2, keep_every_n_steps=20), Mock(spec=L.Trainer)
+    trainer.save_checkpoint = lambda path, weights_only: AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    for trainer.global_step in range(5, 75, 5):
+        saver.save(trainer)
+        assert (tmp_path / "last.ckpt").resolve() == tmp_path / file_name(trainer.global_step)
+    assert list(steps(tmp_path)) == [70, 65, 60, 40, 20]
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------
+
+
+def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
+    (file,) = write(tmp_path, 1)
+    assert damage(file) is None
+    whole = file.read_bytes()
+    for place in (len(whole) // 3, len(whole) // 2, len(whole) - 300):
+        file.write_bytes(whole[:place])
+        assert damage(file) is not None
+    spoil(write(tmp_path, 2)[0])
+    assert "checksum" in str(damage(tmp_path / "checkpoints" / file_name(2)))
+
+
+def test_the_last_whole_one_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose("auto", tmp_path) is None
+    assert choose("never", tmp_path) is None
+    first, second, third = write(tmp_path, 9, 10, 100)
+    assert choose("auto", tmp_path) == third
+    spoil(third)
+    assert choose("auto", tmp_path) == second
+    assert "step00000100.ckpt is damaged" in capsys.readouterr().out
+    spoil(first)
+    spoil(second)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole .*step00000010.*remove them"):
+        choose("auto", tmp_path)
+
+
+def test_by_a_path_a_run_begins_and_goes_on_with_its_own(tmp_path: Path) -> None:
+    (other,) = write(tmp_path / "other", 5)
+    assert choose(str(other), tmp_path / "run") == other
+    (own,) = write(tmp_path / "run", 7)
+    assert choose(str(other), tmp_path / "run") == own
+    with pytest.raises(CheckpointError, match=r"resume=.*nowhere is no file: give a checkpoint, auto or never"):
+        choose(str(tmp_path / "nowhere"), tmp_path / "new")
+    spoil(other)
+    with pytest.raises(CheckpointError, match=r"is damaged .*give another checkpoint"):
+        choose(str(other), tmp_path / "new")
+
+
+def test_never_does_not_throw_away(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    with pytest.raises(CheckpointError, match=r"resume=never, and .* holds checkpoints up to step 7: give"):
+        choose("never", tmp_path)
+
+
+# ---- the same run ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("begun") / "run"
+    fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", run_dir=run_dir), run_dir)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["name=other"], "holds a run of train, and this is other: give another run_dir"),
+        (["model.optimizer.lr=1e-3"], r"has model\.optimizer\.lr .* and not 0\.001: a run goes on as it began"),
+        (["model.trainable=full"], r"has model\.trainable attention and not full"),
+        (
+            ["model.lora_rank=4", "seed=5"],
+            r"model\.lora_rank 16 and not 4, model\.seed 0 and not 5",
+        ),
+        (["callbacks.ema=null"], r"has callbacks\.ema"),
+        (["callbacks.ema.decay=0.5"], r"has callbacks\.ema\.decay 0\.9999 and not 0\.5"),
+        (["face_size=128"], "has .*face_size 64 and not 128"),
+        (["objective=v_prediction"], r"model\.pipeline\.scheduler"),
+        (
+            ["+model.pipeline.seed=1"],
+            r"has model\.pipeline\.seed None and not 1, encoders .*, frozen weights .* and not",
+        ),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(
+    begun: Path, tiny_shards: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(begun, run_dir, symlinks=True)
+    with pytest.raises(CheckpointError, match=told):
+        fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", *words, run_dir=run_dir), run_dir)
+
+
+def test_a_checkpoint_of_something_else_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    (foreign,) = write(tmp_path, 3)
+    words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}")
+    with pytest.raises(CheckpointError, match=r"is no checkpoint of this cubediff .*model\.pipeline\.path=RUN/export"):
+        fit(composed(*words, f"resume={foreign}", run_dir=tmp_path / "run"), tmp_path / "run")
+    content = torch.load(begun / "checkpoints/last.ckpt", weights_only=True)
+    content["state_dict"]["unet.conv_in.bias"] = torch.zeros(3)
+    other = tmp_path / "other.ckpt"
+    torch.save(content, other)
+    with pytest.raises(CheckpointError, match=r"other weights than the model in 1 places, such as unet\.conv_in\.bias"):
+        fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
+
+
+def test_a_run_begins_with_anothers_checkpoint_and_a_finished_one_may_go_on_longer(
+    begun: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "name=fork", f"resume={begun}/checkpoints/last.ckpt")
+    run_dir = tmp_path / "run"
+    fit(composed(*words, "trainer.max_steps=3", run_dir=run_dir), run_dir)
+    assert list(steps(run_dir / "checkpoints")) == [3]
+    assert "it goes on from" in capsys.readouterr().out
+    fit(composed(*words, "trainer.max_steps=3", run_dir=run_dir), run_dir)  # nothing is left to do
+    assert (run_dir / "export/model_index.json").is_file()
+    fit(composed(*words, "trainer.max_steps=5", run_dir=run_dir), run_dir)
+    assert list(steps(run_dir / "checkpoints")) == [5, 3]
+    rows = (run_dir / "logs/metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("step")
+    logged = [int(row.split(",")[column]) for row in rows[1:]]
+    assert sorted(set(logged)) == [2, 3, 4]  # by one file, each once; of the two steps before the other run has its own

@@ -1,0 +1,42 @@
+"""Composes configs and trains by them in this process, as the command line would."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from cubediff.configs import CONFIG_DIR
+
+QUICK = (
+    "model=tiny_random",
+    "trainer=cpu",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "trainer.max_steps=2",
+    "trainer.log_every_n_steps=1",
+)
+FEW_SAMPLING_STEPS = "callbacks.samples.steps=1"
+
+
+def composed(*overrides: str, run_dir: Path | None = None, name: str = "train") -> DictConfig:
+    """The job's config; what it reads of Hydra's own (the output folder) is that of the last one composed."""
+    into = [] if run_dir is None else [f"run_dir={run_dir}"]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        config = compose(name, overrides=[*overrides, *into], return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = config.hydra.run.dir
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def train(shards: Path, run_dir: Path, *overrides: str) -> Path:
+    """A run of a few steps of a tiny model into `run_dir`, which it returns."""
+    from cubediff.runs.fit import fit
+
+    run_dir.mkdir(parents=True)
+    quick = QUICK if "callbacks=none" in overrides else (*QUICK, FEW_SAMPLING_STEPS)
+    fit(composed(*quick, f"data.path={shards}", *overrides, run_dir=run_dir), run_dir)
+    return run_dir

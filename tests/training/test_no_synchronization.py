@@ -1,0 +1,119 @@
+"""A training step never waits for its device: not to read a number from it, nor to copy one to it.
+
+Here the device is "meta", whose tensors hold no numbers: reading one raises by itself, and every copy to it is seen.
+On a GPU torch itself says so.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import lightning as L
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cubediff.training.module
+from cubediff.data import PanoramaDataModule, RandomViews
+from cubediff.diffusion.objective import Objective
+from cubediff.pipelines.loading import tiny_random
+from cubediff.training.callbacks import StepMetrics
+from cubediff.training.module import CubeDiffModule
+
+OPTIONS: list[dict[str, Any]] = [{}, {"min_snr_gamma": 5.0, "offset_noise": 0.05}]
+
+
+class Copies(TorchDispatchMode):
+    """Which tensors of more than no dimensions went from the host to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if func in copies and result.is_meta and not all(a.is_meta for a in args if isinstance(a, torch.Tensor)):
+            self.seen.append(tuple(result.shape))
+        return result
+
+
+class Generator(torch.Generator):
+    """There is none on the meta device."""
+
+    def __new__(cls, device: torch.device) -> Any:
+        return super().__new__(cls)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def endless(data: PanoramaDataModule) -> Iterator[Any]:
+    loader = data.train_dataloader()
+    while True:
+        yield from loader
+
+
+def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: int, metrics: StepMetrics) -> None:
+    """With what is gathered at each, at a step that no logger logs."""
+    trainer: Any = Mock(spec=L.Trainer, global_step=place, log_every_n_steps=10, loggers=[Mock()])
+    cubes = data.on_after_batch_transfer({n: v.to(module.device) if isinstance(v, torch.Tensor) else v
+                                          for n, v in batch.items()}, 0)  # fmt: skip
+    each = module._denoised(dict(cubes), [(place, i) for i in range(4)])
+    each["losses"].mean().backward()
+    metrics.on_train_batch_end(trainer, module, each, cubes, place)
+
+
+@pytest.mark.parametrize("photos", [None, RandomViews(share=1.0)])
+@pytest.mark.parametrize("objective", OPTIONS)
+def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
+    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, photos: RandomViews | None, objective: dict[str, Any]
+) -> None:
+    data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
+    batches = endless(data)
+    module = CubeDiffModule(tiny_random(), Objective(**objective), partial(torch.optim.AdamW, lr=1e-3))
+    module.empty_text = module.encoders.encode_text([""])
+    metrics = StepMetrics()
+    step(module, data, next(batches), 0, metrics)  # what is made once
+
+    module.to("meta")
+    module.encoders.to("meta")
+    module.empty_text = module.empty_text.to("meta")
+    monkeypatch.setattr(torch, "Generator", Generator)
+    sent: list[torch.Tensor] = []
+
+    def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(values)
+        return torch.empty_like(values, device=device)
+
+    for room in (cubediff.training.module, cubediff.models.encoders):
+        monkeypatch.setattr(room, "sent", send)
+    step(module, data, next(batches), 1, metrics)
+    copies = Copies()
+    with copies:
+        batch = next(batches)
+        arriving = sum(isinstance(value, torch.Tensor) for value in batch.values())
+        step(module, data, batch, 2, metrics)
+    assert len(copies.seen) == arriving, copies.seen
+    assert sent
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("photos", [None, RandomViews(share=1.0)])
+def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomViews | None) -> None:
+    data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
+    batches = endless(data)
+    module = CubeDiffModule(tiny_random(), Objective(), partial(torch.optim.AdamW, lr=1e-3)).cuda()
+    module.encoders.to("cuda")
+    module.empty_text = module.encoders.encode_text([""])
+    metrics = StepMetrics()
+    for place in range(3):
+        batch = {n: v.cuda() if isinstance(v, torch.Tensor) else v for n, v in next(batches).items()}
+        torch.cuda.set_sync_debug_mode("error" if place == 2 else "default")
+        try:
+            step(module, data, batch, place, metrics)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
