@@ -1,6 +1,7 @@
 """Cubemaps, equirectangular panoramas and perspective views: conventions, projections, photos."""
 
 from cubediff.geometry.conventions import (
+    FACE_FOV,
     FACE_ORDERS,
     FACES,
     face_directions,
@@ -17,6 +18,7 @@ from cubediff.geometry.projections import (
 
 __all__ = [
     "FACES",
+    "FACE_FOV",
     "FACE_ORDERS",
     "cube_to_equirect",
     "equirect_to_cube",

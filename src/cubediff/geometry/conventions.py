@@ -7,11 +7,14 @@ y = −t·((2i + 1)/S − 1), z = 1, turned to its face. Degrees at every public
 
 import math
 from functools import lru_cache
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+FACE_FOV: Final = 95.0  # degrees; 5° more than a quarter turn, so that neighbouring faces overlap (section 3)
 
 FACES = ("front", "right", "back", "left", "up", "down")
 
@@ -35,7 +38,7 @@ FACE_ORDERS = {
 }
 
 
-def face_directions(size: int, fov: float = 95.0, dtype: torch.dtype = torch.float32) -> Float[Tensor, "6 s s 3"]:
+def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch.float32) -> Float[Tensor, "6 s s 3"]:
     """Unit vectors through the pixel centres of six `size` × `size` faces of `fov` degrees, in FACES order.
 
     Samples that lie on the face's border instead (linspace with both ends, as py360convert and the public SD 1.5
@@ -76,7 +79,7 @@ def rotation_matrix(
 
 
 def position_map(
-    size: int, fov: float = 95.0, encoding: str = "uv", samples: str = "centers"
+    size: int, fov: float = FACE_FOV, encoding: str = "uv", samples: str = "centers"
 ) -> Float[Tensor, "6 c s s"]:
     """Where each face pixel looks, as channels: "uv" (yaw/2π + ½, pitch/π + ½), "uv_pi" (pitch/2π + ½ instead), or
     "xyz" (the unit direction, which does not jump behind the viewer).

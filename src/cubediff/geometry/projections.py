@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cubediff.geometry import sampling as resample
 from cubediff.geometry.conventions import (
+    FACE_FOV,
     FACE_ORDERS,
     FACES,
     FRAMES,
@@ -53,7 +54,7 @@ __all__ = [
 def equirect_to_cube(
     panorama: Real[Tensor, "b c h w"],
     size: int,
-    fov: float = 95.0,
+    fov: float = FACE_FOV,
     rotation: Float[Tensor, "b 3 3"] | None = None,
     *,
     mode: str = "bilinear",
@@ -213,7 +214,7 @@ def _cube_maps(size: int, fov: float, height: int) -> tuple[np.ndarray, np.ndarr
 def cube_to_equirect(
     faces: Real[Tensor, "b f c i j"],
     height: int,
-    fov: float = 95.0,
+    fov: float = FACE_FOV,
     overlap: str = "blend",
     mode: str = "bilinear",
 ) -> Real[Tensor, "b c h w"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cubediff.geometry.conventions import FACES
+from cubediff.geometry.conventions import FACE_FOV, FACES
 from cubediff.pages.html import escape, fill_template, read_template
 
 PNG_LIMIT = 256  # pixels: up to here a face is stored without loss
@@ -25,7 +25,7 @@ PNG_LIMIT = 256  # pixels: up to here a face is stored without loss
 def viewer_html(
     faces: Sequence[Image.Image] | UInt8[np.ndarray, "..."] | Float[Tensor, "..."],
     *,
-    fov: float = 95.0,
+    fov: float = FACE_FOV,
     prompt: str = "",
     title: str = "cubediff panorama",
 ) -> str:
@@ -59,7 +59,7 @@ def write_viewer(
     path: str | Path,
     faces: Sequence[Image.Image] | UInt8[np.ndarray, "..."] | Float[Tensor, "..."],
     *,
-    fov: float = 95.0,
+    fov: float = FACE_FOV,
     prompt: str = "",
     title: str = "cubediff panorama",
 ) -> Path:

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cubediff.diffusion.guidance import guidance_branches, warn_of_the_unknown
 from cubediff.diffusion.schedulers import rescheduled
+from cubediff.geometry.conventions import FACE_FOV
 from cubediff.geometry.photos import faded, known_faces
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
@@ -59,7 +60,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        fov: float = 95.0,
+        fov: float = FACE_FOV,
         position_encoding: str = "uv",
         position_samples: str = "centers",
         sync_group_norm: bool = True,
@@ -170,6 +171,7 @@ class CubeDiffPipeline(DiffusionPipeline):
             tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
             unet=unet,
             scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            fov=95.0,  # the checkpoints were trained with 95°, independently of FACE_FOV
             position_encoding="uv_pi",
             position_samples="corners",
             sync_group_norm=False,

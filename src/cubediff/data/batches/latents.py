@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cubediff.data.streaming.shards import ShardDataModule
+from cubediff.geometry.conventions import FACE_FOV
 from cubediff.utils.errors import DataError
 
 
@@ -90,7 +91,7 @@ class LatentDataModule(ShardDataModule):
         path: str | Path | Sequence[str | Path],
         batch_size: int,
         face_size: int,
-        fov: float = 95.0,
+        fov: float = FACE_FOV,
         **options: Any,
     ) -> None:
         super().__init__(path, batch_size, **options)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cubediff.data.batches.cameras import Camera, RandomViews
 from cubediff.data.batches.views import CubeBatch, PanoramaBatch, PanoramaDecoder
 from cubediff.data.streaming.shards import ShardDataModule
-from cubediff.geometry.conventions import rotation_matrix
+from cubediff.geometry.conventions import FACE_FOV, rotation_matrix
 from cubediff.geometry.photos import Photo, known_faces
 from cubediff.geometry.projections import equirect_to_cube, equirect_to_perspective
 
@@ -34,7 +34,7 @@ class PanoramaDataModule(ShardDataModule):
         path: str | Path | Sequence[str | Path],
         batch_size: int,
         face_size: int,
-        fov: float = 95.0,
+        fov: float = FACE_FOV,
         panorama_height: int | None = None,
         yaw: Literal["uniform", "none"] = "uniform",
         face_caption_probability: float = 0.5,
