@@ -1,10 +1,12 @@
-"""Old names of `_target_`s, so that configs, checkpoints and sweeps written with them stay valid."""
+"""Compatibility of configs over time: renamed `_target_`s, and keys added since the first release.
 
-from typing import Any
+Configs, checkpoints and sweep folders written with the first names stay valid: `rename_targets_` translates their
+targets, and fingerprints are computed on the form that a config had first (`first_form`).
+"""
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# Old name: the name that it has now.
+# Old name → current name.
 RENAMED = {
     **{
         f"cubediff.callbacks.{name}": f"cubediff.training.callbacks.{name}"
@@ -32,14 +34,19 @@ RENAMED = {
 }
 _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 
+# Dotted key → default, of keys that the first configs did not have. At its default a key does not count: configs with
+# and without it have the same fingerprint, and checkpoints without it resume. Write a default as in conf/, an
+# interpolation as its text.
+ADDED: dict[str, object] = {}
 
-def current(name: Any) -> Any:
-    """The present name of a `_target_`; other values are returned unchanged."""
-    return RENAMED.get(name, name) if isinstance(name, str) else name
+
+def current_name(value: object) -> object:
+    """The current name of a `_target_`; other values are returned unchanged."""
+    return RENAMED.get(value, value) if isinstance(value, str) else value
 
 
 def rename_targets_(config: DictConfig | ListConfig) -> None:
-    """Replaces old `_target_`s in a config and all configs inside it."""
+    """Replaces old `_target_`s in a config and in all configs inside it."""
     keys = range(len(config)) if isinstance(config, ListConfig) else list(config)
     for key in keys:
         if OmegaConf.is_missing(config, key):
@@ -49,14 +56,44 @@ def rename_targets_(config: DictConfig | ListConfig) -> None:
             if not node._is_none():
                 rename_targets_(node)
         elif key == "_target_":
-            config[key] = current(config[key])
+            config[key] = current_name(config[key])
 
 
-def first_names(content: Any) -> Any:
-    """A container with every `_target_` under its oldest name, which fingerprints of configs are computed with."""
-    if isinstance(content, dict):
-        return {
-            key: _FIRST_NAMES.get(value, value) if key == "_target_" else first_names(value)
-            for key, value in content.items()
-        }
-    return [first_names(value) for value in content] if isinstance(content, list) else content
+def added_at_default(config: dict[str, object]) -> list[str]:
+    """The keys of `ADDED` that a config has at their default, dotted; `config` is a plain container, unresolved."""
+    return [key for key, default in ADDED.items() if _has_default(config, key.split("."), default)]
+
+
+def first_form(config: dict[str, object]) -> dict[str, object]:
+    """A config as the first release would have written it, for fingerprints that stay equal over time.
+
+    Args:
+        config: A whole config as a plain container, with references unresolved.
+
+    Returns:
+        A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default.
+    """
+    form = {key: _with_first_names(value, key) for key, value in config.items()}
+    for added in added_at_default(config):
+        *parents, last = added.split(".")
+        inner: object = form
+        for name in parents:
+            assert isinstance(inner, dict)
+            inner = inner[name]
+        assert isinstance(inner, dict)
+        del inner[last]
+    return form
+
+
+def _with_first_names(value: object, key: str = "") -> object:
+    if isinstance(value, dict):
+        return {name: _with_first_names(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_first_names(inner) for inner in value]
+    return _FIRST_NAMES.get(value, value) if key == "_target_" and isinstance(value, str) else value
+
+
+def _has_default(value: object, path: list[str], default: object) -> bool:
+    if path:
+        return isinstance(value, dict) and path[0] in value and _has_default(value[path[0]], path[1:], default)
+    return value == default and isinstance(value, bool) == isinstance(default, bool)  # since True == 1

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.configs.targets import current
+from cubediff.configs.targets import ADDED, added_at_default, current_name
 from cubediff.models.encoders import fingerprint
 from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, damage, steps
 from cubediff.training.module import CubeDiffModule
@@ -65,7 +65,13 @@ def identity(config: DictConfig, module: CubeDiffModule) -> dict[str, Any]:
         plain = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
         fixed |= _flat(key, plain)
     sums = module.encoders.fingerprint(), fingerprint(module.frozen)
-    kept = {key: value for key, value in fixed.items() if key not in _FREE}
+    container: Any = OmegaConf.to_container(config)
+    uncounted = added_at_default(container)
+    kept = {
+        key: value
+        for key, value in fixed.items()
+        if key not in _FREE and not any(key == added or key.startswith(f"{added}.") for added in uncounted)
+    }
     return kept | {name: digest[:12] for name, digest in zip(_SUMS, sums, strict=True)}
 
 
@@ -82,10 +88,14 @@ def check_same(path: Path, run: dict[str, Any], module: CubeDiffModule, own: boo
         raise CheckpointError(
             f"{path.parent.parent} holds a run of {before['name']}, and this is {run['name']}: give another run_dir"
         )
-    differing = [k for k in run.keys() | before.keys() if k != "name" and current(before.get(k)) != current(run.get(k))]
+    differing = [
+        k for k in run.keys() | before.keys() if k != "name" and current_name(before.get(k)) != current_name(run.get(k))
+    ]
     differing.sort(key=lambda key: (key in _SUMS, key))
     if differing:
-        told = ", ".join(f"{key} {before.get(key)} and not {run.get(key)}" for key in differing[:8])
+        told = ", ".join(
+            f"{key} {before.get(key, ADDED.get(key))} and not {run.get(key, ADDED.get(key))}" for key in differing[:8]
+        )
         raise CheckpointError(
             f"{path} has {told}: a run goes on as it began. Give what it has, or begin another run_dir with its "
             "weights, model.pipeline.path=RUN/export"

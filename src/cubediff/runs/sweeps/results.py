@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.configs.targets import first_names
+from cubediff.configs.targets import first_form
 from cubediff.utils.files import write_atomic
 
 RESULT = "result.json"
@@ -132,7 +132,7 @@ def _sum(config: DictConfig) -> str:
     """Of the config as it is written, without where the run goes; a reference in it may lead nowhere."""
     content: Any = OmegaConf.to_container(config)
     del content["run_dir"]
-    return hashlib.sha256(json.dumps(first_names(content), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(first_form(content), sort_keys=True).encode()).hexdigest()
 
 
 def take_gpu(config: DictConfig, sweep_dir: Path) -> None:
