@@ -680,3 +680,25 @@ def test_numbers_that_disagree_or_make_no_sense_raise(awake):
         use_sampler_(awake, "magic")
     with pytest.raises(ValueError, match="num_inference_steps=0: give at least 1"):
         sample(awake, num_inference_steps=0)
+
+
+def test_the_small_models_load_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_pipeline("experiments/cubediff_tiny/model").unet.config.in_channels == 7
+    assert load_pipeline("experiments/tiny_sd/model").unet.config.in_channels == 7
+
+
+def test_a_folder_in_the_working_directory_comes_before_the_one_in_the_checkout(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, "experiments/tiny_sd/model")
+    here = CubeDiffPipeline.from_pretrained(saved).unet.config
+    assert load_pipeline("experiments/tiny_sd/model").unet.config.block_out_channels == here.block_out_channels
+    monkeypatch.chdir("/")
+    assert load_pipeline("experiments/tiny_sd/model").unet.config.block_out_channels != here.block_out_channels
+
+
+def test_an_installed_wheel_says_where_the_small_models_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("cubediff.pipelines.folders._CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="/cubediff and give model"):
+        load_pipeline("experiments/tiny_sd/model")

@@ -109,8 +109,8 @@ class CubeDiffPipeline(DiffusionPipeline):
 
         All models arrive in float32, or in the dtype given, however they are stored.
         """
-        check_folder(pretrained_model_name_or_path)
-        pipeline = super().from_pretrained(str(pretrained_model_name_or_path), use_safetensors=True, **kwargs)
+        path = check_folder(pretrained_model_name_or_path)
+        pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
         pipeline.text_encoder.to(pipeline.unet.dtype)  # which alone would keep the stored dtype by default
         return pipeline
 
@@ -127,7 +127,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         Six equal faces then give what the 2D model gives. `scheduler` replaces settings of its noise schedule, such as
         prediction_type; `options` are those of the class.
         """
-        check_folder(path)
+        path = check_folder(path)
         load = {"torch_dtype": dtype, "use_safetensors": True}
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **load)
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **load)
@@ -157,7 +157,7 @@ class CubeDiffPipeline(DiffusionPipeline):
         Their faces come in another order (`FACE_ORDERS["opencubediff"]`), which the UNet cannot tell from ours: it
         knows a face by its position channels alone. So everything at this interface is in FACES order.
         """
-        check_folder(path)
+        path = check_folder(path)
         load = {"torch_dtype": dtype, "use_safetensors": True}
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **load)
         if unet.config.in_channels != 7:

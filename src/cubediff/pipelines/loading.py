@@ -13,6 +13,7 @@ from cubediff.models.inputs import input_channels
 from cubediff.models.stable_diffusion import widen_conv_in_
 from cubediff.models.tiny import byte_tokenizer, sd_scheduler, small_text_encoder
 from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.pipelines.folders import find_model
 
 
 def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:
@@ -21,6 +22,7 @@ def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, 
     `scheduler` (settings of the noise schedule) and `options` (fov, position_encoding, position_samples,
     sync_group_norm, cross_attention, image_drop) must be those a CubeDiff folder was made with.
     """
+    path = find_model(path)
     index = Path(path) / "model_index.json"
     if not (index.is_file() and json.loads(index.read_text()).get("_class_name") == CubeDiffPipeline.__name__):
         return CubeDiffPipeline.from_2d(path, scheduler=scheduler, **options)

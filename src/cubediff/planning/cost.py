@@ -197,6 +197,7 @@ def _module(config: DictConfig) -> Any:
 def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The three networks' configurations: of the folder, or of a model known by its Hub id."""
     from cubediff.models.presets import KNOWN
+    from cubediff.pipelines.folders import find_model
 
     if pipeline["_target_"].endswith("tiny_random"):
         from cubediff.pipelines.loading import tiny_random
@@ -206,7 +207,7 @@ def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
     path = pipeline["path"]
     if str(path).lower() in KNOWN:
         return KNOWN[str(path).lower()]
-    files = {part: Path(path) / part / "config.json" for part in ("unet", "vae", "text_encoder")}
+    files = {part: Path(find_model(path)) / part / "config.json" for part in ("unet", "vae", "text_encoder")}
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
         raise ValueError(
