@@ -3,18 +3,20 @@ has such)."""
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from typing_extensions import Unpack
 
 from cubediff.configs import CONFIG_DIR
+from cubediff.data.building.engines import Progress
 from cubediff.data.sources import Entry, Panorama, Rejection, Source
 from cubediff.data.sources.captions import entry_from
 from cubediff.geometry.conventions import FACES
@@ -53,6 +55,16 @@ class Captioned:
         return self.source.load(entry, max_width, quality)
 
 
+class CaptionOptions(TypedDict, total=False):
+    """Keyword arguments of `write_captions`."""
+
+    batch: int
+    limit: int | None
+    max_width: int
+    device: str | None
+    progress: Progress | None
+
+
 class Question(NamedTuple):
     """A picture of one of VIEWS, and what the model is asked about it."""
 
@@ -71,7 +83,7 @@ def write_captions(
     limit: int | None = None,
     max_width: int = 16384,
     device: str | None = None,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Appends a line of captions to `file` for every panorama of `source` (the first `limit`) that it has none of;
     returns how many.
@@ -88,7 +100,7 @@ def write_captions(
         return 0
     settings = OmegaConf.load(Path(CONFIG_DIR) / "caption.yaml")
     ask = _load(model, int(settings.max_new_tokens), device)
-    shown = progress(left, len(left)) if progress else left
+    shown = progress(left, len(left), "captioning") if progress else left
     questions = (q for entry in shown for q in _questions(source, entry, settings, max_width))
     written = 0
     captions: dict[str, str] = {}
@@ -104,6 +116,12 @@ def write_captions(
                     captions = {}
                     written += 1
     return written
+
+
+def caption_source(source: Source, file: Path, model: str, **options: Unpack[CaptionOptions]) -> Captioned:
+    """Writes captions as `write_captions` does and returns the source with these captions."""
+    write_captions(source, file, model, **options)
+    return Captioned(source, file)
 
 
 def _whole_lines(file: Path) -> set[str]:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from cubediff.data.building.engines import open_engine
-from cubediff.data.building.write import Progress
+from cubediff.data.building.engines import Progress, open_engine
 from cubediff.data.format.index import index_tar, read_sample
 from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
 from cubediff.geometry.conventions import FACES

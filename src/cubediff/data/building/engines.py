@@ -23,6 +23,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 _AHEAD = 4  # tasks given out per worker, so that none waits and a million of them do not all lie in memory
 _DIED = "a worker process died, perhaps for want of memory: start again with fewer --workers, finished work is kept"
 
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, step) → the items, shown as a bar
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 

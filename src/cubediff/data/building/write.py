@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -19,7 +19,7 @@ import PIL
 
 import cubediff
 from cubediff.data.building.duplicates import THRESHOLD, Pairs, near_duplicates
-from cubediff.data.building.engines import Engine, Map, open_engine
+from cubediff.data.building.engines import Engine, Map, Progress, open_engine
 from cubediff.data.building.journal import Accepted, accept
 from cubediff.data.format.layout import (
     BUILDING,
@@ -42,8 +42,6 @@ from cubediff.utils.files import sync_folder, write_atomic
 
 _TRIED = 16  # panoramas that a preview reads
 _TAR_BLOCKS = 3072  # bytes that a sample takes beside its JPEG: two headers, its JSON, padding
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def build_shards(
