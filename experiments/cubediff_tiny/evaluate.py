@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cubediff import CubeDiffPipeline
-from cubediff.data import RandomViews
+from cubediff.data import RandomPhotos
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
 from cubediff.geometry.photos import Photo, faded, known_faces
 from cubediff.images.writing import to_pil
@@ -51,7 +51,7 @@ def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
 
 def view_of(panorama: Tensor, size: int, rng: random.Random) -> Photo:
     """A photo of `panorama` (3, H, 2H) that looks anywhere, as training with data=photos draws them."""
-    camera = RandomViews(share=1).draw(rng)
+    camera = RandomPhotos(share=1).draw(rng)
     rows, columns = (round(size * camera.aspect**power) for power in (-0.5, 0.5))
     turn = (camera.yaw, camera.pitch, camera.roll)
     picture = equirect_to_perspective(panorama[None], (rows, columns), camera.fov, *turn, mode="bicubic")[0]

@@ -21,11 +21,11 @@ def cache(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"cache.dtype={config.cache.dtype}: use one of {', '.join(DTYPES)}")
     import torch
 
-    from cubediff.data.latent_cache import Encoder, ShardWriter, whole_shards, write_manifest
+    from cubediff.data.latent_cache.writing import Encoder, ShardWriter, whole_shards, write_manifest
     from cubediff.utils.logging import silence
 
     silence()
-    data = build(config.data, _target_="cubediff.data.latent_cache.TurnsDataModule", turns=config.cache.turns)
+    data = build(config.data, _target_="cubediff.data.latent_cache.writing.TurnsDataModule", turns=config.cache.turns)
     data.setup()  # fails, where it must, before anything is written
     encoders = build(config.model.pipeline).encoders
     settings = {

@@ -20,7 +20,7 @@ from cubediff import CubeDiffPipeline, train
 from cubediff.cache import cache
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
-from cubediff.data import latent_cache as encode
+from cubediff.data.latent_cache.writing import ShardWriter
 from cubediff.pipelines.loading import tiny_random
 
 WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
@@ -139,9 +139,9 @@ def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: 
     words = ("cache.turns=3", "cache.dtype=float32")
     whole = {file.name: file.read_bytes() for file in latents.iterdir()}
     written: list[str] = []
-    finish = encode.ShardWriter._finish
+    finish = ShardWriter._finish
 
-    def stop(self: encode.ShardWriter) -> None:
+    def stop(self: ShardWriter) -> None:
         finish(self)
         if self._name and self._name not in written:
             written.append(self._name)
@@ -149,7 +149,7 @@ def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: 
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode.ShardWriter, "_finish", stop)
+        patch.setattr(ShardWriter, "_finish", stop)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             cached(source, tmp_path / "out", *words)
     left = {file.name for file in (tmp_path / "out").glob("*.tar")}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
-from cubediff.data import PanoramaDataModule, RandomViews
+from cubediff.data import PanoramaDataModule, RandomPhotos
 from cubediff.diffusion.objective import Drops, Objective
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
@@ -264,7 +264,7 @@ def test_compiled_blocks_give_the_same_gradients_with_checkpointing_and_both_way
 def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
     tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=RandomViews(share=0.7), seed=2)
+    data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=RandomPhotos(share=0.7), seed=2)
     batch = dict(data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0))
     module = module_of(objective=Objective(**KEEP_ALL))
     fitted(module, [batch], steps=1)

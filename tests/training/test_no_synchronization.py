@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cubediff.training.module
-from cubediff.data import PanoramaDataModule, RandomViews
+from cubediff.data import PanoramaDataModule, RandomPhotos
 from cubediff.diffusion.objective import Objective
 from cubediff.pipelines.loading import tiny_random
 from cubediff.training.callbacks import StepMetrics
@@ -67,10 +67,10 @@ def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: in
     metrics.on_train_batch_end(trainer, module, each, cubes, place)
 
 
-@pytest.mark.parametrize("photos", [None, RandomViews(share=1.0)])
+@pytest.mark.parametrize("photos", [None, RandomPhotos(share=1.0)])
 @pytest.mark.parametrize("objective", OPTIONS)
 def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
-    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, photos: RandomViews | None, objective: dict[str, Any]
+    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, photos: RandomPhotos | None, objective: dict[str, Any]
 ) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
@@ -102,8 +102,8 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("photos", [None, RandomViews(share=1.0)])
-def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomViews | None) -> None:
+@pytest.mark.parametrize("photos", [None, RandomPhotos(share=1.0)])
+def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomPhotos | None) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
     module = CubeDiffModule(tiny_random(), Objective(), partial(torch.optim.AdamW, lr=1e-3)).cuda()

@@ -20,7 +20,8 @@ RENAMED = {
             "Watchdog",
         )
     },
-    "cubediff.data.encode.TurnsDataModule": "cubediff.data.latent_cache.TurnsDataModule",
+    "cubediff.data.encode.TurnsDataModule": "cubediff.data.latent_cache.writing.TurnsDataModule",
+    "cubediff.data.RandomViews": "cubediff.data.RandomPhotos",
     "cubediff.module.CubeDiffModule": "cubediff.training.module.CubeDiffModule",
     "cubediff.objective.Objective": "cubediff.diffusion.objective.Objective",
     "cubediff.pipeline.load_pipeline": "cubediff.pipelines.loading.load_pipeline",

@@ -1,46 +1,56 @@
-"""Panoramas from folders to batches: sources → building → streaming, and procedural ones where there
-are none (the paper's training data: panoramas with one caption each, or one per face)."""
+"""Panorama datasets from folders of images to batches: sources → building → streaming → batches or latent_cache.
 
-from typing import TYPE_CHECKING, Any
+The public names are imported on first use, so that commands start without torch and Lightning.
+"""
+
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cubediff.data.batches.cameras import RandomViews
-    from cubediff.data.batches.latents import LatentDataModule
+    from cubediff.data.batches.conditioning_photos import RandomPhotos
     from cubediff.data.batches.panoramas import PanoramaDataModule
-    from cubediff.data.batches.views import CubeBatch, PanoramaBatch
+    from cubediff.data.batches.types import CubeBatch, LatentBatch, PanoramaBatch
     from cubediff.data.building.write import build_shards
     from cubediff.data.example import create_example_dataset
+    from cubediff.data.latent_cache.reading import LatentDataModule
     from cubediff.utils.errors import DataError
+
+    RandomViews = RandomPhotos
 
 __all__ = [
     "CubeBatch",
     "DataError",
+    "LatentBatch",
     "LatentDataModule",
     "PanoramaBatch",
     "PanoramaDataModule",
+    "RandomPhotos",
     "RandomViews",
     "build_shards",
     "create_example_dataset",
 ]
 
-_MODULES = {
-    "CubeBatch": "cubediff.data.batches.views",
-    "DataError": "cubediff.utils.errors",
-    "LatentDataModule": "cubediff.data.batches.latents",
-    "PanoramaBatch": "cubediff.data.batches.views",
-    "PanoramaDataModule": "cubediff.data.batches.panoramas",
-    "RandomViews": "cubediff.data.batches.cameras",
-    "build_shards": "cubediff.data.building.write",
-    "create_example_dataset": "cubediff.data.example",
+_TYPES, _PHOTOS = "cubediff.data.batches.types", "cubediff.data.batches.conditioning_photos"
+_LOCATIONS = {
+    "CubeBatch": (_TYPES, "CubeBatch"),
+    "DataError": ("cubediff.utils.errors", "DataError"),
+    "LatentBatch": (_TYPES, "LatentBatch"),
+    "LatentDataModule": ("cubediff.data.latent_cache.reading", "LatentDataModule"),
+    "PanoramaBatch": (_TYPES, "PanoramaBatch"),
+    "PanoramaDataModule": ("cubediff.data.batches.panoramas", "PanoramaDataModule"),
+    "RandomPhotos": (_PHOTOS, "RandomPhotos"),
+    "RandomViews": (_PHOTOS, "RandomPhotos"),  # old name
+    "build_shards": ("cubediff.data.building.write", "build_shards"),
+    "create_example_dataset": ("cubediff.data.example", "create_example_dataset"),
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+def __getattr__(name: str) -> object:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from importlib import import_module  # here, so that it is no attribute of the package
 
-    return getattr(import_module(_MODULES[name]), name)
+    module, attribute = _LOCATIONS[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.panoramas import COLOURS, data, fit, keys, shards, spoil
 
-from cubediff.data import DataError, PanoramaDataModule, RandomViews, build_shards
-from cubediff.data.batches.views import draw_view, resize_panorama
+from cubediff.data import DataError, PanoramaDataModule, RandomPhotos, build_shards
+from cubediff.data.batches.augmentation import Augmentation
+from cubediff.data.batches.decoding import resize_panorama
 from cubediff.geometry import FACES, equirect_to_cube
 
 SAMPLES = Path(__file__).parents[3] / "data" / "samples"
@@ -39,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_photos_show_the_faces_where_they_cover_them_and_front_faces_the_front(tmp_path: Path) -> None:
     """On the sample panoramas: `known` agrees with the faces wherever `covered` says so, for photos of all kinds."""
     build_shards(SAMPLES, tmp_path / "shards", SAMPLES / "captions.jsonl", val_fraction=0.0)
-    module = data(tmp_path / "shards", batch_size=8, face_size=64, photos=RandomViews(share=0.6), panorama_height=256)
+    module = data(tmp_path / "shards", batch_size=8, face_size=64, photos=RandomPhotos(share=0.6), panorama_height=256)
     batch = next(iter(module.train_dataloader()))
     cube = module.on_after_batch_transfer(batch, 0)
     kinds = [camera is None for camera in batch["cameras"]]
@@ -60,7 +61,7 @@ def test_photos_show_the_faces_where_they_cover_them_and_front_faces_the_front(t
 
 
 def test_photos_come_in_the_share_and_ranges_asked_for_and_from_the_seed() -> None:
-    views = RandomViews(share=0.3, fov=(50.0, 60.0), pitch=20.0, roll=5.0, aspects=(1.0, 2.0))
+    views = RandomPhotos(share=0.3, fov=(50.0, 60.0), pitch=20.0, roll=5.0, aspects=(1.0, 2.0))
     drawn = [views.draw(random.Random(seed)) for seed in range(4000)]
     cameras = [camera for camera in drawn if camera]
     assert abs(len(cameras) / 4000 - 0.3) < 5 * (0.21 / 4000) ** 0.5
@@ -73,7 +74,7 @@ def test_photos_come_in_the_share_and_ranges_asked_for_and_from_the_seed() -> No
 
 
 def test_a_batch_of_front_faces_alone_has_nothing_else_known(tmp_path: Path) -> None:
-    module = data(shards(tmp_path, 2), photos=RandomViews(share=0.0))
+    module = data(shards(tmp_path, 2), photos=RandomPhotos(share=0.0))
     assert "known" not in module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
 
 
@@ -111,13 +112,14 @@ def test_captions_of_the_faces_are_rolled_with_the_turn(
     seed: int, probability: float, jitter: float, turn: bool
 ) -> None:
     faces = {face: face for face in FACES}
-    view = draw_view("all", faces, random.Random(seed), probability, jitter, turn)
+    augmentation = Augmentation("uniform" if turn else "none", probability, jitter)
+    view = augmentation.draw("all", faces, random.Random(seed))
     if view.prompts != ["all"] * 6:
         quarter = round(view.yaw / 90) if jitter < 45 else FACES.index(view.prompts[0])
         assert view.prompts == [FACES[(i + quarter) % 4] for i in range(4)] + ["up", "down"]
         assert abs(view.yaw - 90 * quarter) <= jitter
     assert turn or view.yaw == 0
-    assert draw_view("all", None, random.Random(seed), probability, jitter, turn).prompts == ["all"] * 6
+    assert augmentation.draw("all", None, random.Random(seed)).prompts == ["all"] * 6
 
 
 def test_without_turning_the_faces_are_those_of_the_panorama(tmp_path: Path) -> None:
@@ -385,8 +387,8 @@ def test_options_out_of_range_are_refused(tmp_path: Path, option: dict[str, Any]
 
 @pytest.mark.parametrize("option", [{"share": 1.5}, {"fov": (90.0, 40.0)}, {"fov": (0.0, 40.0)}, {"aspects": (0.0,)}])
 def test_photos_out_of_range_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="share lies in"):
-        RandomViews(**option)
+    with pytest.raises(ValueError, match="share must be in"):
+        RandomPhotos(**option)
 
 
 # ---- with Lightning ----------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_mixture_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2]])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"weights .* positive one for each of the 2 of path"):
+    with pytest.raises(ValueError, match=r"weights must be positive, one for each of the 2 datasets of path"):
         data([tmp_path, tmp_path], weights=weights)
 
 

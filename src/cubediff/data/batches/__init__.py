@@ -1,1 +1,1 @@
-"""Lightning data modules: shards to batches."""
+"""Batches of panoramas for training: decoding, augmentation, conditioning photos, and the data module."""

@@ -13,10 +13,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cubediff.data.batches.latents import Views, pack
 from cubediff.data.batches.panoramas import PanoramaDataModule
 from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.data.format.tars import add_sample, described
+from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.stream import Damaged, Stream
 from cubediff.models.encoders import FrozenEncoders
@@ -35,7 +35,7 @@ class TurnsDataModule(PanoramaDataModule):
         super().__init__(*args, **options)
         if turns < 1:
             raise ValueError(f"cache.turns={turns}: give at least 1")
-        if self.photos is not None:
+        if self.augmentation.photos is not None:
             raise ValueError("data=photos draws its conditions anew in every step: cache with data=panoramas")
         if len(self.paths) != 1:
             raise ValueError("data.path names several datasets: cache one after the other")
@@ -95,7 +95,7 @@ class Encoder(L.LightningModule):
     def setup(self, stage: str) -> None:
         self.encoders.to(self.trainer.strategy.root_device)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Views:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> CachedPanorama:
         captions = list(dict.fromkeys(caption for six in batch["prompts"] for caption in six))
         which = torch.tensor([[captions.index(caption) for caption in six] for six in batch["prompts"]])
         text, latents = self.encoders.encode_text(captions, truncate=True), self.encoders.encode_faces(batch["faces"])
@@ -103,7 +103,7 @@ class Encoder(L.LightningModule):
             raise FloatingPointError(f"the latents of {batch['key'][0]} in {batch['shard']} are not finite: encode in "
                                      "trainer.precision=32-true")  # fmt: skip
         latents, text = (tensor.to("cpu", self.stored_dtype) for tensor in (latents, text))
-        return Views(batch["yaw"].tolist(), latents, text, which, captions)
+        return CachedPanorama(batch["yaw"].tolist(), latents, text, which, captions)
 
 
 class ShardWriter(Callback):
@@ -131,7 +131,7 @@ class ShardWriter(Callback):
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _finish
         key = batch["key"][0]
         assert self._tar is not None
-        add_sample(self._tar, key, pack(key, outputs))
+        add_sample(self._tar, key, pack_sample(key, outputs))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._finish()

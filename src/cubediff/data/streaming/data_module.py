@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import lightning as L
 import platformdirs
+from typing_extensions import Unpack
 
 from cubediff.data.streaming.catalog import Reader, Shard, open_dataset
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.order import Mixture, Order
 from cubediff.data.streaming.remote import Cache
+from cubediff.data.streaming.settings import StreamOptions, StreamSettings
 from cubediff.data.streaming.stream import Decoder, Stream, TrainStream, ValStream
 from cubediff.utils.errors import DataError
 
@@ -43,38 +45,28 @@ class ShardDataModule(L.LightningDataModule, ABC):
         self,
         path: str | Path | Sequence[str | Path],
         batch_size: int,
-        *,
-        num_workers: int = 0,
-        shuffle_buffer: int = 1024,
-        limit_val: int | None = None,
-        weights: Sequence[float | int] | None = None,
-        cache_dir: str | Path | None = None,
-        cache_gb: float = 100.0,
-        max_skipped_share: float = 0.01,
-        seed: int = 0,
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0 or shuffle_buffer < 1:
-            raise ValueError(
-                f"batch_size {batch_size} and shuffle_buffer {shuffle_buffer} must be at least 1, num_workers "
-                f"{num_workers} at least 0"
-            )
-        if limit_val is not None and limit_val < 1:
-            raise ValueError(f"limit_val {limit_val}: give at least 1, or null for all of them")
+        settings = StreamSettings(**options)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         paths = [path] if isinstance(path, str | Path) else list(path)
+        weights = settings.weights
         if weights is not None and (len(weights) != len(paths) or min(weights) <= 0):
-            raise ValueError(f"weights {list(weights)}: give a positive one for each of the {len(paths)} of path")
-        if cache_gb <= 0 or not 0 <= max_skipped_share <= 1:
-            raise ValueError(f"cache_gb {cache_gb} must be above 0, max_skipped_share {max_skipped_share} in [0, 1]")
+            raise ValueError(
+                f"weights must be positive, one for each of the {len(paths)} datasets of path, got {list(weights)}"
+            )
         self.paths = [str(p) for p in paths]
         self.weights = weights
-        self.cache = Cache(Path(cache_dir or platformdirs.user_cache_path("cubediff") / "shards"), cache_gb * 1e9)
-        self.max_skipped_share = max_skipped_share
+        cache_dir = settings.cache_dir or platformdirs.user_cache_path("cubediff") / "shards"
+        self.cache = Cache(Path(cache_dir), settings.cache_gb * 1e9)
+        self.max_skipped_share = settings.max_skipped_share
         self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.shuffle_buffer = shuffle_buffer
-        self.limit_val = limit_val
-        self.seed = seed
+        self.num_workers = settings.num_workers
+        self.shuffle_buffer = settings.shuffle_buffer
+        self.limit_val = settings.limit_val
+        self.seed = settings.seed
         self.position = 0
         self.latents: list[dict[str, Any]] = []  # how those of each dataset were made
         self._datasets: list[dict[str, list[Shard]]] = []

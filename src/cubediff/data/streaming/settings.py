@@ -1,0 +1,66 @@
+"""The options that all data modules of shards share, and their defaults in Python (those of training are in
+conf/data)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+
+class StreamOptions(TypedDict, total=False):
+    """The fields of `StreamSettings` as keyword arguments of a data module."""
+
+    num_workers: int
+    shuffle_buffer: int
+    limit_val: int | None
+    weights: Sequence[float | int] | None
+    cache_dir: str | Path | None
+    cache_gb: float
+    max_skipped_share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How shards are read and in which order.
+
+    Args:
+        num_workers: Threads that prepare batches ahead; 0 prepares them in the calling thread.
+        shuffle_buffer: Samples within which the order is shuffled; the shards of that many are needed at a time.
+        limit_val: Validate on the first `limit_val` samples only; None validates on all of them.
+        weights: How often each of several datasets is shown, relative to the others; None weights them by size.
+        cache_dir: Where fetched shards are kept; None is a folder in the user's cache.
+        cache_gb: Size limit of `cache_dir`, in 10⁹ bytes.
+        max_skipped_share: Largest fraction of skipped samples; more of them stop the training with DataError.
+        seed: Of the order and of the augmentations.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    num_workers: int = 0
+    shuffle_buffer: int = 1024
+    limit_val: int | None = None
+    weights: Sequence[float | int] | None = None
+    cache_dir: str | Path | None = None
+    cache_gb: float = 100.0
+    max_skipped_share: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
+        if self.limit_val is not None and self.limit_val < 1:
+            raise ValueError(f"limit_val must be at least 1, or null for all samples, got {self.limit_val}")
+        if self.cache_gb <= 0:
+            raise ValueError(f"cache_gb must be above 0, got {self.cache_gb}")
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ValueError(f"max_skipped_share must be in [0, 1], got {self.max_skipped_share}")
+
+
+def stream_options(options: Mapping[str, object]) -> StreamOptions:
+    """The options of a data module's subclass that `ShardDataModule` takes."""
+    names = StreamOptions.__annotations__
+    return cast(StreamOptions, {name: value for name, value in options.items() if name in names})
