@@ -118,7 +118,7 @@ def test_a_run_on_latents_has_no_encoders_and_exports_a_whole_model(
             on_the_way.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build", lambda c, **o: build(c, **watched(o, Look())))
+        patch.setattr("cubediff.runs.fit.build", lambda c, **o: build(c, **watched(o, Look())))
         train.fit(config, tmp_path / "run")
     assert set(on_the_way) == {"meta"}
     assert "no samples are drawn" in capsys.readouterr().out
