@@ -90,7 +90,7 @@ def test_no_import_closes_a_cycle() -> None:
 def test_the_top_of_the_package_is_commands_and_old_names(module: str) -> None:
     text = source(module).read_text(encoding="utf-8")
     tree = ast.parse(text)
-    if module not in COMMANDS | {"cli"}:
+    if module not in COMMANDS | {"cli", "__main__"}:
         assert len(text.splitlines()) <= 5
         assert all(isinstance(node, ast.ImportFrom | ast.Expr) for node in tree.body)
         return

@@ -1,17 +1,19 @@
-"""What leaves the checkout works outside it: wheels, the light import, the command lines, the pins."""
+"""The package outside its checkout: wheels, import time, command lines, pinned versions."""
 
+import ast
+import inspect
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -29,7 +31,7 @@ ENTRIES = sorted(
 
 
 def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command away from the checkout's environment variables and shows what it printed if it fails."""
+    """Runs a command without the checkout's environment variables; a failure shows its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
     result = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{command} failed:\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
@@ -46,8 +48,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return built
 
 
-@pytest.mark.parametrize("way", ["from the checkout", "from the sdist"])
-def test_wheel_holds_every_config_and_every_file_of_the_package(wheels: dict[str, Path], way: str) -> None:
+@pytest.mark.parametrize("origin", ["from the checkout", "from the sdist"])
+def test_wheel_holds_every_config_and_every_file_of_the_package(wheels: dict[str, Path], origin: str) -> None:
     files = {f"cubediff/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     files |= {
         f"cubediff/{path.relative_to(PACKAGE)}"
@@ -56,7 +58,7 @@ def test_wheel_holds_every_config_and_every_file_of_the_package(wheels: dict[str
     }
     assert "cubediff/conf/train.yaml" in files
     assert "cubediff/py.typed" in files
-    with zipfile.ZipFile(wheels[way]) as wheel:
+    with zipfile.ZipFile(wheels[origin]) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == files
 
@@ -67,17 +69,32 @@ def test_version_is_the_same_in_the_package_the_wheels_and_the_changelog(wheels:
     assert f"## [{cubediff.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_wheel_installs_the_console_script(wheels: dict[str, Path]) -> None:
+    for path in wheels.values():
+        with zipfile.ZipFile(path) as wheel:
+            entry_points = wheel.read(f"cubediff-{cubediff.__version__}.dist-info/entry_points.txt").decode()
+        assert "[console_scripts]\ncubediff = cubediff.cli:main" in entry_points
+
+
 def test_importing_cubediff_imports_no_library_at_all() -> None:
     code = "import sys; before = {*sys.modules}; import cubediff; print(*{*sys.modules} - before)"
     imported = {name.split(".")[0] for name in run(sys.executable, "-c", code).stdout.split()}
     assert imported - sys.stdlib_module_names == {"cubediff"}
 
 
-def test_pipeline_arrives_when_it_is_asked_for_and_a_typo_is_an_attribute_error() -> None:
-    from cubediff.pipelines.cubediff import CubeDiffPipeline
+@pytest.mark.parametrize("name", cubediff.__all__)
+def test_public_names_are_typed_documented_and_imported_on_first_use(name: str) -> None:
+    value = getattr(cubediff, name)
+    assert name in dir(cubediff)
+    if callable(value):
+        assert value.__module__.startswith("cubediff.")
+        assert inspect.getdoc(value)
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert name in typed | {"__version__"}
 
-    assert cubediff.CubeDiffPipeline is CubeDiffPipeline
-    assert "CubeDiffPipeline" in dir(cubediff)
+
+def test_misspelt_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="CubeDifPipeline"):
         _ = cubediff.CubeDifPipeline
 
@@ -99,7 +116,7 @@ def test_help_answers_within_two_seconds_of_cpu_and_without_torch(entry: str, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_constraints_pin_all_that_an_installation_here_brings() -> None:
+def test_constraints_pin_every_dependency_of_the_development_installation() -> None:
     lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pins = [Requirement(line) for line in lines if line]
     assert all(str(pin.specifier).startswith("==") and pin.url is None for pin in pins)
@@ -119,45 +136,20 @@ def test_constraints_pin_all_that_an_installation_here_brings() -> None:
                     queue.append(item)
 
 
-def walk_the_whole_way(python: Path, folder: Path) -> None:
-    """Examples, shards, two training steps and a panorama by a wheel, nothing of the checkout in reach."""
-    place = json.loads(
+def run_every_step(python: Path, folder: Path) -> None:
+    """Examples, shards, two training steps and a panorama with an installed wheel that cannot import the checkout."""
+    paths = json.loads(
         run(python, "-c", "import cubediff, json, sys; print(json.dumps([cubediff.__file__, *sys.path]))").stdout
     )
-    assert not any(Path(path).is_relative_to(ROOT / part) for path in place for part in ("src", "conf", "tests"))
-    assert str(ROOT) not in place
-    example = "import cubediff.data; cubediff.data.create_example_dataset(4, 'panoramas')"
-    run(python, "-c", example, cwd=folder)
-    run(
-        python,
-        "-m",
-        "cubediff.prepare",
-        "panoramas",
-        "shards",
-        "--captions",
-        "panoramas/captions.jsonl",
-        cwd=folder,
-    )
-    run(
-        *(python, "-m", "cubediff.train", "experiment=tiny_cpu", "model=tiny_random", "data.path=shards"),
-        *("run_dir=run", "trainer.max_steps=2"),
-        cwd=folder,
-    )
-    run(
-        *(
-            python,
-            "-m",
-            "cubediff.generate",
-            "--model",
-            "run/export",
-            "--prompt",
-            "a red room",
-            "--output",
-            "out",
-        ),
-        *("--steps", "2", "--seed", "1", "--save-faces"),
-        cwd=folder,
-    )
+    assert not any(Path(path).is_relative_to(ROOT / part) for path in paths for part in ("src", "conf", "tests"))
+    assert str(ROOT) not in paths
+    cubediff_command = (python, "-m", "cubediff")
+    run(*cubediff_command, "example", 4, "panoramas", cwd=folder)
+    run(*cubediff_command, "prepare", "panoramas", "shards", "--captions", "panoramas/captions.jsonl", cwd=folder)
+    training = ("experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "run_dir=run", "trainer.max_steps=2")
+    run(*cubediff_command, "train", *training, cwd=folder)
+    sampling = ("--model", "run/export", "--prompt", "a red room", "--steps", 2, "--seed", 1, "--save-faces")
+    run(*cubediff_command, "generate", *sampling, "--output", "out", cwd=folder)
     with Image.open(folder / "out/panorama.jpg") as panorama:
         assert panorama.width == 2 * panorama.height
     faces = {path.stem for path in (folder / "out/faces").glob("*.png")}
@@ -166,19 +158,19 @@ def walk_the_whole_way(python: Path, folder: Path) -> None:
     assert json.loads((folder / "out/generation.json").read_text())["seed"] == 1
 
 
-def test_wheel_goes_the_whole_way_on_borrowed_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
-    """A .pth file lends this environment's libraries; the editable checkout's own .pth is not followed."""
+def test_wheel_runs_every_step_with_this_environments_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """A .pth file adds this environment's libraries; the editable checkout's own .pth file is not followed."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "borrowed.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
     with zipfile.ZipFile(wheels["from the checkout"]) as wheel:
         wheel.extractall(site)
-    walk_the_whole_way(python, tmp_path)
+    run_every_step(python, tmp_path)
 
 
 @pytest.mark.slow
-def test_wheel_of_the_sdist_goes_the_whole_way_in_a_clean_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_wheel_of_the_sdist_runs_every_step_in_a_clean_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"
     pip = (
@@ -192,4 +184,4 @@ def test_wheel_of_the_sdist_goes_the_whole_way_in_a_clean_environment(wheels: di
         ROOT / "constraints.txt",
     )
     run(*pip, wheels["from the sdist"])
-    walk_the_whole_way(python, tmp_path)
+    run_every_step(python, tmp_path)

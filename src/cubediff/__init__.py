@@ -1,24 +1,97 @@
 """CubeDiff (arXiv 2501.17162): panoramas by diffusion on the six faces of a cube.
 
-Importing this package imports nothing heavy; the pipeline arrives when it is first asked for.
+Importing this package imports no library: every name of `__all__` is imported on first use.
+
+>>> import cubediff
+>>> cubediff.FACES
+('front', 'right', 'back', 'left', 'up', 'down')
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cubediff.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from cubediff.data.batches.panoramas import PanoramaDataModule
+    from cubediff.data.building.write import build_shards
+    from cubediff.data.example import create_example_dataset
+    from cubediff.data.latent_cache.reading import LatentDataModule
+    from cubediff.data.sources.base import Source
+    from cubediff.diffusion.objective import Objective
+    from cubediff.geometry.conventions import (
+        FACE_FOV,
+        FACE_ORDERS,
+        FACES,
+        face_directions,
+        position_map,
+        reorder_faces,
+        rotation_matrix,
+    )
+    from cubediff.geometry.photos import Photo
+    from cubediff.geometry.projections import (
+        cube_to_equirect,
+        equirect_to_cube,
+        equirect_to_perspective,
+        perspective_to_cube,
+    )
+    from cubediff.models.stable_diffusion import inflate_, sync_group_norm_, widen_conv_in_
     from cubediff.pipelines.cubediff import CubeDiffPipeline
+    from cubediff.training.module import CubeDiffModule
 
-__all__ = ["CubeDiffPipeline", "__version__"]
 __version__ = "0.1.0"
+__all__ = [
+    "FACES",
+    "FACE_FOV",
+    "FACE_ORDERS",
+    "CubeDiffModule",
+    "CubeDiffPipeline",
+    "LatentDataModule",
+    "Objective",
+    "PanoramaDataModule",
+    "Photo",
+    "Source",
+    "__version__",
+    "build_shards",
+    "create_example_dataset",
+    "cube_to_equirect",
+    "equirect_to_cube",
+    "equirect_to_perspective",
+    "face_directions",
+    "inflate_",
+    "perspective_to_cube",
+    "position_map",
+    "reorder_faces",
+    "rotation_matrix",
+    "sync_group_norm_",
+    "widen_conv_in_",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "CubeDiffPipeline":
-        from cubediff.pipelines.cubediff import CubeDiffPipeline
-
-        return CubeDiffPipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "CubeDiffModule": "cubediff.training.module",
+            "CubeDiffPipeline": "cubediff.pipelines.cubediff",
+            "FACES": "cubediff.geometry.conventions",
+            "FACE_FOV": "cubediff.geometry.conventions",
+            "FACE_ORDERS": "cubediff.geometry.conventions",
+            "LatentDataModule": "cubediff.data.latent_cache.reading",
+            "Objective": "cubediff.diffusion.objective",
+            "PanoramaDataModule": "cubediff.data.batches.panoramas",
+            "Photo": "cubediff.geometry.photos",
+            "Source": "cubediff.data.sources.base",
+            "build_shards": "cubediff.data.building.write",
+            "create_example_dataset": "cubediff.data.example",
+            "cube_to_equirect": "cubediff.geometry.projections",
+            "equirect_to_cube": "cubediff.geometry.projections",
+            "equirect_to_perspective": "cubediff.geometry.projections",
+            "face_directions": "cubediff.geometry.conventions",
+            "inflate_": "cubediff.models.stable_diffusion",
+            "perspective_to_cube": "cubediff.geometry.projections",
+            "position_map": "cubediff.geometry.conventions",
+            "reorder_faces": "cubediff.geometry.conventions",
+            "rotation_matrix": "cubediff.geometry.conventions",
+            "sync_group_norm_": "cubediff.models.stable_diffusion",
+            "widen_conv_in_": "cubediff.models.stable_diffusion",
+        },
+    )

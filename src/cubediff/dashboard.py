@@ -33,4 +33,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="cubediff dashboard")

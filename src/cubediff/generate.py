@@ -97,4 +97,4 @@ def generate(
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="cubediff generate")

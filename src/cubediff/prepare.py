@@ -133,9 +133,9 @@ def check(
 def main() -> None:
     """Runs `check` if it is the first argument, else `build`; a source folder named check is given as ./check."""
     if sys.argv[1:2] == ["check"]:
-        check_app(sys.argv[2:], prog_name="python -m cubediff.prepare check")
+        check_app(sys.argv[2:], prog_name="cubediff prepare check")
     else:
-        app(prog_name="python -m cubediff.prepare")
+        app(prog_name="cubediff prepare")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cubediff.runs.sweeps.report import differing, html, table
-from cubediff.runs.sweeps.results import read_results
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -21,6 +18,10 @@ def report(
     ] = None,
 ) -> None:
     """Compare the runs of a sweep: a table here, and a page with the loss curves and the effect of every swept key."""
+    # Imported here so that --help does not wait for Hydra.
+    from cubediff.runs.sweeps.report import differing, html, table
+    from cubediff.runs.sweeps.results import read_results
+
     try:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder: give a sweep's run_dir")
@@ -39,4 +40,4 @@ def report(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m cubediff.sweep_report")
+    app(prog_name="cubediff sweep-report")

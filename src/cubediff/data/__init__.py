@@ -5,6 +5,8 @@ The public names are imported on first use, so that commands start without torch
 
 from typing import TYPE_CHECKING
 
+from cubediff.utils.lazy import lazy_attributes
+
 if TYPE_CHECKING:
     from cubediff.data.batches.conditioning_photos import RandomPhotos
     from cubediff.data.batches.panoramas import PanoramaDataModule
@@ -29,29 +31,19 @@ __all__ = [
     "create_example_dataset",
 ]
 
-_TYPES, _PHOTOS = "cubediff.data.batches.types", "cubediff.data.batches.conditioning_photos"
-_LOCATIONS = {
-    "CubeBatch": (_TYPES, "CubeBatch"),
-    "DataError": ("cubediff.utils.errors", "DataError"),
-    "LatentBatch": (_TYPES, "LatentBatch"),
-    "LatentDataModule": ("cubediff.data.latent_cache.reading", "LatentDataModule"),
-    "PanoramaBatch": (_TYPES, "PanoramaBatch"),
-    "PanoramaDataModule": ("cubediff.data.batches.panoramas", "PanoramaDataModule"),
-    "RandomPhotos": (_PHOTOS, "RandomPhotos"),
-    "RandomViews": (_PHOTOS, "RandomPhotos"),  # old name
-    "build_shards": ("cubediff.data.building.write", "build_shards"),
-    "create_example_dataset": ("cubediff.data.example", "create_example_dataset"),
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LOCATIONS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # here, so that it is no attribute of the package
-
-    module, attribute = _LOCATIONS[name]
-    return getattr(import_module(module), attribute)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "CubeBatch": "cubediff.data.batches.types",
+            "DataError": "cubediff.utils.errors",
+            "LatentBatch": "cubediff.data.batches.types",
+            "LatentDataModule": "cubediff.data.latent_cache.reading",
+            "PanoramaBatch": "cubediff.data.batches.types",
+            "PanoramaDataModule": "cubediff.data.batches.panoramas",
+            "RandomPhotos": "cubediff.data.batches.conditioning_photos",
+            "RandomViews": "cubediff.data.batches.conditioning_photos:RandomPhotos",  # old name
+            "build_shards": "cubediff.data.building.write",
+            "create_example_dataset": "cubediff.data.example",
+        },
+    )

@@ -1,1 +1,1 @@
-"""What several packages share: atomic files, errors, ranks, logging."""
+"""Helpers that several packages share: atomic files, errors, lazy imports, ranks, logging."""
