@@ -1,13 +1,13 @@
-"""The package's layers: every import, also one inside a function, goes to a lower layer, and none closes a cycle."""
+"""The package's architecture: layers that import only lower ones, thin commands at the top, short functions."""
 
 import ast
 import graphlib
-from functools import cache
 from pathlib import Path
 
 import pytest
+from support.structure import LINES, PARAMETERS, Package, extent, is_option
 
-PACKAGE = Path(__file__).parents[1] / "src/cubediff"
+PACKAGE = Package(Path(__file__).parents[1] / "src/cubediff")
 # From the lowest; packages of one line do not import each other.
 LAYERS = [
     ("utils",),
@@ -24,31 +24,20 @@ LAYERS = [
     ("runs", "generation.jobs", "generation.run"),
 ]
 COMMANDS = {"train", "generate", "prepare", "cache", "plan", "sweep_report", "dashboard"}
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-    for path in PACKAGE.rglob("*.py")
-    if path.parent.name != "conf"
-)
-
-
-def source(module: str) -> Path:
-    path = PACKAGE.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@cache
-def imports(module: str) -> frozenset[str]:
-    """The modules of the package that a module imports, those for type checkers and inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("cubediff")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cubediff"):
-            assert node.level == 0
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            known = {name for name in inner if name.removeprefix("cubediff.") in MODULES}
-            found |= known or {str(node.module)}
-    return frozenset(name.removeprefix("cubediff").removeprefix(".") for name in found) - {""}
+# The pipeline is called as those of diffusers are, which pass everything by keyword.
+LONG_FUNCTIONS = {"pipelines.cubediff.CubeDiffPipeline.__call__"}
+WIDE_FUNCTIONS = {"pipelines.cubediff.CubeDiffPipeline.__call__", "pipelines.cubediff.CubeDiffPipeline.__init__"}
+# The family's modules, and the public names that the package exports lazily.
+STABLE_DIFFUSION = {"pipelines.cubediff", "pipelines.loading", "inflate", ""}
+# Still to be changed: these sets only shrink.
+LONG_FUNCTIONS_LEFT = {"planning.cost.cost", "runs.fit._fit", "generation.run.generate"}
+WIDE_FUNCTIONS_LEFT = {
+    "data.building.write.build_shards",
+    "diffusion.objective.Objective.loss",
+    "generation.run.generate",
+    "training.module.CubeDiffModule.__init__",
+}
+STABLE_DIFFUSION_LEFT = {"planning.cost", "runs.export", "training.fsdp"}
 
 
 def layer(module: str) -> int | None:
@@ -60,46 +49,60 @@ def layer(module: str) -> int | None:
 
 
 def test_every_module_of_a_subpackage_has_a_layer() -> None:
-    below = [name for name in MODULES if "." in name]
-    assert len(below) > 80
-    assert [name for name in below if layer(name) is None] == []
+    inner = [name for name in PACKAGE.files if "." in name]
+    assert len(inner) > 80
+    assert [name for name in inner if layer(name) is None] == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name and layer(name) is not None])
+@pytest.mark.parametrize("module", [name for name in PACKAGE.files if layer(name) is not None])
 def test_imports_go_down(module: str) -> None:
     own = layer(module)
     assert own is not None
-    for other in imports(module):
+    for other in PACKAGE.imports[module]:
         theirs = layer(other)
         assert theirs is not None, f"{module} imports {other}, which is at the top of the package"
         same = module.split(".")[0] == other.split(".")[0]
         assert theirs < own or (theirs == own and same), f"{module} imports {other}, which is no lower"
 
 
-def test_no_import_closes_a_cycle() -> None:
-    def behind(module: str) -> set[str]:
-        """A package's own __init__ is run first, but a module of it is no part of what the package imports."""
-        return {other for other in imports(module) if other != module}
-
-    graphlib.TopologicalSorter({module: behind(module) for module in MODULES}).prepare()
+def test_imports_have_no_cycle() -> None:
+    graphlib.TopologicalSorter({name: others - {name} for name, others in PACKAGE.imports.items()}).prepare()
+    assert PACKAGE.cycles == []
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in MODULES if name and "." not in name and source(name).stem != "__init__"]
-)
+@pytest.mark.parametrize("module", PACKAGE.top)
 def test_the_top_of_the_package_is_commands_and_old_names(module: str) -> None:
-    text = source(module).read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    length, tree = len(PACKAGE.texts[module].splitlines()), PACKAGE.trees[module]
     if module not in COMMANDS | {"cli", "__main__"}:
-        assert len(text.splitlines()) <= 5
+        assert length <= 5
         assert all(isinstance(node, ast.ImportFrom | ast.Expr) for node in tree.body)
         return
-    other = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    lines = len(text.splitlines()) - sum(1 + (node.end_lineno or 0) - node.lineno for node in other)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            options = [
-                arg for arg in node.args.args if "typer." in (ast.unparse(arg.annotation) if arg.annotation else "")
-            ]
-            lines -= sum(1 + (arg.end_lineno or 0) - arg.lineno for arg in options)
-    assert lines < 100, f"{module} has {lines} lines besides its options and imports"
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    options = [node for node in ast.walk(tree) if isinstance(node, ast.arg) and is_option(node)]
+    length -= sum(map(extent, [*imports, *options]))
+    assert length < 100, f"{module} has {length} lines besides its options and imports: move code to a subpackage"
+
+
+def test_functions_are_short() -> None:
+    new = PACKAGE.long_functions - LONG_FUNCTIONS - LONG_FUNCTIONS_LEFT
+    assert not new, f"{sorted(new)} have over {LINES} lines: split them"
+
+
+def test_functions_take_few_parameters() -> None:
+    new = PACKAGE.wide_functions - WIDE_FUNCTIONS - WIDE_FUNCTIONS_LEFT
+    assert not new, f"{sorted(new)} have over {PARAMETERS} parameters: group some in a dataclass"
+
+
+def test_only_the_model_family_names_the_parts_of_stable_diffusion() -> None:
+    general = {name for name in PACKAGE.stable_diffusion if not name.startswith("models.")}
+    new = general - STABLE_DIFFUSION - STABLE_DIFFUSION_LEFT
+    assert not new, f"{sorted(new)} name classes or layers of Stable Diffusion: ask the backbone"
+
+
+def test_exceptions_that_are_no_longer_needed_are_removed() -> None:
+    fixed = {
+        *(LONG_FUNCTIONS | LONG_FUNCTIONS_LEFT) - PACKAGE.long_functions,
+        *(WIDE_FUNCTIONS | WIDE_FUNCTIONS_LEFT) - PACKAGE.wide_functions,
+        *(STABLE_DIFFUSION | STABLE_DIFFUSION_LEFT) - PACKAGE.stable_diffusion,
+    }
+    assert not fixed, f"remove {sorted(fixed)} from the exceptions above"
