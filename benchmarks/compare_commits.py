@@ -86,6 +86,15 @@ class Checkout:
             raise RuntimeError(f"cubediff.{module} {' '.join(arguments)} in {self.source} failed:\n{output}\n{tail}")
         return output
 
+    def renamed_targets(self) -> dict[str, str]:
+        """The `_target_`s that the checkout accepts under old names, by old name."""
+        code = "import json; from cubediff.configs.targets import RENAMED; print(json.dumps(RENAMED))"
+        environment = {**os.environ, "PYTHONPATH": str(self.source / "src")}
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, env=environment, cwd=self.source, check=True, capture_output=True, text=True)
+        names: dict[str, str] = json.loads(printed.stdout)
+        return names
+
 
 # ---- what both checkouts do: each case writes to results/CASE ---------------------------------------------------
 
@@ -219,31 +228,38 @@ CASES = (
 # ---- comparison -------------------------------------------------------------------------------------------------
 
 
-def read(file: Path, root: Path) -> object:
-    """The content of a result, as nested containers of tensors and plain values."""
-    if file.suffix == ".ckpt":
-        content: object = torch.load(file, weights_only=True, map_location="cpu")
-    elif file.suffix == ".safetensors":
-        content = load_file(file)
-    elif file.suffix == ".json":
-        content = json.loads(file.read_text())
-    elif file.suffix == ".csv":
-        with file.open(newline="") as opened:
-            content = [{k: v for k, v in row.items() if IGNORED_COLUMNS not in k} for row in csv.DictReader(opened)]
-    elif file.suffix in (".jpg", ".png"):
-        content = torch.from_numpy(np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
-    else:
-        content = file.read_bytes()
-    return _without_places(content, str(root))
+@dataclass(frozen=True)
+class Reader:
+    """Reads results, without what may differ between checkouts: places, times, wording and renamed targets."""
 
+    root: Path
+    renamed: dict[str, str]
 
-def _without_places(content: object, root: str) -> object:
-    """`content` without ignored keys, and with the results' folder replaced in all strings."""
-    if isinstance(content, dict):
-        return {k: _without_places(v, root) for k, v in content.items() if k not in IGNORED_KEYS}
-    if isinstance(content, list | tuple):
-        return [_without_places(value, root) for value in content]
-    return content.replace(root, "RESULTS") if isinstance(content, str) else content
+    def read(self, file: Path) -> object:
+        """The content of a file as nested containers of tensors and plain values."""
+        if file.suffix == ".ckpt":
+            content: object = torch.load(file, weights_only=True, map_location="cpu")
+        elif file.suffix == ".safetensors":
+            content = load_file(file)
+        elif file.suffix == ".json":
+            content = json.loads(file.read_text())
+        elif file.suffix == ".csv":
+            with file.open(newline="") as opened:
+                content = [{k: v for k, v in row.items() if IGNORED_COLUMNS not in k} for row in csv.DictReader(opened)]
+        elif file.suffix in (".jpg", ".png"):
+            content = torch.from_numpy(np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
+        else:
+            content = file.read_bytes()
+        return self._comparable(content)
+
+    def _comparable(self, content: object) -> object:
+        if isinstance(content, dict):
+            return {k: self._comparable(v) for k, v in content.items() if k not in IGNORED_KEYS}
+        if isinstance(content, list | tuple):
+            return [self._comparable(value) for value in content]
+        if isinstance(content, str):
+            return self.renamed.get(content, content).replace(str(self.root), "RESULTS")
+        return content
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
@@ -266,14 +282,15 @@ def differences(old: object, new: object, where: str = "") -> list[str]:
     return [] if old == new else [f"{where}: {str(old)[:100]} and {str(new)[:100]}"]
 
 
-def compare(old: Path, new: Path) -> tuple[int, list[str]]:
+def compare(old: Path, new: Path, renamed: dict[str, str]) -> tuple[int, list[str]]:
     """The number of files compared, and the differences."""
     names = [_names(folder) for folder in (old, new)]
     found = [f"{name}: only in OLD" for name in sorted(names[0] - names[1])]
     found += [f"{name}: only in NEW" for name in sorted(names[1] - names[0])]
     both = sorted(names[0] & names[1])
     for name in both:
-        found += differences(read(old / name, old), read(new / name, new), name)
+        before, after = (Reader(folder, renamed).read(folder / name) for folder in (old, new))
+        found += differences(before, after, name)
     return len(both), found
 
 
@@ -333,6 +350,7 @@ def report(cases: list[Case], old: Checkout, new: Checkout) -> int:
     print(f"OLD {old.commit} {old.source}\nNEW {new.commit} {new.source}\n")
     print("| case | files | differences |\n|---|---|---|", flush=True)
     listed: list[str] = []
+    renamed = new.renamed_targets()
     for case in cases:
         try:
             make(new, case.actual, old.results)
@@ -340,7 +358,7 @@ def report(cases: list[Case], old: Checkout, new: Checkout) -> int:
             count, found = 0, [str(error)]
         else:
             expected, actual = old.results / case.expected.__name__, new.results / case.actual.__name__
-            count, found = compare(expected, actual)
+            count, found = compare(expected, actual, renamed)
             found += [] if count else ["no file was compared"]
         print(f"| {case.claim} | {count} | {len(found) or 'none'} |", flush=True)
         listed += [f"{case.actual.__name__}: {difference}" for difference in found[:20]]

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import distribution
@@ -61,6 +62,18 @@ def test_wheel_holds_every_config_and_every_file_of_the_package(wheels: dict[str
     with zipfile.ZipFile(wheels[origin]) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == files
+
+
+def test_sdist_holds_the_small_models_in_full(wheels: dict[str, Path]) -> None:
+    """One of them links to folders of the other, which the archive holds as files of both."""
+    models = [ROOT / "experiments" / name / "model" for name in ("tiny_sd", "cubediff_tiny")]
+    (sdist,) = wheels["from the sdist"].parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2]: member.size for member in archive if member.isfile()}
+    for model in models:
+        files = {Path(folder, name) for folder, _, names in os.walk(model, followlinks=True) for name in names}
+        assert len(files) == 10
+        assert {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in files}.items() <= packed.items()
 
 
 def test_version_is_the_same_in_the_package_the_wheels_and_the_changelog(wheels: dict[str, Path]) -> None:
