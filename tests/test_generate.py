@@ -1,4 +1,4 @@
-"""python -m cubediff.generate: what it writes, that its record makes the same again, and how it refuses."""
+"""`cubediff generate`: the files it writes, reproduction from its record, jobs, and the messages of refusals."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ PROMPT = 'a hall with "arches" & <light>'
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CubeDiff folder; its weights are awake, so that prompt, photo and seed all show."""
+    """A CubeDiff folder whose weights are random, so that prompt, photo and seed all have an effect."""
     folder = tmp_path_factory.mktemp("model")
     pipeline = tiny_random()
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A square out of a sample panorama, lighter above than below."""
+    """A square crop of a sample panorama, lighter above than below."""
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     panorama = PIL.Image.open(SAMPLES / "courtyard.jpg")
     side = panorama.height // 2
@@ -52,8 +52,17 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path | str, output: Path, *arguments: object, prompt: str | None = None) -> Result:
-    given = ["--model", model, "--output", output, "--steps", 2, *(["--prompt", prompt] if prompt else []), *arguments]
-    return CliRunner().invoke(app, [str(argument) for argument in given])
+    command = [
+        "--model",
+        model,
+        "--output",
+        output,
+        "--steps",
+        2,
+        *(["--prompt", prompt] if prompt else []),
+        *arguments,
+    ]
+    return CliRunner().invoke(app, [str(argument) for argument in command])
 
 
 def picture(path: Path) -> np.ndarray:
@@ -98,7 +107,7 @@ def test_a_panorama_carries_the_tags_of_a_photo_sphere(tmp_path):
     assert b"http://ns.adobe.com/xap/1.0/\x00" in path.read_bytes()[:4096]  # the segment that viewers look for
 
 
-def test_everything_asked_for_is_written_listed_and_of_the_right_size(model, photo, tmp_path):
+def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_path):
     result = run(model, tmp_path / "new" / "out", "--image", photo, "--save-faces", prompt=PROMPT)
     assert result.exit_code == 0, result.output
     out = tmp_path / "new" / "out"
@@ -124,7 +133,7 @@ def test_everything_asked_for_is_written_listed_and_of_the_right_size(model, pho
     ("prompts", "with_photo"),
     [([], True), ([PROMPT], False), ([PROMPT], True), ([f"the {face}, größer" for face in FACES], False)],
 )
-def test_the_record_suffices_to_make_the_same_again(model, photo, tmp_path, prompts, with_photo):
+def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, prompts, with_photo):
     first = [argument for prompt in prompts for argument in ("--prompt", prompt)]
     first += ["--image", photo] if with_photo else []
     first += ["--fov", 70, "--yaw", -30] if with_photo and prompts else []
@@ -149,7 +158,7 @@ def test_the_record_suffices_to_make_the_same_again(model, photo, tmp_path, prom
     assert not np.array_equal(pixels(tmp_path / "other"), pixels(tmp_path / "first"))
 
 
-def test_prompt_photo_and_both_are_what_the_pipeline_makes_of_them(model, photo, tmp_path):
+def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp_path):
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     seen = []
@@ -169,11 +178,11 @@ def test_prompt_photo_and_both_are_what_the_pipeline_makes_of_them(model, photo,
     assert all(np.abs(seen[a] - seen[b]).mean() > 1 for a, b in [(0, 1), (0, 2), (1, 2)])
 
 
-def test_a_photo_that_its_camera_turned_is_upright(model, photo, tmp_path):
+def test_a_photo_with_an_exif_orientation_is_upright(model, photo, tmp_path):
     upright = PIL.Image.fromarray(picture(photo))
-    turned = upright.transpose(PIL.Image.Transpose.ROTATE_90)  # as a camera held upright stores it …
+    turned = upright.transpose(PIL.Image.Transpose.ROTATE_90)  # as a camera held upright stores it,
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # … with the tag that says: turn by 90° clockwise to show
+    exif[0x0112] = 6  # with the tag "rotate by 90° clockwise to display"
     turned.save(tmp_path / "turned.png", exif=exif)
     for name in (photo, tmp_path / "turned.png"):
         result = run(model, tmp_path / name.stem, "--image", name)
@@ -181,7 +190,7 @@ def test_a_photo_that_its_camera_turned_is_upright(model, photo, tmp_path):
     assert np.array_equal(pixels(tmp_path / "turned"), pixels(tmp_path / "photo"))
 
 
-def test_it_runs_as_a_module(model, tmp_path):
+def test_the_module_runs_as_a_script(model, tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-m", "cubediff.generate", "--model", model, "--steps", "1"]
     result = subprocess.run(
         [*command, "--prompt", PROMPT, "--output", tmp_path / "out"], capture_output=True, text=True
@@ -197,7 +206,7 @@ def test_it_runs_as_a_module(model, tmp_path):
 # --------------------------------------------------------------------------------------------- photos, jobs
 
 
-def test_photos_go_where_they_look(model, photo, tmp_path):
+def test_every_photo_has_its_own_camera(model, photo, tmp_path):
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     result = run(model, tmp_path / "out", "--image", photo, "--fov", 70, "--yaw", 40, "--pitch", -10, "--roll", 5,
@@ -219,7 +228,7 @@ def jobs_file(folder: Path, *jobs: Any) -> Path:
     return path
 
 
-def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo, tmp_path, monkeypatch):
+def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, tmp_path, monkeypatch):
     shutil.copy(photo, tmp_path / "p.png")
     six = {face: f"the {face}" for face in FACES}
     jobs = jobs_file(
@@ -233,11 +242,11 @@ def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo,
     calls = []
     original = CubeDiffPipeline.__call__
 
-    def counted(self: CubeDiffPipeline, *given: Any, **options: Any) -> Any:
+    def counted(self: CubeDiffPipeline, *arguments: Any, **options: Any) -> Any:
         calls.append(len(options["generator"]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, *given, **options)
+        return original(self, *arguments, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(CubeDiffPipeline, "__call__", counted)
@@ -250,7 +259,7 @@ def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo,
 
     result = run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2)
     assert result.exit_code == 0, result.output
-    assert "2 of 4 panoramas are there already" in result.stderr
+    assert "2 of 4 panoramas exist already" in result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in made} == stamps
     alone = {
@@ -261,7 +270,7 @@ def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo,
     for name, arguments in alone.items():
         assert run(model, tmp_path / "alone" / name, *arguments).exit_code == 0
         got, expected = (pixels(tmp_path / where / name).astype(int) for where in ("out", "alone"))
-        assert np.abs(got - expected).mean() < 0.1 < 10 < expected.std()  # a batch rounds otherwise
+        assert np.abs(got - expected).mean() < 0.1 < 10 < expected.std()  # a batch rounds differently
 
     again = run(model, tmp_path / "out", "--jobs", jobs)
     assert again.exit_code == 0
@@ -273,47 +282,47 @@ def test_jobs_are_made_as_one_by_one_and_go_on_where_they_were_cut(model, photo,
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{", "line 2: not JSON"),
-        ("[]", "line 2: not an object"),
+        ("[]", "line 2: expected an object"),
         ({}, "line 2: neither prompt nor image"),
-        ({"prompt": "a", "promt": "b"}, "line 2: unknown promt; known are prompt, image, name, seed"),
-        ({"prompt": 7}, "line 2: prompt is no text"),
-        ({"prompt": ["a", 7]}, "line 2: prompt is no text"),
-        ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is no folder name"),
-        ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is no folder name"),
+        ({"prompt": "a", "promt": "b"}, "line 2: unknown keys promt: use prompt, image, name, seed"),
+        ({"prompt": 7}, "line 2: prompt must be a text"),
+        ({"prompt": ["a", 7]}, "line 2: prompt must be a text"),
+        ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is not a folder name"),
+        ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is not a folder name"),
         ({"prompt": "a", "name": "000001"}, "several jobs are named 000001"),
-        ({"prompt": "a", "seed": -1}, "line 2: seed -1 is no whole number"),
-        ({"prompt": "a", "seed": True}, "line 2: seed True is no whole number"),
-        ({"image": {"fov": 60}}, "line 2: image {'fov': 60} is no file name"),
-        ({"image": {"file": "p.png", "zoom": 2}}, "line 2: image with zoom 2; known are fov, yaw, pitch, roll"),
+        ({"prompt": "a", "seed": -1}, "line 2: seed must be a non-negative integer, got -1"),
+        ({"prompt": "a", "seed": True}, "line 2: seed must be a non-negative integer, got True"),
+        ({"image": {"fov": 60}}, "line 2: image must be a file name or an object with a file, got {'fov': 60}"),
+        ({"image": {"file": "p.png", "zoom": 2}}, "line 2: image with zoom 2: use fov, yaw, pitch, roll"),
         ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw 'left'"),
     ],
 )
-def test_jobs_that_cannot_be_meant_are_told_with_their_line(model, tmp_path, line, told):
+def test_an_invalid_job_is_refused_with_its_line(model, tmp_path, line, message):
     jobs = jobs_file(tmp_path, {"prompt": "a hall"}, line)
-    refused(run(model, tmp_path / "out", "--jobs", jobs), told)
+    refused(run(model, tmp_path / "out", "--jobs", jobs), message)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_without_jobs_is_told(model, tmp_path):
-    refused(run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path)), "no jobs in it")
+def test_a_file_without_jobs_is_refused(model, tmp_path):
+    refused(run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path)), "no jobs: write one JSON object")
 
 
 # ------------------------------------------------------------------------------------------------- refusals
 
 
-def refused(result: Result, told: str, code: int = 1) -> None:
+def refused(result: Result, message: str, code: int = 1) -> None:
     assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)  # no traceback
-    assert told in result.stderr, result.stderr
+    assert message in result.stderr, result.stderr
     if code == 1:
         assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "give --prompt TEXT, --image PHOTO, or both"),
         (("--prompt", "a", "--prompt", "b"), "2 prompts: give one, or six"),
@@ -324,14 +333,14 @@ def refused(result: Result, told: str, code: int = 1) -> None:
         (("--prompt", "a", "--fov", "60"), "--fov is given 1 times and --image 0 times"),
     ],
 )
-def test_a_wrong_use_is_told_with_exit_code_2(model, tmp_path, arguments, told):
+def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message):
     result = run(model, tmp_path / "out", *arguments)
-    refused(result, told, code=2)
+    refused(result, message, code=2)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--prompt", "  "), "a prompt is empty"),
         (("--prompt", "word " * 200), "'word word word word word word word word '… has 800 tokens"),
@@ -344,11 +353,11 @@ def test_a_wrong_use_is_told_with_exit_code_2(model, tmp_path, arguments, told):
         (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )
-def test_what_the_pipeline_refuses_is_one_line(model, tmp_path, arguments, told):
-    refused(run(model, tmp_path / "out", *arguments), told)
+def test_an_error_of_the_pipeline_is_printed_in_one_line(model, tmp_path, arguments, message):
+    refused(run(model, tmp_path / "out", *arguments), message)
 
 
-def test_photos_that_are_none_are_named(model, photo, tmp_path):
+def test_an_unreadable_photo_is_named(model, photo, tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("no photo")
     cut = tmp_path / "cut.jpg"
@@ -360,19 +369,19 @@ def test_photos_that_are_none_are_named(model, photo, tmp_path):
     empty = tmp_path / "empty.jpg"
     empty.touch()
     for path in (text, cut, broken, empty, tmp_path / "missing.jpg", tmp_path):
-        refused(run(model, tmp_path / "out", "--image", path), f"error: --image {path}: not a readable picture (")
+        refused(run(model, tmp_path / "out", "--image", path), f"error: --image {path}: not a readable image (")
     assert not (tmp_path / "out").exists()
     deep = tmp_path / "deep.png"
     PIL.Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(deep)
     refused(run(model, tmp_path / "out", "--image", deep), "more than 8 bits a channel")
 
 
-def test_a_photo_of_absurd_size_is_refused_before_it_fills_the_memory(model, photo, tmp_path, monkeypatch):
+def test_a_photo_above_pillows_limit_of_pixels_is_refused(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    refused(run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable picture (Image size")
+    refused(run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable image (Image size")
 
 
-def test_model_folders_that_are_no_cubediff_are_named(model, tmp_path):
+def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path):
     refused(run(tmp_path / "nowhere", tmp_path / "out", prompt="a"), "nowhere: no such model folder")
     refused(run(SAMPLES, tmp_path / "out", prompt="a"), f"{SAMPLES}: no model_index.json in it")
 
@@ -396,7 +405,7 @@ def test_model_folders_that_are_no_cubediff_are_named(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_cannot_be_written_is_told_before_sampling(model, tmp_path, monkeypatch):
+def test_an_unwritable_output_is_refused_before_sampling(model, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(CubeDiffPipeline, "__call__", lambda *_, **__: pytest.fail("sampled for nothing"))
     refused(run(model, tmp_path / "file", prompt="a"), str(tmp_path / "file"))

@@ -1,4 +1,4 @@
-"""Generates panoramas: python -m cubediff.generate --model FOLDER --prompt TEXT --image PHOTO --output DIR."""
+"""The command `cubediff generate --model FOLDER --prompt TEXT --image PHOTO --output DIR`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,85 +12,110 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Option(help="CubeDiff folder (a run's export/) or Hub id.")],
+    model: Annotated[str, typer.Option(help="CubeDiff folder (`export` of a training run) or Hub id.")],
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What the panorama shows. Given six times: front, right, back, left, up, down."),
+        typer.Option(help="What the panorama shows; given six times: front, right, back, left, up, down."),
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="Photo that the panorama contains; may be given again.")
+        list[Path] | None, typer.Option(help="Photo that the panorama contains; may be given several times.")
     ] = None,
     fov: Annotated[
         list[float] | None,
         typer.Option(
-            help="Each photo's horizontal field of view in degrees; by default what its EXIF data say, else "
-            "its central square fills the front face."
+            help="Horizontal field of view of each photo, in degrees. Without it and EXIF data, the photo's central "
+            "square fills the front face.",
+            show_default="from EXIF data",
         ),
     ] = None,
-    yaw: Annotated[list[float] | None, typer.Option(help="Where each photo looks, to the right; degrees.")] = None,
-    pitch: Annotated[list[float] | None, typer.Option(help="Where each photo looks, upwards; degrees.")] = None,
-    roll: Annotated[list[float] | None, typer.Option(help="Each camera's roll, clockwise; degrees.")] = None,
+    yaw: Annotated[
+        list[float] | None,
+        typer.Option(help="Direction of each photo, to the right, in degrees.", show_default="0"),
+    ] = None,
+    pitch: Annotated[
+        list[float] | None, typer.Option(help="Elevation of each photo, upwards, in degrees.", show_default="0")
+    ] = None,
+    roll: Annotated[
+        list[float] | None, typer.Option(help="Roll of each camera, clockwise, in degrees.", show_default="0")
+    ] = None,
     jobs: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines with prompt, image, name, seed: a panorama each, in folders of their own; those "
-            "that are there already are left."
+            help="JSON lines with prompt, image, name and seed: one panorama a line, each in its own folder. "
+            "Panoramas that exist already are skipped."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Panoramas at once, of --jobs.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Panoramas of --jobs that are sampled at once.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[
-        str | None, typer.Option(help="ddim, dpm (DPM-Solver++) or euler; the model's own by default.")
+        str | None, typer.Option(help="ddim, dpm (DPM-Solver++) or euler.", show_default="the model's own")
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(help="1 turns guidance off.")] = 3.5,
+    guidance_scale: Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")] = 3.5,
     image_guidance_scale: Annotated[
-        float | None, typer.Option(help="A scale for the photo alone; --guidance-scale is then the text's.")
+        float | None, typer.Option(help="Guidance scale of the photo; --guidance-scale is then that of the text.")
     ] = None,
     guidance_rescale: Annotated[
-        float, typer.Option(min=0, max=1, help="Against burnt colours at high guidance.")
+        float,
+        typer.Option(min=0, max=1, help="Guidance rescale (arXiv 2305.08891), against burnt colours at high scales."),
     ] = 0.0,
     paste_image: Annotated[
-        bool, typer.Option("--paste-image", help="Keep the photos' own pixels instead of the autoencoder's.")
+        bool, typer.Option("--paste-image", help="Keep the photos' own pixels, in place of the decoded ones.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same panorama.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
     height: Annotated[
-        int | None, typer.Option(min=2, help="Of the panorama, in pixels; twice a face's by default.")
+        int | None,
+        typer.Option(min=2, help="Height of the panorama, in pixels.", show_default="twice a face's"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")] = None,
-    save_faces: Annotated[bool, typer.Option("--save-faces", help="Also write the six faces as PNG.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best that the machine has")
+    ] = None,
+    save_faces: Annotated[bool, typer.Option("--save-faces", help="Also write the six faces as PNG files.")] = False,
 ) -> None:
-    """Generates panoramas from text, from photos, or from both, with a page to look around in."""
+    """Generate panoramas from text, from photos, or from both, with a viewer page."""
     if jobs is not None and (prompt is not None or image is not None):
         raise typer.BadParameter("give --jobs, or --prompt and --image, not both")
     if jobs is None and prompt is None and image is None:
         raise typer.BadParameter("give --prompt TEXT, --image PHOTO, or both; or --jobs FILE")
     if prompt is not None and len(prompt) not in (1, 6):
         raise typer.BadParameter(f"{len(prompt)} prompts: give one, or six (front, right, back, left, up, down)")
-    turns = {"fov": fov, "yaw": yaw, "pitch": pitch, "roll": roll}
-    for name, values in turns.items():
+    camera = {"fov": fov, "yaw": yaw, "pitch": pitch, "roll": roll}
+    for name, values in camera.items():
         if values is not None and len(values) != len(image or []):
             raise typer.BadParameter(f"--{name} is given {len(values)} times and --image {len(image or [])} times")
     try:
         if jobs is not None:
-            wanted = read_jobs(jobs, seed)
+            requested = read_jobs(jobs, seed)
         else:
             photos = tuple(
-                PhotoFile(str(file), **{name: values[i] for name, values in turns.items() if values})
+                PhotoFile(str(file), **{name: values[i] for name, values in camera.items() if values})
                 for i, file in enumerate(image or [])
             )
-            wanted = [Job("", prompt[0] if prompt and len(prompt) == 1 else prompt, photos, seed)]
-        settings = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance_scale,
-            "image_guidance_scale": image_guidance_scale,
-            "guidance_rescale": guidance_rescale,
-            "paste_image": paste_image,
-            "panorama_height": height,
-        }
+            requested = [Job("", prompt[0] if prompt and len(prompt) == 1 else prompt, photos, seed)]
+        # Imported here so that --help does not wait for torch.
+        from cubediff.generation.run import Sampling
         from cubediff.generation.run import generate as run
 
-        run(model, output, wanted, settings, sampler, batch, device, save_faces, resume=jobs is not None)
+        sampling = Sampling(
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            guidance_rescale=guidance_rescale,
+            paste_image=paste_image,
+            panorama_height=height,
+            sampler=sampler,
+        )
+        for path in run(
+            model,
+            output,
+            requested,
+            sampling,
+            batch=batch,
+            device=device,
+            save_faces=save_faces,
+            resume=jobs is not None,
+        ):
+            typer.echo(path)
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -1,1 +1,1 @@
-"""What a generation is asked for, and what it leaves in its folder."""
+"""Generation with a trained pipeline: the jobs that are asked for, their execution and the files that they write."""

@@ -1,20 +1,34 @@
-"""What `python -m cubediff.generate` is asked to make: one panorama by its options, or one for each line of a file."""
+"""Generation jobs: one panorama each, from the options of the command or from the lines of a JSON-lines file."""
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-_NAME = re.compile(r"[^\W_][\w.-]*")  # a file name, and none that is hidden or leads elsewhere
+from cubediff.utils.files import read_json_lines, sha256_file
+
+if TYPE_CHECKING:
+    from cubediff.geometry.photos import Photo
+
+JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
+
+_JOB_KEYS = ("prompt", "image", "name", "seed")
+_CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
+_FOLDER_NAME = re.compile(r"[^\W_][\w.-]*")  # neither hidden nor a path
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A photo and where it was taken to, in degrees; fov None: as its EXIF says, else a face's."""
+    """A photo's file and the camera that took it; angles in degrees.
+
+    Args:
+        file: Path of the image.
+        fov: Horizontal field of view. None: that of the EXIF data; without any, the central square fills a face.
+        yaw: Direction of the camera, to the right of the panorama's front.
+        pitch: Elevation of the camera, upwards.
+        roll: Rotation of the camera, clockwise.
+    """
 
     file: str
     fov: float | None = None
@@ -25,81 +39,115 @@ class PhotoFile:
 
 @dataclass(frozen=True)
 class Job:
-    """One panorama: where its files go under the output folder, and what it is made from."""
+    """One panorama to generate.
+
+    Args:
+        name: Folder of its files, below the output folder; empty for the output folder itself.
+        prompt: One text, six texts in FACES order, a text for each face name, or None.
+        photos: Photos that the panorama contains.
+        seed: Seed of the initial noise.
+    """
 
     name: str
-    prompt: Any  # one text, six texts, or a text for each face
+    prompt: JobPrompt
     photos: tuple[PhotoFile, ...]
     seed: int
 
-    def record(self) -> dict[str, Any]:
-        """What generation.json keeps: with the photos' SHA-256, so that a changed file is another job."""
-        photos = [{**asdict(p), "sha256": hashlib.sha256(Path(p.file).read_bytes()).hexdigest()} for p in self.photos]
+    def record(self) -> dict[str, object]:
+        """The job's part of `generation.json`. Photos have their SHA-256: a changed file makes another job."""
+        photos = [{**asdict(photo), "sha256": sha256_file(Path(photo.file))} for photo in self.photos]
         return {"prompt": self.prompt, "images": photos, "seed": self.seed}
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:
-    """The jobs of a JSON-lines file, a panorama a line: `prompt`, `image`, or both; `name` and `seed`, where wanted.
+    """Reads jobs from a JSON-lines file, one panorama a line.
 
-    `image` is a file, an object with `file` and, in degrees, `fov`, `yaw`, `pitch`, `roll`, or a list of such; files
-    are looked for beside the JSON-lines file. Raises ValueError with the line's number where one cannot be meant.
+    A line is an object with `prompt`, `image` or both, and optionally `name` (default: the line's number) and `seed`.
+    `image` is a file name, an object with `file` and the camera's `fov`, `yaw`, `pitch` and `roll` in degrees, or a
+    list of these. File names are relative to the folder of the JSON-lines file.
+
+    Args:
+        path: The JSON-lines file.
+        seed: The seed of jobs without their own.
+
+    Returns:
+        The jobs, in the order of the file.
+
+    Raises:
+        ValueError: If a line is invalid; the message names file and line. Also without jobs, or with equal names.
     """
     jobs: list[Job] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+    lines = read_json_lines(path.read_text(encoding="utf-8"))
+    while True:
         try:
-            told = json.loads(line)
+            number, value = next(lines)
+        except StopIteration:
+            break
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
-        if not isinstance(told, dict):
-            raise ValueError(f"{where}: not an object with prompt, image or both")
-        if unknown := sorted(set(told) - {"prompt", "image", "name", "seed"}):
-            raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are prompt, image, name, seed")
-        if told.get("prompt") is None and told.get("image") is None:
-            raise ValueError(f"{where}: neither prompt nor image")
-        name, own_seed = told.get("name", f"{number:06d}"), told.get("seed", seed)
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{where}: name {name!r} is no folder name; use letters, digits, '.', '-' and '_'")
-        if isinstance(own_seed, bool) or not isinstance(own_seed, int) or own_seed < 0:
-            raise ValueError(f"{where}: seed {own_seed!r} is no whole number from 0 on")
-        jobs.append(
-            Job(name, _prompt(told.get("prompt"), where), _photos(told.get("image"), path.parent, where), own_seed)
-        )
+            raise ValueError(f"{path}, {error}") from None
+        jobs.append(_parse_job(value, f"{path}, line {number}", path.parent, f"{number:06d}", seed))
     if not jobs:
-        raise ValueError(f"{path}: no jobs in it")
+        raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
     names = [job.name for job in jobs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: several jobs are named {', '.join(twice[:5])}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: give every job its own name")
     return jobs
 
 
-def _prompt(told: Any, where: str) -> Any:
-    texts = [told] if isinstance(told, str) else list(told.values()) if isinstance(told, Mapping) else told
-    if told is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-        raise ValueError(f"{where}: prompt is no text, list of six texts, or object with a text for each face")
-    return told
+def _parse_job(value: object, where: str, folder: Path, name: str, seed: int) -> Job:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object with prompt, image or both, got {value!r}")
+    if unknown := sorted(set(value) - set(_JOB_KEYS)):
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}: use {', '.join(_JOB_KEYS)}")
+    if value.get("prompt") is None and value.get("image") is None:
+        raise ValueError(f"{where}: neither prompt nor image: give at least one")
+    name, seed = value.get("name", name), value.get("seed", seed)
+    if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
+        raise ValueError(f"{where}: name {name!r} is not a folder name: use letters, digits, '.', '-' and '_'")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"{where}: seed must be a non-negative integer, got {seed!r}")
+    return Job(name, _parse_prompt(value.get("prompt"), where), _parse_photos(value.get("image"), folder, where), seed)
 
 
-def _photos(told: Any, folder: Path, where: str) -> tuple[PhotoFile, ...]:
-    photos = []
-    for one in [] if told is None else told if isinstance(told, list) else [told]:
-        one = {"file": one} if isinstance(one, str) else one
-        if not isinstance(one, dict) or not isinstance(one.get("file"), str):
-            raise ValueError(f"{where}: image {one!r} is no file name and no object with a file")
-        angles = {name: value for name, value in one.items() if name != "file"}
-        for name, value in angles.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if name not in ("fov", "yaw", "pitch", "roll") or not number:
-                raise ValueError(f"{where}: image with {name} {value!r}; known are fov, yaw, pitch, roll, in degrees")
-        photos.append(PhotoFile(str(folder / one["file"]), **{name: float(value) for name, value in angles.items()}))
-    return tuple(photos)
+def _parse_prompt(value: object, where: str) -> JobPrompt:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
+        return value
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return value
+    raise ValueError(
+        f"{where}: prompt must be a text, a list of six texts or an object with a text for each face, got {value!r}"
+    )
 
 
-def open_photo(photo: PhotoFile) -> Any:
-    """The picture, upright, as the pipeline takes it."""
+def _parse_photos(value: object, folder: Path, where: str) -> tuple[PhotoFile, ...]:
+    entries = [] if value is None else value if isinstance(value, list) else [value]
+    return tuple(_parse_photo(entry, folder, where) for entry in entries)
+
+
+def _parse_photo(value: object, folder: Path, where: str) -> PhotoFile:
+    entry = {"file": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or not isinstance(file := entry.get("file"), str):
+        raise ValueError(f"{where}: image must be a file name or an object with a file, got {value!r}")
+    camera: dict[str, float] = {}
+    for key, angle in entry.items():
+        if key == "file":
+            continue
+        is_number = isinstance(angle, int | float) and not isinstance(angle, bool) and math.isfinite(angle)
+        if key not in _CAMERA_KEYS or not is_number:
+            raise ValueError(f"{where}: image with {key} {angle!r}: use {', '.join(_CAMERA_KEYS)}, in degrees")
+        camera[key] = float(angle)
+    return PhotoFile(str(folder / file), **camera)
+
+
+def open_photo(photo: PhotoFile) -> "Photo":
+    """Reads a photo, upright as its EXIF orientation says.
+
+    Raises:
+        ValueError: If the file is not a readable image, or the camera's angles are invalid.
+    """
+    # Imported here so that --help does not wait for torch.
     import PIL.Image
     import PIL.ImageOps
 
@@ -107,7 +155,7 @@ def open_photo(photo: PhotoFile) -> Any:
 
     try:
         with PIL.Image.open(photo.file) as opened:
-            picture = PIL.ImageOps.exif_transpose(opened)
+            image = PIL.ImageOps.exif_transpose(opened)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"--image {photo.file}: not a readable picture ({error})") from error
-    return Photo(picture, photo.fov, photo.yaw, photo.pitch, photo.roll)
+        raise ValueError(f"--image {photo.file}: not a readable image ({error})") from error
+    return Photo(image, photo.fov, photo.yaw, photo.pitch, photo.roll)

@@ -1,52 +1,132 @@
-"""Runs generation jobs."""
+"""Runs generation jobs: in batches that share a guidance, resumable, each panorama in a folder of its own."""
 
 import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import typer
+import diffusers
+import PIL.Image
+import torch
+import transformers
 
+import cubediff
+from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.jobs import Job, open_photo
+from cubediff.generation.outputs import write_generation
+from cubediff.geometry.photos import Photo
+from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.pipelines.prompts import six_prompts
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How all panoramas of a call are sampled: the pipeline's arguments of the same names, and the sampler.
+
+    `sampler` is one of `cubediff.diffusion.schedulers.SAMPLERS`, or None for the model's own. `generation.json` holds
+    the fields under their names.
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 3.5
+    image_guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    paste_image: bool = False
+    panorama_height: int | None = None
+    sampler: str | None = None
 
 
 def generate(
     model: str,
     output: Path,
-    jobs: list[Job],
-    settings: dict[str, Any],
-    sampler: str | None,
-    batch: int,
-    device: str | None,
-    save_faces: bool,
-    resume: bool,
-) -> None:
-    import diffusers
-    import torch
-    import transformers
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    batch: int = 1,
+    device: str | None = None,
+    save_faces: bool = False,
+    resume: bool = False,
+) -> Iterator[Path]:
+    """Generates a panorama for each job.
 
-    import cubediff
-    from cubediff.diffusion.schedulers import use_sampler_
-    from cubediff.generation.outputs import write_generation
-    from cubediff.pipelines.cubediff import CubeDiffPipeline
-    from cubediff.pipelines.prompts import six_prompts
+    Args:
+        model: CubeDiff folder or Hub id.
+        output: Folder to write to; a job's files lie in its subfolder `job.name`.
+        jobs: What to generate.
+        sampling: How to sample.
+        batch: Panoramas that are sampled at once.
+        device: torch device; None: CUDA, MPS or the CPU, the first that the machine has.
+        save_faces: Also write the six faces as PNG files.
+        resume: Skip jobs whose folder holds their panorama already.
 
-    opened = {job.name: [open_photo(photo) for photo in job.photos] for job in jobs[:1]}  # fails early, where it must
-    request = {"model": model, **settings, "sampler": sampler}
-    left = [job for job in jobs if not (resume and _is_made(output / job.name, {**request, **job.record()}))]
+    Yields:
+        The paths of written files and folders.
+
+    Raises:
+        ValueError: If a photo, the model, the device or a setting is invalid, or `resume` finds a panorama that was
+            made with other settings.
+        OSError: If `output` cannot be written.
+    """
+    opened = {job.name: _open_photos(job) for job in jobs[:1]}  # an unreadable photo fails before the model loads
+    request = {"model": model, **asdict(sampling)}
     if resume:
-        typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} panoramas are there already", err=True)
+        pending = [job for job in jobs if not _exists(output / job.name, {**request, **job.record()})]
+        print(f"{len(jobs) - len(pending)} of {len(jobs)} panoramas exist already", file=sys.stderr)
+    else:
+        pending = list(jobs)
+    device = _usable_device(device)
+    pipeline = CubeDiffPipeline.from_pretrained(model).to(device)
+    if sampling.sampler is not None:
+        use_sampler_(pipeline, sampling.sampler)
+    output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
+    environment = _environment(pipeline, device)
+    for part in _batches(pending, batch):
+        photos = [opened.get(job.name) or _open_photos(job) for job in part]
+        for job, (panorama, faces) in zip(part, _sample(pipeline, part, photos, sampling), strict=True):
+            yield from write_generation(
+                output / job.name,
+                panorama,
+                faces,
+                {**request, **job.record(), **environment},
+                fov=pipeline.config.fov,
+                prompt=" · ".join(dict.fromkeys(six_prompts(job.prompt) if job.prompt is not None else [])),
+                save_faces=save_faces,
+            )
+
+
+def _open_photos(job: Job) -> list[Photo]:
+    return [open_photo(photo) for photo in job.photos]
+
+
+def _exists(folder: Path, request: dict[str, object]) -> bool:
+    """Whether a folder holds the panorama of a request; ValueError if it holds that of another one."""
+    path = folder / "generation.json"
+    if not path.is_file():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    expected = json.loads(json.dumps(request))  # tuples become lists
+    if differing := [key for key, value in expected.items() if record.get(key) != value]:
+        raise ValueError(
+            f"{folder} holds a panorama with another {', '.join(differing)}: give another --output, or remove it"
+        )
+    return True
+
+
+def _usable_device(device: str | None) -> str:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: not on this machine; leave it out for the best there is") from error
-    pipeline = CubeDiffPipeline.from_pretrained(model).to(device)
-    if sampler is not None:
-        use_sampler_(pipeline, sampler)
-    output.mkdir(parents=True, exist_ok=True)  # fails before the sampling, where it must fail
-    facts = {
+        raise ValueError(f"--device {device}: not on this machine: leave it out to use the best one") from error
+    return device
+
+
+def _environment(pipeline: CubeDiffPipeline, device: str) -> dict[str, object]:
+    """The scheduler, device and library versions, for `generation.json`."""
+    return {
         "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
         "device": device,
         "versions": {
@@ -56,40 +136,26 @@ def generate(
             "transformers": transformers.__version__,
         },
     }
-    for _, alike in groupby(left, key=lambda job: (job.prompt is None, not job.photos)):  # guided in the same way
-        queue = list(alike)
-        for part in (queue[i : i + batch] for i in range(0, len(queue), batch)):
-            photos = [opened.get(job.name) or [open_photo(photo) for photo in job.photos] for job in part]
-            made = pipeline(
-                None if part[0].prompt is None else [six_prompts(job.prompt) for job in part],
-                image=photos if part[0].photos else None,
-                # Noise is drawn on the CPU, so that a seed means the same panorama on every device.
-                generator=[torch.Generator("cpu").manual_seed(job.seed) for job in part],
-                **settings,
-            )
-            for job, panorama, faces in zip(part, made.panoramas, made.faces, strict=True):
-                texts = list(dict.fromkeys(six_prompts(job.prompt))) if job.prompt is not None else []
-                written = write_generation(
-                    output / job.name,
-                    panorama,
-                    faces,
-                    {**request, **job.record(), **facts},
-                    fov=pipeline.config.fov,
-                    prompt=" · ".join(texts),
-                    save_faces=save_faces,
-                )
-                for path in written:
-                    typer.echo(path)
 
 
-def _is_made(folder: Path, request: dict[str, Any]) -> bool:
-    """Whether a panorama is there and was asked for with the same words; ValueError where it was with others."""
-    record = folder / "generation.json"
-    if not record.is_file():
-        return False
-    made = json.loads(record.read_text(encoding="utf-8"))
-    differing = [name for name, value in json.loads(json.dumps(request)).items() if made.get(name) != value]
-    if differing:
-        raise ValueError(f"{folder} holds a panorama with another {', '.join(differing)}: give another --output, or "
-                         "remove it")  # fmt: skip
-    return True
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Consecutive jobs that the pipeline guides in the same way, at most `size` at once."""
+    for _, group in groupby(jobs, key=lambda job: (job.prompt is None, not job.photos)):
+        alike = list(group)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _sample(
+    pipeline: CubeDiffPipeline, jobs: list[Job], photos: list[list[Photo]], sampling: Sampling
+) -> list[tuple[PIL.Image.Image, list[PIL.Image.Image]]]:
+    """Panorama and faces of each job."""
+    settings = asdict(sampling)
+    del settings["sampler"]
+    images = pipeline(
+        [six_prompts(job.prompt) for job in jobs if job.prompt is not None] or None,  # all of them have one, or none
+        image=photos if jobs[0].photos else None,
+        # Noise is drawn on the CPU: a seed gives the same panorama on every device.
+        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        **settings,
+    )
+    return list(zip(images.panoramas, images.faces, strict=True))
