@@ -26,9 +26,7 @@ def main(
     except ModuleNotFoundError:
         sys.exit("error: wandb-workspaces is not installed: pip install 'cubediff[dashboard]'")
     if not wandb.login(prompt=False, verify=False):
-        sys.exit(
-            "error: no W&B credentials: run `wandb login` first; the layout is in cubediff.runs.dashboard.SECTIONS"
-        )
+        sys.exit("error: no W&B credentials: run `wandb login` first; the layout is in cubediff.training.metric_table")
     print(made.save().url)
 
 

@@ -24,13 +24,15 @@ from cubediff import CubeDiffPipeline
 from cubediff.data import build_shards, create_example_dataset
 from cubediff.pages.viewer import viewer_html
 from cubediff.planning.gpus import gpu_rate
-from cubediff.runs.dashboard import SECTIONS, X_AXIS
+from cubediff.runs.dashboard import X_AXIS
+from cubediff.training.metric_table import sections
 
 Runs = Callable[[str], Path]
 WATCHED = ("trainer.max_steps=8", "trainer.val_check_interval=8", "trainer.log_every_n_steps=4", "seed=3",
            "model.optimizer.lr=1e-2", "model.objective.drop_text=0.3", "model.objective.drop_image=0.3",
            "data.batch_size=4")  # fmt: skip
 OF_A_GPU = {"perf/utilisation"}
+SECTIONS = sections()
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from diffusers.training_utils import compute_snr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from cubediff.diffusion.conditions import CONDITIONS as CONDITIONS
 from cubediff.models.inputs import front_mask, seen_faces, unet_input
-
-CONDITIONS = ("text_photo", "text", "photo", "none")  # what a panorama may be denoised from, beside its noisy self
 
 
 @dataclass(frozen=True)

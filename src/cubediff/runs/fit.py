@@ -87,7 +87,7 @@ def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Pa
         log_config(loggers, told, record)
         for callback in callbacks:
             if isinstance(callback, StepMetrics) and "flops_per_panorama" in record["plan"]:
-                callback.flops = (record["plan"]["flops_per_panorama"], record["plan"]["device_flops_per_s"])
+                callback.set_flops(record["plan"]["flops_per_panorama"], record["plan"]["device_flops_per_s"])
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=begin, weights_only=True if begin else None)
     except torch.OutOfMemoryError as error:

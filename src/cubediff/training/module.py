@@ -21,6 +21,8 @@ from cubediff.models.inputs import latent_mask
 from cubediff.models.trainable import Trainable, select_trainable_
 from cubediff.pipelines.cubediff import CubeDiffPipeline
 from cubediff.training.fsdp import shard_, whole
+from cubediff.training.metric_table import GRADIENT_NORMS
+from cubediff.training.metrics import gradient_norms
 
 
 class CubeDiffModule(L.LightningModule):
@@ -134,8 +136,9 @@ class CubeDiffModule(L.LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is known")
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        others = gradient_norms(self.trained_parameters)  # before clipping
         norm = whole(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
-        self.log("optim/grad_norm", norm)
+        self.log_dict({GRADIENT_NORMS[0].name: norm, **others})
         self.found_inf = (~norm.isfinite()).float()
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]

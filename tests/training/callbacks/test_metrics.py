@@ -1,4 +1,4 @@
-"""The numbers a run is watched by, against their definitions in plain Python: over groups, ranks and a clock."""
+"""StepMetrics against definitions in plain Python: over loss groups, ranks and a clock."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -7,9 +7,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.profilers import Profiler
 
 from cubediff.diffusion.objective import CONDITIONS, Drops
+from cubediff.training import metric_table
+from cubediff.training import metrics as training_metrics
 from cubediff.training.callbacks import StepMetrics, metrics
+from cubediff.training.metric_table import GradientNorm, LossGroup
 from cubediff.training.module import CubeDiffModule
 
 STEPS = 1000
@@ -26,13 +30,13 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(metrics, "time", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(metrics, "time", fake)
+    return fake
 
 
 class Run:
-    """What a callback sees of a training on `ranks` devices that all do what this one does."""
+    """A training on `ranks` devices that all do the same, as a callback sees it."""
 
     def __init__(self, ranks: int = 1, log_every_n_steps: int = 1, accumulate: int = 1) -> None:
         self.rows: list[dict[str, float]] = []
@@ -40,8 +44,8 @@ class Run:
         logger = Mock(log_metrics=self._logged)
         self.trainer: Any = Mock(
             spec=L.Trainer, world_size=ranks, global_step=0, log_every_n_steps=log_every_n_steps, loggers=[logger],
-            accumulate_grad_batches=accumulate, datamodule=Mock(skipped=0), sanity_checking=False, profiler=Mock(),
-            fit_loop=Mock(),
+            accumulate_grad_batches=accumulate, datamodule=Mock(skipped=0), sanity_checking=False,
+            profiler=Mock(spec=Profiler), fit_loop=Mock(),
         )  # fmt: skip
         self.gather = Mock(side_effect=lambda row: torch.stack([row] * ranks) if ranks > 1 else row)
         self.trainer.strategy.all_gather = self.gather
@@ -69,8 +73,8 @@ class Run:
 def of(losses: list[float], timesteps: list[int], conditions: list[int]) -> dict[str, torch.Tensor]:
     return {
         "losses": torch.tensor(losses),
-        "timesteps": torch.tensor(timesteps),
-        "conditions": torch.tensor(conditions),
+        "timesteps": torch.tensor(timesteps, dtype=torch.long),
+        "conditions": torch.tensor(conditions, dtype=torch.long),
     }
 
 
@@ -95,7 +99,7 @@ def losses_of(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("train/")}
 
 
-def test_losses_are_the_means_of_their_groups_since_they_were_logged_last() -> None:
+def test_losses_are_means_of_their_groups_since_the_last_logging_step() -> None:
     generator = np.random.default_rng(0)
     run = Run(log_every_n_steps=5)
     windows = []
@@ -118,7 +122,7 @@ def test_losses_are_the_means_of_their_groups_since_they_were_logged_last() -> N
 
 
 @pytest.mark.parametrize("timestep", [0, 249, 250, 499, 500, 749, 750, 999])
-def test_a_quarter_has_its_bounds_and_groups_without_a_panorama_are_not_logged(timestep: int) -> None:
+def test_quarters_have_exact_bounds_and_empty_groups_are_not_logged(timestep: int) -> None:
     run = Run()
     run.batch(of([0.5], [timestep], [2]))
     assert losses_of(run.rows[0]) == {
@@ -128,34 +132,37 @@ def test_a_quarter_has_its_bounds_and_groups_without_a_panorama_are_not_logged(t
     }
 
 
-def test_conditions_are_named_by_what_is_kept() -> None:
+def test_conditions_are_named_by_the_inputs_that_are_kept() -> None:
     text = torch.tensor([False, False, True, True])
     image = torch.tensor([False, True, False, True])
     kept = [CONDITIONS[i] for i in Drops(text=text, image=image).conditions]
     assert kept == ["text_photo", "text", "photo", "none"]
 
 
-def test_a_loss_that_is_no_number_spoils_its_own_groups_alone() -> None:
+def test_a_nan_loss_affects_only_its_own_groups() -> None:
     run = Run()
     run.batch(of([float("nan"), 2.0], [0, 999], [0, 3]))
-    told = losses_of(run.rows[0])
-    assert np.isnan([told["train/loss_q1"], told["train/loss_text_photo"]]).all()
-    assert (told["train/loss_q4"], told["train/loss_none"]) == (2.0, 2.0)
+    logged = losses_of(run.rows[0])
+    assert np.isnan([logged["train/loss_q1"], logged["train/loss_text_photo"]]).all()
+    assert (logged["train/loss_q4"], logged["train/loss_none"]) == (2.0, 2.0)
 
 
-def test_ranks_count_by_their_panoramas_and_the_slowest_and_the_fullest_tell(
+def test_values_of_two_ranks_are_summed_or_their_maximum_is_logged(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other rank has a panorama of loss 4 in the group where this one has three of loss 1."""
-    monkeypatch.setattr(metrics, "_peak_memory", lambda _: 2.0 * 2**30)
+    memory = 3.0 * 2**30
+    monkeypatch.setattr(metrics, "_peak_memory", lambda _: memory)
+    other = Run(ranks=2, log_every_n_steps=2)
+    other.trainer.datamodule.skipped = 2
+    other.batch(of([], [], []))
+    other.wait(clock, 0.75)
+    other.batch(of([4.0], [0], [1]))
+    (row_of_other,) = [call.args[0] for call in other.gather.call_args_list]
+
+    memory = 2.0 * 2**30
     run = Run(ranks=2, log_every_n_steps=2)
-
-    def gather(row: torch.Tensor) -> torch.Tensor:
-        sums = torch.zeros(2, 8)
-        sums[:, 0] = torch.tensor([4.0, 1.0])
-        return torch.stack([row, torch.cat([sums.flatten(), torch.tensor([1.0, 0.75, 3.0 * 2**30, 2.0])])])
-
-    run.trainer.strategy.all_gather = gather
+    run.trainer.strategy.all_gather = lambda row: torch.stack([row, row_of_other])
     run.trainer.datamodule.skipped = 5
     run.batch(of([1.0], [0], [1]))
     run.wait(clock, 0.25)
@@ -170,17 +177,18 @@ def test_ranks_count_by_their_panoramas_and_the_slowest_and_the_fullest_tell(
     assert row["perf/panoramas_per_s"] == 1.5
 
 
-def test_speed_goes_by_the_clock_without_the_first_batch_and_without_validation(clock: Clock) -> None:
-    """Two devices with 4 panoramas each in each of two micro-batches of a step, half a second each, of which 0.1 are
+def test_speed_excludes_the_first_batch_and_validation(clock: Clock) -> None:
+    """Two devices with 4 panoramas each in each of two micro-batches of a step, half a second each, of which 0.1 is
     waiting; a validation of an hour."""
     run = Run(ranks=2, log_every_n_steps=2, accumulate=2)
-    run.callback.flops = (10.0, 100.0)
+    run.callback.set_flops(10.0, 100.0)
     for number in range(8):
         run.wait(clock, 0.1)
         clock.now += 100.0 if number == 0 else 0.4
         run.batch(stepped=number % 2 == 1)
         if number == 5:
             run.callback.on_validation_start(run.trainer, run.module)
+            run.callback.on_validation_batch_end(run.trainer, run.module, of([1.0], [0], [0]), None, 0)
             clock.now += 3600
             run.callback.on_validation_epoch_end(run.trainer, run.module)
             run.callback.on_validation_end(run.trainer, run.module)
@@ -192,6 +200,33 @@ def test_speed_goes_by_the_clock_without_the_first_batch_and_without_validation(
         assert row["perf/panoramas_per_s"] == pytest.approx(16.0)
         assert row["perf/panoramas_per_s_per_device"] == pytest.approx(8.0)
         assert row["perf/utilisation"] == pytest.approx(0.8)
+
+
+def test_a_loss_group_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed, logged, and shown in the dashboard."""
+    early = LossGroup("early", "first steps", "timesteps below 10", lambda timesteps, *_: timesteps < 10)
+    for module in (metric_table, training_metrics):
+        monkeypatch.setattr(module, "LOSS_GROUPS", (*metric_table.LOSS_GROUPS, early))
+    run = Run()
+    run.batch(of([1.0, 3.0, 8.0], [0, 9, 10], [0, 0, 0]))
+    assert run.rows[0]["train/loss_early"] == 2.0
+    assert metric_table.sections()["train"]["first steps"] == ["train/loss_early"]
+    assert metric_table.sections()["val"]["first steps"] == ["val/loss_early"]
+
+
+def test_a_gradient_norm_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = GradientNorm("optim/grad_norm_bias", r"\.bias$", "of all biases")
+    for module in (metric_table, training_metrics):
+        monkeypatch.setattr(module, "GRADIENT_NORMS", (*metric_table.GRADIENT_NORMS, added))
+    network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
+    network(torch.ones(1, 2)).square().sum().backward()
+    biases = torch.cat(
+        [p.grad.flatten() for name, p in network.named_parameters() if "bias" in name and p.grad is not None]
+    )
+    norms = training_metrics.gradient_norms(dict(network.named_parameters()))
+    assert norms.keys() == {"optim/grad_norm_bias"}
+    torch.testing.assert_close(norms["optim/grad_norm_bias"], biases.norm())
+    assert "optim/grad_norm_bias" in metric_table.sections()["optim"]["gradient norm before clipping"]
 
 
 def test_without_a_logger_nothing_is_gathered() -> None:

@@ -10,8 +10,8 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
-from cubediff.training.callbacks.metrics import logs_now
 from cubediff.training.fsdp import parted_as, whole
+from cubediff.training.metrics import is_logging_step
 from cubediff.training.module import CubeDiffModule
 
 
@@ -51,7 +51,7 @@ class UNetEMA(Callback):
         if trainer.global_step > self._seen_step and self.average is not None:
             self._seen_step = trainer.global_step
             self.average.step(pl_module.trained_parameters.values())
-            if logs_now(trainer):
+            if is_logging_step(trainer):
                 pl_module.log("optim/ema_distance", self._distance(pl_module))
 
     @torch.no_grad()

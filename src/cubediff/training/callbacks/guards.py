@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cubediff.training.callbacks.metrics import write
+from cubediff.training.metrics import log_to_loggers
 from cubediff.training.module import CubeDiffModule
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class NonFiniteGuard(Callback):
             f"the loss is not finite in a batch of {', '.join(keys[:_NAMED])}" if keys else "all own losses are finite"
         )
         log.warning("%s%s; %s", rank, where, told)
-        write(trainer, {"optim/skipped_steps": float(self.skipped)})
+        log_to_loggers(trainer, {"optim/skipped_steps": float(self.skipped)})
         if self.skipped >= self.limit:
             raise FloatingPointError(
                 f"{self.skipped} steps were left out because losses or gradients are not finite (the last up to step "

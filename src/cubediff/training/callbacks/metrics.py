@@ -1,183 +1,187 @@
-"""The numbers a run is watched by: losses by noise level and by condition, speed, memory, skipped samples.
+"""StepMetrics: losses by noise level and condition, throughput, memory, skipped samples.
 
-They gather on the device and are read, and reduced over the ranks, at the steps that the loggers log and at no other.
+The values are accumulated on the device; they are read, and reduced over the ranks, at logging steps only.
 """
 
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
-from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
+from torchmetrics import MaxMetric, Metric, SumMetric
 
-from cubediff.diffusion.objective import CONDITIONS
+from cubediff.training.metrics import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
 from cubediff.training.module import CubeDiffModule
 
-# Quarters of the noise schedule, q1 with the least noise; then what a panorama was conditioned on.
-GROUPS = ("q1", "q2", "q3", "q4", *CONDITIONS)
+
+class StepOutputs(TypedDict):
+    """What `CubeDiffModule.training_step` and `validation_step` return for callbacks, each (B,)."""
+
+    losses: Tensor
+    timesteps: Tensor
+    conditions: Tensor
+
+
+class KeyedBatch(TypedDict):
+    """The part of a batch that callbacks read."""
+
+    key: list[str]  # the names of its B samples
 
 
 class StepMetrics(Callback):
-    """Logs, over all ranks:
+    """Logs the metrics of `cubediff.training.metric_table` under train/, val/loss_*, perf/ and data/, over all ranks.
 
-    - train/loss_mean, of all panoramas since it was logged last, where train/loss is of one device's last batch;
-    - train/loss_GROUP likewise, and val/loss_GROUP, of each of `GROUPS` that had a panorama;
-    - perf/panoramas_per_s, perf/panoramas_per_s_per_device, and of an optimizer step perf/step_s and perf/data_wait_s,
-      for which the rank that waits longest waits for its batches; validation does not count;
-    - perf/utilisation, the share of the devices' arithmetic that is used, where `flops` is set;
-    - perf/peak_memory_gib: of the device that uses most, on a CPU of the process;
-    - data/skipped: samples that could not be read so far.
+    A loss group is logged only if it had a panorama. Speeds leave out validation and the first batch, which pays for
+    initialisation; the data wait is that of the rank that waits longest. perf/utilisation (MFU) is logged if
+    `set_flops` was called, as a run does on a GPU whose rate it knows.
     """
 
     def __init__(self) -> None:
-        self.flops: tuple[float, float] | None = None  # of a panorama, and that a device can do in a second
-        self._train = self._val = _nothing()
-        self._waited = _Waited(None)
+        self._flops: tuple[float, float] | None = None
+        self._train = GroupedLosses("train/loss", with_mean=True)
+        self._val = GroupedLosses("val/loss")
+        self._perf: dict[str, Metric] = {
+            "perf/panoramas": SumMetric("disable", sync_on_compute=False),
+            "perf/data_wait_s": MaxMetric("disable", sync_on_compute=False),
+            "perf/peak_memory": MaxMetric("disable", sync_on_compute=False),
+            "data/skipped": SumMetric("disable", sync_on_compute=False),
+        }
+        self._data_wait = DataWaitTimer(None)
         self._logged_step = 0
-        self._begin(None)
+        self._restart_clock(None)
+
+    def set_flops(self, per_panorama: float, device_per_second: float) -> None:
+        """Sets what MFU is computed from.
+
+        Args:
+            per_panorama: FLOPs of a training step per panorama.
+            device_per_second: Peak FLOPs per second of one device.
+        """
+        self._flops = (per_panorama, device_per_second)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         self._logged_step = trainer.global_step
-        any_trainer: Any = trainer  # whose profiler mypy does not find
-        any_trainer.profiler = self._waited = _Waited(any_trainer.profiler)
-        self._begin(None)
+        untyped: Any = trainer  # the class does not declare `profiler`
+        untyped.profiler = self._data_wait = DataWaitTimer(untyped.profiler)
+        self._restart_clock(None)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: CubeDiffModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: CubeDiffModule,
+        outputs: StepOutputs,
+        batch: KeyedBatch,
+        batch_idx: int,
     ) -> None:
-        self._train = self._train.to(pl_module.device) + _by_group(outputs, pl_module)
+        _update(self._train, outputs, pl_module)
         self._batches += 1
         self._panoramas += len(batch["key"])
-        if self._began is None:
-            self._begin(time.monotonic())  # the first batch also pays for what is made once
-        if trainer.global_step > self._logged_step and logs_now(trainer):
+        if self._started is None:
+            self._restart_clock(time.monotonic())  # the first batch also pays for initialisation
+        if trainer.global_step > self._logged_step and is_logging_step(trainer):
             self._logged_step = trainer.global_step
             self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
-        self._stopped = time.monotonic()
-        self._val = _nothing()
+        self._validation_started = time.monotonic()
+        self._val.reset()
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: CubeDiffModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutputs,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._val = self._val.to(pl_module.device) + _by_group(outputs, pl_module)
+        _update(self._val, outputs, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if trainer.loggers and not trainer.sanity_checking:
-            sums = over_ranks(trainer, self._val.to(pl_module.device).flatten()).sum(0)
-            write(trainer, _means("val/loss", sums.tolist()))
+            log_to_loggers(trainer, compute_over_ranks(self._val.metrics, trainer, pl_module.device))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
-        if self._began is not None:
-            self._began += time.monotonic() - self._stopped
+        if self._started is not None:
+            self._started += time.monotonic() - self._validation_started
 
-    def _begin(self, now: float | None) -> None:
-        self._began, self._batches, self._panoramas, self._waited.seconds = now, 0, 0, 0.0
+    def _restart_clock(self, now: float | None) -> None:
+        self._started, self._batches, self._panoramas, self._data_wait.seconds = now, 0, 0, 0.0
 
     def _log(self, trainer: L.Trainer, module: CubeDiffModule) -> None:
-        skipped = float(trainer.datamodule.skipped)  # type: ignore[attr-defined]
-        own = [float(self._panoramas), self._waited.seconds, _peak_memory(module.device), skipped]
-        row = torch.cat([self._train.flatten(), torch.tensor(own, device=module.device)])
-        ranks = over_ranks(trainer, row).cpu()  # waits for the device, so that the clock is read when all is done
-        now = time.monotonic()
-        panoramas, waits, memories, skips = ranks[:, -4:].double().unbind(1)
-        sums = ranks[:, :-4].sum(0).tolist()
-        count = len(GROUPS)
-        metrics = _means("train/loss", sums)
-        metrics["train/loss_mean"] = sum(sums[:4]) / sum(sums[count : count + 4])  # each is in one of the quarters
-        metrics |= {"perf/peak_memory_gib": memories.max().item() / 2**30, "data/skipped": skips.sum().item()}
-        if self._began is not None and self._batches:
-            elapsed, steps = now - self._began, self._batches / trainer.accumulate_grad_batches
-            speed = panoramas.sum().item() / elapsed
-            metrics |= {
+        values = self._compute(trainer, module)
+        now = time.monotonic()  # after the device was waited for
+        panoramas, data_wait = values.pop("perf/panoramas"), values.pop("perf/data_wait_s")
+        values["perf/peak_memory_gib"] = values.pop("perf/peak_memory") / 2**30
+        if self._started is not None and self._batches:
+            elapsed, steps = now - self._started, self._batches / trainer.accumulate_grad_batches
+            speed = panoramas / elapsed
+            values |= {
                 "perf/panoramas_per_s": speed,
                 "perf/panoramas_per_s_per_device": speed / trainer.world_size,
                 "perf/step_s": elapsed / steps,
-                "perf/data_wait_s": waits.max().item() / steps,
+                "perf/data_wait_s": data_wait / steps,
             }
-            if self.flops is not None:
-                each, can = self.flops
-                metrics["perf/utilisation"] = speed / trainer.world_size * each / can
-        write(trainer, metrics)
-        self._train = torch.zeros_like(self._train)
-        self._begin(now)
+            if self._flops is not None:
+                per_panorama, device_per_second = self._flops
+                values["perf/utilisation"] = speed / trainer.world_size * per_panorama / device_per_second
+        log_to_loggers(trainer, values)
+        self._train.reset()
+        self._restart_clock(now)
+
+    def _compute(self, trainer: L.Trainer, module: CubeDiffModule) -> dict[str, float]:
+        """All metrics over all ranks; waits for the device."""
+        measured = {
+            "perf/panoramas": float(self._panoramas),
+            "perf/data_wait_s": self._data_wait.seconds,
+            "perf/peak_memory": _peak_memory(module.device),
+            "data/skipped": float(trainer.datamodule.skipped),  # type: ignore[attr-defined]
+        }
+        for name, metric in self._perf.items():
+            metric.reset()
+            metric.update(measured[name])
+        return compute_over_ranks({**self._train.metrics, **self._perf}, trainer, module.device)
 
 
-def logs_now(trainer: Any) -> bool:
-    """Whether the step just done is one that the loggers log; the same on every rank."""
-    every = trainer.log_every_n_steps
-    return bool(trainer.loggers) and every > 0 and trainer.global_step % every == 0
+class DataWaitTimer:
+    """Wraps the run's profiler to add up how long the training loop waits for its next batch; of Lightning's hooks only
+    the profilers' are called when the loop starts to wait."""
 
-
-class _Waited:
-    """The run's profiler, that also adds up how long the training loop waits for its next batch; only Lightning's
-    profilers hear when the loop begins to wait."""
-
-    def __init__(self, profiler: Any) -> None:
+    def __init__(self, profiler: "Profiler | DataWaitTimer | None") -> None:
         self.profiler = profiler
         self.seconds = 0.0
         self._since = 0.0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.profiler, name)
 
     def start(self, action_name: str) -> None:
-        self.profiler.start(action_name)
+        """Lightning's hook before an action."""
+        if self.profiler is not None:
+            self.profiler.start(action_name)
         if action_name.endswith("train_dataloader_next"):
             self._since = time.monotonic()
 
     def stop(self, action_name: str) -> None:
+        """Lightning's hook after an action."""
         if action_name.endswith("train_dataloader_next"):
             self.seconds += time.monotonic() - self._since
-        self.profiler.stop(action_name)
+        if self.profiler is not None:
+            self.profiler.stop(action_name)
 
 
-def _nothing() -> Float[Tensor, "2 g"]:
-    return torch.zeros(2, len(GROUPS))
-
-
-def _by_group(outputs: dict[str, Tensor], module: CubeDiffModule) -> Float[Tensor, "2 g"]:
-    """Of each group the sum of the losses and the number of panoramas, which are in two groups each."""
-    losses = outputs["losses"]
-    quarters = outputs["timesteps"] * 4 // module.noise_scheduler.config.num_train_timesteps
-    groups = torch.arange(len(GROUPS), device=losses.device)
-    member = (quarters[:, None] == groups) | (outputs["conditions"][:, None] + 4 == groups)  # (B, groups)
-    return torch.stack([torch.where(member, losses[:, None], 0.0).sum(0), member.sum(0).float()])
-
-
-def _means(prefix: str, sums: list[float]) -> dict[str, float]:
-    """Of the groups that had a panorama, from `_by_group` flattened."""
-    losses, counts = sums[: len(GROUPS)], sums[len(GROUPS) :]
-    return {
-        f"{prefix}_{group}": loss / count for group, loss, count in zip(GROUPS, losses, counts, strict=True) if count
-    }
-
-
-def over_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "ranks *shape"]:
-    """A tensor of every rank, of the same shape on all; all must call it."""
-    tensors: Tensor = trainer.strategy.all_gather(tensor)
-    return tensors.reshape(trainer.world_size, *tensor.shape)
+def _update(losses: GroupedLosses, outputs: StepOutputs, module: CubeDiffModule) -> None:
+    steps = module.noise_scheduler.config.num_train_timesteps
+    losses.update(outputs["losses"], outputs["timesteps"], outputs["conditions"], steps)
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Bytes."""
+    """Bytes; on a CPU of the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-
-
-def write(trainer: L.Trainer, metrics: dict[str, float]) -> None:
-    """Past `self.log`, which would log a group's old mean again where the group had no panorama since."""
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # Lightning's own count

@@ -16,7 +16,7 @@ from torch import Tensor
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
-from cubediff.training.callbacks.metrics import over_ranks
+from cubediff.training.metrics import gather_ranks
 from cubediff.training.module import CubeDiffModule
 
 
@@ -56,7 +56,7 @@ class SampleLogger(Callback):
                 output_type="pt",
                 truncate_prompts=True,
             )
-            shares = (over_ranks(trainer, each) for each in (output.faces, output.panoramas))
+            shares = (gather_ranks(trainer, each) for each in (output.faces, output.panoramas))
             # Each rank has every `world`-th.
             faces, panoramas = (share.transpose(0, 1).flatten(0, 1)[:count] for share in shares)
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
