@@ -4,7 +4,6 @@ import ast
 import inspect
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -110,11 +109,6 @@ def test_public_names_are_typed_documented_and_imported_on_first_use(name: str) 
 def test_misspelt_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="CubeDifPipeline"):
         _ = cubediff.CubeDifPipeline
-
-
-def test_the_command_lines_of_the_readme_exist() -> None:
-    named = set(re.findall(r"python -m cubediff\.([\w.]+)", (ROOT / "README.md").read_text()))
-    assert {"prepare", "train", "generate"} <= named <= set(ENTRIES)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

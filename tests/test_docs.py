@@ -1,0 +1,222 @@
+"""The documentation: its commands parse and run, its links lead somewhere, and it is written in the field's terms."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+from support.runs import composed
+
+from cubediff.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = sorted(
+    [
+        README,
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / name for name in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *(ROOT / "experiments").glob("*/README.md"),
+    ]
+)
+IMAGES = sorted((ROOT / "docs/images").iterdir())
+IMAGE_LIMIT = 300_000  # bytes
+README_LIMIT = 150  # lines
+PARAGRAPH_LIMIT = 4  # lines of a README paragraph
+HYDRA = ("train", "plan", "cache")
+TYPER = {
+    "prepare": ("cubediff.prepare", "app"),
+    "prepare check": ("cubediff.prepare", "check_app"),
+    "generate": ("cubediff.generate", "app"),
+    "sweep-report": ("cubediff.sweep_report", "app"),
+    "dashboard": ("cubediff.dashboard", "app"),
+}
+# Programs that are not part of this project, which a page may start.
+OTHERS = {"apt-get", "cd", "docker", "find", "gcloud", "git", "mkdir", "pip", "sbatch", "sed", "source", "torchrun"}
+# Wordings with a better equivalent in the terms of diffusers, PyTorch and Lightning.
+REPLACED = (
+    *(
+        "average of the weights",
+        "averaged weights",
+        "goes on",
+        "go on from",
+        "went on",
+        "was cut",
+        "is told",
+        "are told",
+    ),
+    *("by its sum", "sums of", "left-out steps", "left out steps", "is left out", "passed over", "folders of ours"),
+    *("in parts", "of those that", "what is trained", "share of the gpu", "place in the stream", "mirrored", "unheard"),
+    *("none but", "whatever the", "wishes", "a room of", "rooms", "what keeps", "what a run", "turned by", "turned,"),
+)
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in a language; without one, shell commands."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for info, block in fenced if info == language]
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """The words of each shell command, continued lines joined; lines that expand shell variables are not parsed."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    parsed = [shlex.split(part, comments=True) for line in lines if "$" not in line for part in line.split(" && ")]
+    return [words for words in parsed if words]
+
+
+def project_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The commands of this project on a page, as the name of the subcommand and its arguments."""
+    for words in command_lines(page):
+        words = words[next((i for i, word in enumerate(words) if "=" not in word or word.startswith("-")), 0) :]
+        if words[0] == "torchrun":
+            words = ["python", *words[words.index("-m") :]]
+        if words[:2] == ["python", "-m"] and words[2].startswith("cubediff."):
+            words = ["cubediff", words[2].removeprefix("cubediff.").removeprefix("data."), *words[3:]]
+        if words[0] == "cubediff":
+            name, *arguments = words[1:]
+            if (name, arguments[:1]) == ("prepare", ["check"]):
+                name, arguments = "prepare check", arguments[1:]
+            yield name.replace("_", "-"), arguments
+
+
+COMMAND_LINES = [(page, *command) for page in PAGES for command in project_commands(page)]
+
+
+def test_pages_hold_commands_of_every_subcommand() -> None:
+    assert {name.split()[0] for _, name, _ in COMMAND_LINES} == set(COMMANDS)
+    assert len(COMMAND_LINES) > 40
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "arguments"),
+    COMMAND_LINES,
+    ids=[f"{page.relative_to(ROOT)}: {' '.join([name, *arguments])[:80]}" for page, name, arguments in COMMAND_LINES],
+)
+def test_command_parses(page: Path, name: str, arguments: list[str]) -> None:
+    if name in HYDRA:
+        plain = [argument for argument in arguments if argument not in ("-m", "--help") and "…" not in argument]
+        first_of_each = [re.sub(r"^([^\[]*?=[^,\[]+),.*", r"\1", argument) for argument in plain]
+        composed(*first_of_each, name=name)
+    elif "--help" not in arguments:
+        if name == "example":
+            app = typer.Typer()
+            app.command()(import_module("cubediff.data.example").main)
+        else:
+            module, attribute = TYPER[name]
+            app = getattr(import_module(module), attribute)
+        typer.main.get_command(app).make_context(name, arguments)
+
+
+def test_other_commands_start_files_and_targets_that_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for words in command_lines(page):
+            words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
+            if words[0] == "make":
+                assert words[1] in targets, f"{page}: make {words[1]}"
+            elif words[0] == "python" and words[1] != "-m":
+                assert (ROOT / words[1]).is_file(), f"{page}: {words[1]}"
+            elif words[0].startswith(".venv/"):
+                continue
+            else:
+                assert words[0] in {"cubediff", "python", "pytest", "wandb", *OTHERS} or "=" in words[0], (page, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`[^`\n]*?\b((?:benchmarks|conf|docs|src/cubediff|tests)/[\w./-]*)", text)
+    for name in named:
+        assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page} links to {target}"
+
+
+def test_readme_is_short_and_begins_with_a_picture() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= README_LIMIT
+    assert lines[2].startswith("![")
+    prose = re.sub(r"^```.*?^```$", "", "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
+    paragraphs = [part for part in prose.split("\n\n") if not part.lstrip().startswith(("|", "-"))]
+    for paragraph in paragraphs:
+        body = [line for line in paragraph.strip().splitlines() if not line.startswith("#")]
+        assert len(body) <= PARAGRAPH_LIMIT, paragraph
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+def test_pictures_are_small_and_shown(image: Path) -> None:
+    assert image.stat().st_size < IMAGE_LIMIT
+    assert any(f"images/{image.name})" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_use_the_terms_of_the_field(page: Path) -> None:
+    text = " ".join(page.read_text(encoding="utf-8").lower().split())
+    assert [phrase for phrase in REPLACED if phrase in text] == []
+
+
+def is_runnable(arguments: list[str]) -> bool:
+    """False for a command with a placeholder, such as SHARDS, and for one that needs Stable Diffusion's weights."""
+    placeholder = any(re.fullmatch(r"(?:[\w.]+=)?[A-Z_0-9]*[A-Z]{3}[A-Z_0-9]*(?:/\w+)?", word) for word in arguments)
+    return not placeholder and "--help" not in arguments
+
+
+@pytest.mark.slow
+def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Every command of the README that belongs to this project, with few steps, in the order of the page."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "experiments/runs").mkdir(parents=True)
+    for name in ("cubediff_tiny", "tiny_sd"):
+        (tmp_path / "experiments" / name).symlink_to(ROOT / "experiments" / name)
+    few_steps = {
+        "train": ["trainer.max_steps=2", "callbacks.samples.steps=1"],
+        "generate": ["--steps", "2"],
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = []
+    for name, arguments in project_commands(README):
+        if is_runnable(arguments):
+            command = [sys.executable, "-m", "cubediff", *name.split(), *arguments, *few_steps.get(name, [])]
+            subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+            ran.append(name)
+    assert set(ran) == {"prepare", "prepare check", "train", "generate", "plan", "example"}
+    for code in blocks(README, "python"):
+        code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    for made in ("out/text", "out/photo", "out/first"):
+        assert (tmp_path / made / "panorama.jpg").is_file()
+        assert (tmp_path / made / "viewer.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_python_examples_of_the_docs_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    for code in blocks(page, "python"):
+        code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
