@@ -35,9 +35,10 @@ test: $(INSTALLED) ## the tests, warnings as errors and shapes checked at run ti
 test-slow: $(INSTALLED) ## the tests that take minutes: the wheel in a clean environment, killed builds, corruptions
 	$(PY) -m pytest -m slow
 
-lint: $(INSTALLED) ## ruff, its formatter and mypy
+lint: $(INSTALLED) ## ruff, its formatter, codespell and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib *.md Makefile benchmarks conf data/README.md data/samples/captions.jsonl docs experiments src tests
 	$(PY) -m mypy
 
 bench: $(INSTALLED) ## the projections' speed against py360convert and bare cv2.remap
