@@ -48,7 +48,7 @@ FIRST_FINGERPRINTS = {
 def added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two keys that the first configs did not have: a number, and a whole node with a target."""
     node = {"_target_": "cubediff.diffusion.objective.Objective", "size": "${face_size}"}
-    monkeypatch.setattr(targets, "ADDED", {"data.stride": 1, "model.extra": node})
+    monkeypatch.setattr(targets, "ADDED", {**ADDED, "data.stride": 1, "model.extra": node})
 
 
 @pytest.mark.parametrize("target", FIRST_TARGETS)

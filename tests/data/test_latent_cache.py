@@ -17,11 +17,11 @@ from support.panoramas import keys, shards, spoil
 from support.runs import composed
 
 from cubediff import CubeDiffPipeline, train
-from cubediff.cache import cache
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
 from cubediff.data.latent_cache.writing import ShardWriter
 from cubediff.pipelines.loading import tiny_random
+from cubediff.runs.cache import cache
 
 WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
 
@@ -155,7 +155,7 @@ def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: 
     left = {file.name for file in (tmp_path / "out").glob("*.tar")}
     assert left
     assert not (tmp_path / "out" / "manifest.json").exists()
-    with pytest.raises(DataError, match="was begun with another turns"):
+    with pytest.raises(DataError, match="were cached with another turns"):
         cached(source, tmp_path / "out", "cache.turns=2", "cache.dtype=float32")
     cached(source, tmp_path / "out", *words)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
@@ -181,7 +181,7 @@ def test_damaged_panoramas_are_left_out_as_far_as_is_allowed(source: Path, tmp_p
     with tarfile.open(broken / "train-000000.tar") as tar:
         damaged = next(name for name in tar.getnames() if name.endswith("jpg"))
     spoil(broken / "train-000000.tar", damaged)
-    with pytest.raises(DataError, match=r"1 of \d+ samples cannot be read"):
+    with pytest.raises(DataError, match=r"1 of \d+ samples were skipped"):
         cached(broken, tmp_path / "none", "cache.turns=2")
     manifest = cached(broken, tmp_path / "most", "cache.turns=2", "data.max_skipped_share=0.2")
     assert manifest["samples"] == 9
@@ -201,10 +201,13 @@ def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("data=latents", "data.path=LATENTS", "face_size=32"), "have face_size=64: give face_size=64"),
+        (
+            ("data=latents", "data.path=LATENTS", "face_size=32"),
+            "face_size=64, the run has face_size=32: give face_size=64",
+        ),
         (("data=latents", "data.path=LATENTS", "fov=90.0"), "have fov=95.0"),
-        (("data=latents", "data.path=SOURCE"), "holds panoramas and not latents: give data=panoramas"),
-        (("data.path=LATENTS",), "holds latents and not panoramas: give data=latents"),
+        (("data=latents", "data.path=SOURCE"), "holds panoramas, not latents: give data=panoramas"),
+        (("data.path=LATENTS",), "holds latents, not panoramas: give data=latents"),
         (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "made by other encoders"),
     ],
 )
@@ -219,8 +222,8 @@ def test_latents_that_do_not_fit_are_told(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("cache.dtype=int8",), "use one of float16, bfloat16, float32"),
-        (("cache.turns=0",), "give at least 1"),
+        (("cache.dtype=int8",), "must be one of float16, bfloat16, float32"),
+        (("cache.turns=0",), "turns must be at least 1"),
         (("data=photos",), "cache with data=panoramas"),
     ],
 )

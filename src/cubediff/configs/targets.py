@@ -20,7 +20,7 @@ RENAMED = {
             "Watchdog",
         )
     },
-    "cubediff.data.encode.TurnsDataModule": "cubediff.data.latent_cache.writing.TurnsDataModule",
+    "cubediff.data.encode.TurnsDataModule": "cubediff.data.latent_cache.source.CachingDataModule",
     "cubediff.data.RandomViews": "cubediff.data.RandomPhotos",
     "cubediff.module.CubeDiffModule": "cubediff.training.module.CubeDiffModule",
     "cubediff.objective.Objective": "cubediff.diffusion.objective.Objective",
@@ -38,7 +38,9 @@ _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 # Dotted key → default, of keys that the first configs did not have. At its default a key does not count: configs with
 # and without it have the same fingerprint, and checkpoints without it resume. Write a default as in conf/, an
 # interpolation as its text.
-ADDED: dict[str, object] = {}
+ADDED: dict[str, object] = {
+    "data.stages": None,
+}
 
 
 def current_name(value: object) -> object:

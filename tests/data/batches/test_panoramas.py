@@ -343,7 +343,7 @@ def test_validation_skips_damage_once_and_training_on_nothing_else_is_an_error(t
     module = data(path, max_skipped_share=1.0)
     assert len(keys(module.val_dataloader())) == module.samples("val") - 1
     assert module.skipped == 1
-    with pytest.raises(DataError, match="samples in a row cannot be read"):
+    with pytest.raises(DataError, match="samples in a row were skipped"):
         list(module.train_dataloader())
 
 

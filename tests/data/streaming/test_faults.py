@@ -13,7 +13,7 @@ from support.panoramas import data, fit, keys, shards, spoil
 from cubediff.data import DataError
 from cubediff.data.streaming.catalog import open_dataset
 from cubediff.data.streaming.remote import Cache
-from cubediff.data.streaming.stream import Damaged, Skips
+from cubediff.data.streaming.skipping import SkipCounter, SkippedSample
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 2)])
@@ -42,27 +42,27 @@ def test_a_damaged_sample_shifts_nothing_and_the_next_takes_its_place(tmp_path: 
 
 
 def test_what_is_skipped_is_said_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:
-    skips = Skips()
+    skips = SkipCounter()
     with caplog.at_level(logging.WARNING):
         for i in range(250):
-            skips.add("ab"[i % 2], Damaged(f"sample {i}"))
+            skips.count_skip("ab"[i % 2], SkippedSample(f"sample {i}"))
     said = [record.getMessage() for record in caplog.records]
     assert [text.split()[0] for text in said] == ["1", "10", "100"]
-    assert said[1].endswith("the last sample 9")
-    assert skips.shards == {"a": 125, "b": 125}
+    assert said[1].endswith("the last one: sample 9")
+    assert skips.by_shard == {"a": 125, "b": 125}
 
 
 def test_damage_is_too_much_only_where_enough_was_read_to_tell() -> None:
-    skips = Skips()
-    skips.asked += 120
-    skips.add("b.tar", Damaged("x"))
+    skips = SkipCounter()
+    skips.requested += 120
+    skips.count_skip("b.tar", SkippedSample("x"))
     skips.check(0.01, 200)  # 1 of 120, but 1 of 200 is no more than 1 %
-    skips.add("b.tar", Damaged("x"))
+    skips.count_skip("b.tar", SkippedSample("x"))
     skips.check(0.01, 200)
-    skips.add("a.tar", Damaged("x"))
+    skips.count_skip("a.tar", SkippedSample("x"))
     with pytest.raises(DataError, match=r"3 of 120 samples .*max_skipped_share=0\.01.*\(b\.tar: 2, a\.tar: 1\)"):
         skips.check(0.01, 200)  # whatever the other 80 are
-    skips.asked += 1000
+    skips.requested += 1000
     skips.check(0.01, 200)  # 3 of 1120
 
 
@@ -73,7 +73,7 @@ def test_above_its_share_training_stops_with_the_shards_counts(tmp_path: Path, w
         with tarfile.open(path / tar) as file:
             images = [name for name in file.getnames() if name.endswith(".jpg")][:count]
         spoil(path / tar, *images)
-    told = r"^\d of \d+ samples cannot be read, more than data\.max_skipped_share=0\.05: .*train-00000[02]\.tar: [12]"
+    told = r"^\d of \d+ samples were skipped, more than data\.max_skipped_share=0\.05: .*train-00000[02]\.tar: [12]"
     with pytest.raises(DataError, match=told):
         fit(path, 100, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.05)
     model, _ = fit(path, 20, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.1)
@@ -111,7 +111,7 @@ def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, 
             may |= {key} if touched else set()
             must |= {key} if in_image or in_header else set()
         assert must <= skipped <= may, kind
-        assert module._streams["train"].skips.shards == ({str(shard): len(skipped)} if skipped else {}), kind
+        assert module._streams["train"].skips.by_shard == ({str(shard): len(skipped)} if skipped else {}), kind
         assert all(torch.equal(image, clean[key]) for key, image in zip(batch["key"], batch["panorama"], strict=True))
         assert len(batch["key"]) == 12
         lost += len(skipped)

@@ -18,7 +18,7 @@ def test_batches_come_in_the_order_asked_for_whichever_is_made_first(threads: in
         time.sleep(0.01 * (place % 3 == 0))
         return None if place == 4 else {"place": place}
 
-    made = Loader(make, range(10), threads, taken=lambda: taken.append(1))
+    made = Loader(make, range(10), threads, on_batch=lambda: taken.append(1))
     assert len(made) == 10
     for _ in range(2):
         assert [batch["place"] for batch in made] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
@@ -62,7 +62,7 @@ def test_the_threads_end_with_the_loader() -> None:
 
 
 def test_a_batch_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(loader, "_SILENCE", 0.05)
+    monkeypatch.setattr(loader, "_STALL_WARNING", 0.05)
     come = threading.Event()
 
     def make(place: int) -> dict[str, int]:
@@ -72,4 +72,4 @@ def test_a_batch_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, caplog
     threading.Timer(0.2, come.set).start()
     with caplog.at_level(logging.WARNING):
         assert len(list(Loader(make, [7], 1))) == 1
-    assert "waiting for the batch at 7 of the stream since 0 s" in caplog.records[0].getMessage()
+    assert "waiting for the batch at position 7 for 0 s" in caplog.records[0].getMessage()

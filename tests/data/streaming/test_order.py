@@ -60,7 +60,7 @@ def test_every_stretch_takes_from_each_dataset_exactly_by_weight(weights: list[i
     whole = sum(weights) // gcd(*weights)
     mixture = Mixture([Order([7], 3, [seed, i]) for i in range(len(weights))], weights)
     start -= start % whole
-    places = [mixture.place(start + i) for i in range(2 * whole)]
+    places = [mixture.locate(start + i) for i in range(2 * whole)]
     for half in (places[:whole], places[whole:]):
         assert Counter(d for d, _ in half) == dict(enumerate(w // gcd(*weights) for w in weights))
     for dataset, weight in enumerate(weights):
@@ -78,7 +78,7 @@ def test_at_any_position_no_dataset_is_off_by_more_than_there_are_datasets(weigh
     stretch = min(500, 3 * lcm(*(share.denominator for share in shares)))
     seen: dict[int, int] = {}
     for p in range(position, position + stretch):
-        dataset, place = mixture.place(p)
+        dataset, place = mixture.locate(p)
         assert place == seen.get(dataset, place)
         seen[dataset] = place + 1
         assert abs(place - p * shares[dataset]) <= len(weights)

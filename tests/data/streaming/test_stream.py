@@ -87,7 +87,7 @@ def test_a_mixture_on_the_command_line(tmp_path: Path) -> None:
     module = build(config.data)
     module.setup()
     assert module.samples("train") == 8
-    assert list(module.weights) == [0.3, 0.7]
+    assert list(module.settings.weights) == [0.3, 0.7]
     tars = sum(path.stat().st_size for folder in paths for path in folder.glob("train-*.tar"))
     assert tars / 8 * 0.5 < module.sample_bytes < tars / 8  # what pads a tar's end is no sample's
     braces = composed(*QUICK, f'data.path="{paths[0]}/train-{{000000..000000}}.tar"', run_dir=tmp_path)
@@ -187,5 +187,5 @@ def test_a_run_that_goes_on_with_other_data_is_told(
     assert not caplog.messages
     other.load_state_dict(state)
     assert caplog.messages[0].startswith(
-        f"data.path has 5 training panoramas and had {same.samples('train')}: the stream"
+        f"data.path has 5 training samples and had {same.samples('train')}: the stream"
     )

@@ -1,12 +1,12 @@
-"""From a sample's JPEG and JSON record to a panorama of a fixed size, and from panoramas to a batch."""
+"""Decodes a sample's JPEG and JSON record to a panorama of a fixed size, and collates panoramas to a batch."""
 
 import json
 import math
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from cubediff.data.batches.augmentation import Augmentation, AugmentedView, unaugmented
 from cubediff.data.batches.types import PanoramaBatch
+from cubediff.data.streaming.stream import Sample
 
 
 def resize_panorama(image: UInt8[np.ndarray, "h w c"], height: int) -> UInt8[np.ndarray, "oh ow c"]:
@@ -40,17 +41,42 @@ def resize_panorama(image: UInt8[np.ndarray, "h w c"], height: int) -> UInt8[np.
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)[margin:-margin, margin:-margin]
 
 
-def decode_sample(members: Mapping[str, bytes], height: int) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
-    """The panorama (height, 2·height, 3) and its record. Raises ValueError, KeyError, TypeError or cv2.error where they
-    are not whole."""
-    record = json.loads(members["json"])
-    if zlib.crc32(members["jpg"]) != record["crc32"]:
-        raise ValueError("its JPEG is not the one that was written (crc32 differs)")
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(members["jpg"], np.uint8), flags)
-    if image is None or image.shape[1] != 2 * image.shape[0]:
-        raise ValueError("its JPEG cannot be decoded to a 2:1 panorama")
-    return resize_panorama(image, height), record
+def read_record(sample: Sample) -> Mapping[str, object]:
+    """The JSON record of a sample; a stage may have parsed it."""
+    record = sample["json"]
+    if isinstance(record, bytes | str):
+        record = json.loads(record)
+    if not isinstance(record, Mapping):
+        raise TypeError(f"its json must be an object, got a {type(record).__name__}")
+    return record
+
+
+def verify_member(sample: Sample, suffix: str) -> None:
+    """Raises ValueError if a member's bytes differ from those whose CRC-32 the record has."""
+    content = sample[suffix]
+    if not isinstance(content, bytes) or zlib.crc32(content) != read_record(sample)["crc32"]:
+        raise ValueError(f"its {suffix} was changed or damaged after it was written (crc32 differs)")
+
+
+def decode_image(content: object) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a panorama.
+
+    Args:
+        content: JPEG bytes, or an RGB image that a stage has decoded, uint8 (H, 2H, 3).
+
+    Raises:
+        ValueError: If it is no panorama.
+    """
+    if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3:
+        image: np.ndarray | None = content
+    elif isinstance(content, bytes):
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    else:
+        raise ValueError(f"its jpg must be JPEG bytes or a uint8 array (H, 2H, 3), got a {type(content).__name__}")
+    if image is None or image.shape[1:] != (2 * image.shape[0], 3):
+        raise ValueError("its jpg cannot be decoded to a 2:1 panorama")
+    return image
 
 
 class DecodedPanorama(NamedTuple):
@@ -63,7 +89,10 @@ class DecodedPanorama(NamedTuple):
 
 @dataclass(frozen=True)
 class PanoramaDecoder:
-    """Decodes samples to panoramas and collates them; safe to use from several threads.
+    """Decodes samples to panoramas and collates them.
+
+    A stage of `data.stages` may replace `jpg` by an RGB image as a uint8 array (H, 2H, 3) or other JPEG bytes, and
+    `json` by a dict.
 
     Args:
         height: The rows of the panoramas, in pixels.
@@ -73,14 +102,20 @@ class PanoramaDecoder:
     height: int
     augmentation: Augmentation
 
-    def sample(self, key: str, members: Mapping[str, bytes], rng: random.Random | None) -> DecodedPanorama:
-        image, record = decode_sample(members, self.height)
+    def verify(self, sample: Sample) -> None:
+        verify_member(sample, "jpg")
+
+    def decode(self, sample: Sample, rng: random.Random | None) -> DecodedPanorama:
+        record, image = read_record(sample), resize_panorama(decode_image(sample["jpg"]), self.height)
+        key, caption, faces = str(sample["__key__"]), str(record["caption"]), record.get("faces")
         if rng is None:
-            return DecodedPanorama(key, image, unaugmented(record["caption"]))
-        view = self.augmentation.draw(record["caption"], record.get("faces"), rng)
+            return DecodedPanorama(key, image, unaugmented(caption))
+        if faces is not None and not isinstance(faces, Mapping):
+            raise TypeError(f"its faces must be an object of captions, got a {type(faces).__name__}")
+        view = self.augmentation.draw(caption, faces, rng)
         return DecodedPanorama(key, np.ascontiguousarray(image[:, ::-1]) if view.flipped else image, view)
 
-    def batch(self, samples: list[DecodedPanorama]) -> PanoramaBatch:
+    def collate(self, samples: Sequence[DecodedPanorama]) -> PanoramaBatch:
         images = torch.from_numpy(np.stack([s.image for s in samples]))
         return PanoramaBatch(
             panorama=images.permute(0, 3, 1, 2),  # stays channels-last in memory: a copy would take longer

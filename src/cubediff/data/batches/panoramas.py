@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from cubediff.data.batches.augmentation import Augmentation
 from cubediff.data.batches.conditioning_photos import PhotoCamera, RandomPhotos
-from cubediff.data.batches.decoding import PanoramaDecoder
+from cubediff.data.batches.decoding import DecodedPanorama, PanoramaDecoder
 from cubediff.data.batches.types import CubeBatch, PanoramaBatch
 from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions, stream_options
@@ -29,7 +29,7 @@ class PanoramaOptions(StreamOptions, total=False):
     flip: float
 
 
-class PanoramaDataModule(ShardDataModule):
+class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
     """Batches of cubes from shards of panoramas, as `cubediff prepare` writes them.
 
     Training panoramas are augmented; validation shows them as they are stored.

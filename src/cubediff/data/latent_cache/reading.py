@@ -1,10 +1,7 @@
 """Training on cached latents: the data module of the shards that `cubediff cache` wrote, which needs no encoders."""
 
-import json
 import random
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cubediff.data.batches.decoding import read_record, verify_member
 from cubediff.data.batches.types import LatentBatch
 from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions
+from cubediff.data.streaming.stream import Sample
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.utils.errors import DataError
 
@@ -30,21 +29,25 @@ class DecodedLatents(NamedTuple):
     text: Float[Tensor, "6 l d"]
 
 
-@dataclass(frozen=True)
 class LatentDecoder:
-    """Picks one of each panorama's cached yaw rotations at random; the first without an rng."""
+    """Decodes samples to latents and collates them.
 
-    def sample(self, key: str, members: Mapping[str, bytes], rng: random.Random | None) -> DecodedLatents:
-        record = json.loads(members["json"])
-        if zlib.crc32(members["safetensors"]) != record["crc32"]:
-            raise ValueError("its latents are not those that were written (crc32 differs)")
-        yaws = record["yaws"]
-        tensors = safetensors.torch.load(members["safetensors"])
+    A sample with an rng shows one of its cached yaw rotations at random; one without shows the first.
+    """
+
+    def verify(self, sample: Sample) -> None:
+        verify_member(sample, "safetensors")
+
+    def decode(self, sample: Sample, rng: random.Random | None) -> DecodedLatents:
+        yaws, packed = read_record(sample)["yaws"], sample["safetensors"]
+        if not isinstance(yaws, list) or not isinstance(packed, bytes):
+            raise TypeError("its yaws must be a list and its safetensors bytes")
         rotation = rng.randrange(len(yaws)) if rng else 0
+        tensors = safetensors.torch.load(packed)
         latents, captions = tensors["latents"][rotation], tensors["captions"][rotation]
-        return DecodedLatents(key, yaws[rotation], latents, tensors["text"][captions])
+        return DecodedLatents(str(sample["__key__"]), yaws[rotation], latents, tensors["text"][captions])
 
-    def batch(self, samples: list[DecodedLatents]) -> LatentBatch:
+    def collate(self, samples: Sequence[DecodedLatents]) -> LatentBatch:
         return LatentBatch(
             latents=torch.stack([s.latents for s in samples]),
             text=torch.stack([s.text for s in samples]),
@@ -53,7 +56,7 @@ class LatentDecoder:
         )
 
 
-class LatentDataModule(ShardDataModule):
+class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
     """Batches of cached latents and text states.
 
     Args:
@@ -84,11 +87,12 @@ class LatentDataModule(ShardDataModule):
         """Finds the samples; raises DataError if the latents do not fit the run, or datasets do not fit each other."""
         super().setup(stage)
         for path, cached in zip(self.paths, self.latents, strict=True):
-            for name, expected in {"face_size": self.face_size, "fov": self.fov}.items():
-                if cached[name] != expected:
+            run = {"face_size": (cached["face_size"], self.face_size), "fov": (cached["fov"], self.fov)}
+            for name, (stored, expected) in run.items():
+                if stored != expected:
                     raise DataError(
-                        f"the latents of {path} have {name}={cached[name]}, the run has {name}={expected}: give "
-                        f"{name}={cached[name]}, or cache the panoramas again"
+                        f"the latents of {path} have {name}={stored}, the run has {name}={expected}: give "
+                        f"{name}={stored}, or cache the panoramas again"
                     )
         if len({cached["encoders"] for cached in self.latents}) > 1:
             raise DataError(
@@ -100,8 +104,7 @@ class LatentDataModule(ShardDataModule):
     def encoded_by(self) -> str:
         """The fingerprint of the encoders that the latents come from."""
         self.setup()
-        fingerprint: str = self.latents[0]["encoders"]
-        return fingerprint
+        return self.latents[0]["encoders"]
 
     def decoder(self, split: str) -> LatentDecoder:
         return LatentDecoder()

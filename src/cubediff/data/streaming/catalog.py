@@ -1,39 +1,76 @@
-"""Where the samples of a dataset lie, in shards here or elsewhere, with a manifest or without; and any one of them,
-read alone."""
+"""The catalog of a dataset: its shards, local or remote, with a manifest or without, and where each sample lies."""
 
 import hashlib
 import json
-import os
 import re
 import tarfile
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Int64
+from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
-from cubediff.data.format.index import index_tar, read_sample
+from cubediff.data.format.index import index_tar
 from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, VERSION
-from cubediff.data.streaming.remote import Cache, is_remote, read_bytes, retried
+from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import read_json_lines
 
-_OPEN_AT_A_TIME = 32
 _REMEDY = "copy the folder again, or build the shards again"
+
+
+class LatentsRecord(TypedDict):
+    """How the latents of a dataset were made (`latents` in its manifest)."""
+
+    turns: int  # yaw rotations of each panorama
+    dtype: str
+    face_size: int  # pixels
+    fov: float  # degrees
+    encoders: str  # fingerprint
+    source: str
+    seed: int
+    yaw: str
+    flip: float
+    face_caption_probability: float
+    face_caption_jitter: float
+    stages: NotRequired[object]
+
+
+class _ShardEntry(TypedDict):
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class _SplitEntry(TypedDict):
+    shards: list[_ShardEntry]
+
+
+class _IndexEntry(TypedDict):
+    file: str
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """The keys of a manifest that reading needs."""
+
+    splits: dict[str, _SplitEntry]
+    index: _IndexEntry
+    latents: NotRequired[LatentsRecord]
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A tar and where its samples lie in it: sample i takes the bytes offsets[i] to offsets[i + 1]."""
+    """A tar and where its samples lie: sample i takes the bytes offsets[i] to offsets[i + 1]."""
 
     name: str  # a local path or a URL
-    keys: str  # all of them, joined by NUL
-    offsets: Int64[np.ndarray, " places"]  # one more than samples
-    size: int | None = None  # bytes; this and sha256 where a manifest tells
+    keys: str  # of all samples, joined by NUL
+    offsets: Int64[np.ndarray, " n"]  # one more than samples
+    size: int | None = None  # bytes; size and sha256 are known from a manifest only
     sha256: str | None = None
 
     def __len__(self) -> int:
@@ -42,140 +79,96 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """The shards of "train" and "val", and how their latents were made if they hold latents."""
+    """The shards of a dataset by split ("train", "val"), and how its latents were made if it holds latents."""
 
     splits: dict[str, list[Shard]]
-    latents: dict[str, Any] | None = None
+    latents: LatentsRecord | None = None
 
 
 def open_dataset(path: str, cache: Cache) -> Catalog:
-    """The shards of a folder, here or at a URL, that `python -m cubediff.prepare` wrote; or of
-    one tar or a brace range of tars, all of which are "train".
+    """Finds the shards and samples of a dataset.
 
-    Tars are indexed by their headers, remote ones fetched whole for it. Raises DataError where anything is missing or
-    does not fit together.
+    Tars without a manifest are indexed by their headers; remote ones are fetched for it.
+
+    Args:
+        path: A folder or URL that `cubediff prepare` or `cubediff cache` wrote; or one tar, a brace range of tars, or
+            `pipe:COMMAND`, all of whose samples are in the split "train".
+        cache: Fetches and keeps remote shards.
+
+    Raises:
+        DataError: If a file is missing, damaged, or does not match the manifest.
     """
     path = path.removeprefix("file://")
     if path.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", path):
-        return Catalog({"train": [_indexed(tar, cache) for tar in expand_urls(path)], "val": []})
-    return _catalogued(path.rstrip("/"))
+        return Catalog({"train": [_index_shard(tar, cache) for tar in expand_urls(path)], "val": []})
+    return _read_catalog(path.rstrip("/"))
 
 
-def _indexed(tar: str, cache: Cache) -> Shard:
+def _index_shard(tar: str, cache: Cache) -> Shard:
     try:
         with cache.open(tar) if is_remote(tar) else Path(tar).open("rb") as file:
             keys, offsets = index_tar(file)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{tar} cannot be read as a tar ({error}): give data.path another, or copy it again") from None
+        raise DataError(f"{tar} cannot be read as a tar ({error}): copy it again, or give another data.path") from None
     return Shard(tar, "\0".join(keys), np.array(offsets, np.int64))
 
 
-def _catalogued(folder: str) -> Catalog:
-    remote = is_remote(folder)
-    if not remote and not (Path(folder) / MANIFEST).is_file():
-        raise DataError(
-            f"{folder} holds no {MANIFEST}: build them with python -m cubediff.prepare SOURCE OUTPUT "
-            "and give their folder as data.path=OUTPUT"
-        )
-    file = f"{folder}/{MANIFEST}"
-    try:
-        manifest = json.loads(read_bytes(file) if remote else Path(file).read_bytes())
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise DataError(
-            f"{file} is {manifest.get('format')} version {manifest.get('version')}, this cubediff reads "
-            f"{FORMAT} version {VERSION}: build the shards again"
-        )
-    lines = _index(folder, remote, manifest)
-    splits: dict[str, list[Shard]] = {}
-    for split in ("train", "val"):
-        splits[split] = []
+def _read_catalog(folder: str) -> Catalog:
+    manifest = _read_manifest(folder)
+    index = _read_index(folder, manifest)
+    splits: dict[str, list[Shard]] = {"train": [], "val": []}
+    for split, shards in splits.items():
         for entry in manifest["splits"][split]["shards"]:
-            shard = f"{folder}/{entry['file']}"
-            keys, offsets = lines.get(entry["file"], ([], [0]))
+            name = f"{folder}/{entry['file']}"
+            keys, offsets = index.get(entry["file"], ([], [0]))
             if len(keys) != entry["samples"] or offsets[-1] > entry["bytes"]:
-                raise DataError(f"{folder}/{INDEX} does not fit {shard}: {_REMEDY}")
-            if not remote:
-                size = Path(shard).stat().st_size if Path(shard).is_file() else None
-                if size != entry["bytes"]:
-                    found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
-                    raise DataError(f"{shard} {found}: {_REMEDY}")
-            places = np.array(offsets, np.int64)
-            splits[split].append(Shard(shard, "\0".join(keys), places, entry["bytes"], entry["sha256"]))
+                raise DataError(f"{folder}/{INDEX} does not match {name}: {_REMEDY}")
+            if not is_remote(folder):
+                _check_size(Path(name), entry["bytes"])
+            shards.append(Shard(name, "\0".join(keys), np.array(offsets, np.int64), entry["bytes"], entry["sha256"]))
     return Catalog(splits, manifest.get("latents"))
 
 
-def _index(folder: str, remote: bool, manifest: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
+def _read_manifest(folder: str) -> _Manifest:
+    """The checked manifest of a folder or URL."""
+    if not is_remote(folder) and not (Path(folder) / MANIFEST).is_file():
+        raise DataError(
+            f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and give data.path=OUTPUT"
+        )
+    file = f"{folder}/{MANIFEST}"
+    content = _read_file(file)
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise DataError(
+            f"{file} has the format {manifest.get('format')} version {manifest.get('version')}, this cubediff reads "
+            f"{FORMAT} version {VERSION}: build the shards again"
+        )
+    checked: _Manifest = manifest
+    return checked
+
+
+def _read_index(folder: str, manifest: _Manifest) -> dict[str, tuple[list[str], list[int]]]:
+    """The keys and offsets of the samples, by shard."""
     file = f"{folder}/{INDEX}"
     try:
-        content = read_bytes(file) if remote else Path(file).read_bytes()
+        content = _read_file(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None
     if hashlib.sha256(content).hexdigest() != manifest["index"]["sha256"]:
-        raise DataError(f"{file} is not the one of {MANIFEST} (sha256 differs): {_REMEDY}")
-    lines = map(json.loads, content.splitlines())
+        raise DataError(f"{file} does not belong to {MANIFEST} (sha256 differs): {_REMEDY}")
+    lines = (line for _, line in read_json_lines(content.decode()))
     return {line["file"]: (line["keys"], line["offsets"]) for line in lines}
 
 
-class _Descriptors(dict[int, int]):
-    """Of the shards that one thread holds open; closed with it."""
+def _check_size(shard: Path, expected: int) -> None:
+    size = shard.stat().st_size if shard.is_file() else None
+    if size != expected:
+        found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+        raise DataError(f"{shard} {found}: {_REMEDY}")
 
-    def __del__(self) -> None:
-        for descriptor in self.values():
-            os.close(descriptor)
 
-
-class Reader:
-    """Any sample of some shards, numbered through them; each thread that reads keeps a few of its own open."""
-
-    def __init__(self, shards: Sequence[Shard], cache: Cache) -> None:
-        self.shards, self.cache = shards, cache
-        self.firsts = np.cumsum([0, *map(len, shards)])
-        self._own = threading.local()
-        self._fetcher = threading.Thread()
-
-    def locate(self, sample: int) -> tuple[int, int]:
-        """The shard that holds a sample, and the sample's number in it."""
-        shard = int(np.searchsorted(self.firsts, sample, side="right")) - 1
-        return shard, sample - int(self.firsts[shard])
-
-    def key(self, shard: int, number: int) -> str:
-        return self.shards[shard].keys.split("\0")[number]
-
-    def open(self, shard: int) -> int:
-        """The file descriptor of a shard, which is fetched if it is remote. Raises DataError where it cannot be had."""
-        opened = self._own.__dict__.setdefault("opened", _Descriptors())
-        descriptor = opened.pop(shard, None)
-        if descriptor is None:
-            while len(opened) >= _OPEN_AT_A_TIME:
-                os.close(opened.pop(next(iter(opened))))  # the one used longest ago
-            one = self.shards[shard]
-            if is_remote(one.name):
-                with self.cache.open(one.name, one.size, one.sha256) as file:
-                    descriptor = os.dup(file.fileno())
-            else:
-                descriptor = retried(lambda: os.open(one.name, os.O_RDONLY | os.O_CLOEXEC), one.name)
-        opened[shard] = descriptor
-        return int(descriptor)
-
-    def prefetch(self, shard: int) -> None:
-        """Fetches a remote shard in the background, unless another is just being fetched; where that fails, `open` will
-        say so."""
-        one = self.shards[shard]
-        if not is_remote(one.name) or self._fetcher.is_alive():
-            return
-
-        def fetch() -> None:
-            with suppress(DataError):
-                self.cache.open(one.name, one.size, one.sha256).close()
-
-        self._fetcher = threading.Thread(target=fetch, name="prefetch", daemon=True)
-        self._fetcher.start()
-
-    def read(self, shard: int, number: int) -> dict[str, bytes]:
-        """A sample's members. Raises as `open` does, and what `read_sample` raises where its bytes are not whole."""
-        begin, end = self.shards[shard].offsets[number : number + 2].tolist()
-        return read_sample(self.open(shard), begin, end)
+def _read_file(file: str) -> bytes:
+    return read_bytes(file) if is_remote(file) else Path(file).read_bytes()

@@ -1,51 +1,54 @@
-"""From shards to batches for Lightning, whatever their samples hold: a stream that depends on the seed alone, and
-resumes where it was (the paper's training data)."""
+"""The Lightning data module of shards: a training stream that depends on the seed only and resumes at any sample, and a
+validation split that is divided over the ranks."""
 
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Generic
 
 import lightning as L
 import platformdirs
 from typing_extensions import Unpack
 
-from cubediff.data.streaming.catalog import Reader, Shard, open_dataset
+from cubediff.data.streaming.batching import TrainBatches, ValBatches
+from cubediff.data.streaming.catalog import LatentsRecord, Shard, open_dataset
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.order import Mixture, Order
+from cubediff.data.streaming.reader import ShardReader
 from cubediff.data.streaming.remote import Cache
 from cubediff.data.streaming.settings import StreamOptions, StreamSettings
-from cubediff.data.streaming.stream import Decoder, Stream, TrainStream, ValStream
+from cubediff.data.streaming.stream import BatchT, Decoder, SampleT, Stream
 from cubediff.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_TELLING = 1000  # samples, or a whole epoch, before the share of damaged ones is known well enough
+_SKIP_WINDOW = 1000  # samples, or an epoch if it is smaller; see SkipCounter.check
 
 
-class ShardDataModule(L.LightningDataModule, ABC):
-    """Batches from shards, read where they lie or fetched; subclasses say what a sample is decoded to.
+class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
+    """Batches from local or remote shards. Subclasses define how a sample is decoded.
 
-    `path` is a folder, here or at a URL (s3, gs, https, hf), or tars by a brace range or `pipe:COMMAND`; or several of
-    these, mixed by `weights`, or by their sizes where none are given. Remote shards are fetched whole into `cache_dir`
-    (default: in the user's cache folder), which may take `cache_gb` (10⁹ bytes). The order is mixed within
-    `shuffle_buffer` samples, so that their shards are needed at a time. `num_workers` threads make batches ahead.
-    Validation shows every held-out sample (the first `limit_val`) once. Samples that cannot be read are skipped and
-    counted; a training with more than `max_skipped_share` of them stops with DataError.
+    The batches of all ranks are consecutive parts of one stream, which depends on the seed only: not on the number of
+    ranks or workers. `position` is the number of samples that all ranks together have taken from it; a checkpoint
+    stores it. Validation shows every sample once, without augmentation. Samples that are damaged or that a stage
+    filters out are skipped and counted.
 
-    The batches of all ranks are consecutive parts of one stream, a function of the seed alone; `position` is how many
-    of its samples the job has been given, and a run that resumes from a checkpoint goes on there.
+    Args:
+        path: A folder or URL (s3, gs, https, hf) that `cubediff prepare` or `cubediff cache` wrote, or tars as a brace
+            range or `pipe:COMMAND`; or several of these. Remote shards are fetched as a whole.
+        batch_size: Samples per device.
+        **options: The fields of `StreamSettings`.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
-    content: ClassVar[str]  # what the shards hold: "panoramas" or "latents"
+    content: ClassVar[str]  # of the shards: "panoramas" or "latents"
 
     def __init__(
-        self,
-        path: str | Path | Sequence[str | Path],
-        batch_size: int,
-        **options: Unpack[StreamOptions],
+        self, path: str | Path | Sequence[str | Path], batch_size: int, **options: Unpack[StreamOptions]
     ) -> None:
         super().__init__()
         settings = StreamSettings(**options)
@@ -58,142 +61,163 @@ class ShardDataModule(L.LightningDataModule, ABC):
                 f"weights must be positive, one for each of the {len(paths)} datasets of path, got {list(weights)}"
             )
         self.paths = [str(p) for p in paths]
-        self.weights = weights
-        cache_dir = settings.cache_dir or platformdirs.user_cache_path("cubediff") / "shards"
-        self.cache = Cache(Path(cache_dir), settings.cache_gb * 1e9)
-        self.max_skipped_share = settings.max_skipped_share
         self.batch_size = batch_size
-        self.num_workers = settings.num_workers
-        self.shuffle_buffer = settings.shuffle_buffer
-        self.limit_val = settings.limit_val
-        self.seed = settings.seed
+        self.settings = settings
+        self.seed = settings.seed  # a checkpoint's seed replaces it
         self.position = 0
-        self.latents: list[dict[str, Any]] = []  # how those of each dataset were made
+        self.latents: list[LatentsRecord] = []  # one per dataset of latents
+        cache_dir = settings.cache_dir or platformdirs.user_cache_path("cubediff") / "shards"
+        self._cache = Cache(Path(cache_dir), settings.cache_gb * 1e9)
         self._datasets: list[dict[str, list[Shard]]] = []
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, Stream[SampleT, BatchT]] = {}
 
     @abstractmethod
-    def decoder(self, split: str) -> Decoder:
-        """What makes batches of the samples of "train" or "val"."""
+    def decoder(self, split: str) -> Decoder[SampleT, BatchT]:
+        """The decoder of a split ("train" or "val")."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds where all samples lie; raises DataError where something is missing or does not fit together."""
+        """Finds the samples of all datasets.
+
+        Raises:
+            DataError: If a file is missing, or a dataset holds something else than `content`.
+        """
         if self._datasets:
             return
-        catalogs = [open_dataset(path, self.cache) for path in self.paths]
+        catalogs = [open_dataset(path, self._cache) for path in self.paths]
         for path, catalog in zip(self.paths, catalogs, strict=True):
             content = "panoramas" if catalog.latents is None else "latents"
             if content != self.content:
-                raise DataError(f"{path} holds {content} and not {self.content}: give data={content}")
+                raise DataError(f"{path} holds {content}, not {self.content}: give data={content}")
             if not any(map(len, catalog.splits["train"])):
-                raise DataError(f"{path} has no panoramas to train on: give data.path another, or build it again")
+                raise DataError(f"{path} has no training samples: give another data.path, or build it again")
         self.latents = [catalog.latents for catalog in catalogs if catalog.latents is not None]
         self._datasets = [catalog.splits for catalog in catalogs]
 
     @property
     def shards(self) -> list[dict[str, list[Shard]]]:
-        """Of each dataset the shards of its splits."""
+        """The shards of each dataset, by split."""
         return self._datasets
 
+    @property
+    def encoded_by(self) -> str | None:
+        """The fingerprint of the encoders that the samples were encoded with; None for samples with pixels."""
+        return None
+
     def samples(self, split: str) -> int:
-        """How many panoramas a split ("train" or "val") shows."""
-        number = sum(len(shard) for dataset in self._datasets for shard in dataset[split])
-        return number if split == "train" or self.limit_val is None else min(number, self.limit_val)
+        """The number of samples of a split ("train" or "val") that are shown; needs `setup`."""
+        count = sum(len(shard) for dataset in self._datasets for shard in dataset[split])
+        limit = self.settings.limit_val
+        return count if split == "train" or limit is None else min(count, limit)
 
     @property
     def sample_bytes(self) -> float:
-        """What a training panorama takes in its shard, on average."""
+        """The mean size of a training sample in its shard; needs `setup`."""
         shards = [shard for dataset in self._datasets for shard in dataset["train"]]
         return sum(int(shard.offsets[-1] - shard.offsets[0]) for shard in shards) / self.samples("train")
 
     @property
     def skipped(self) -> int:
-        """Samples that could not be read so far, each time that this rank was to show one."""
+        """How often this rank has skipped a sample."""
         return sum(stream.skips.total for stream in self._streams.values())
 
-    def train_dataloader(self) -> Any:
-        """An epoch of as many batches as the training panoramas fill on all devices together, made up to whole
-        optimizer steps: Lightning steps at an epoch's end whatever has accumulated. The stream goes on across epochs.
-        """
-        rank, world = self._place()
+    def train_dataloader(self) -> Loader[int, BatchT]:
+        """The batches of an epoch: as many as the samples fill on all ranks together, rounded up to whole optimizer
+        steps, because Lightning steps at an epoch's end with any number of accumulated batches. The stream continues
+        from epoch to epoch."""
+        rank, world = self._rank_and_world_size()
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        batches = max(1, self.samples("train") // (self.batch_size * world))
+        samples_per_batch = self.batch_size * world
+        batches = max(1, self.samples("train") // samples_per_batch)
         batches = math.ceil(batches / accumulate) * accumulate
+        buffer = self.settings.shuffle_buffer
         orders = [
-            Order(list(map(len, dataset["train"])), self.shuffle_buffer, [self.seed, number])
+            Order([len(shard) for shard in dataset["train"]], buffer, [self.seed, number])
             for number, dataset in enumerate(self._datasets)
         ]
-        stream = TrainStream(
-            self._reader("train"),
-            Mixture(orders, self.weights or [order.length for order in orders]),
-            self.decoder("train"),
-            self.batch_size,
-            rank=rank,
-            seed=self.seed,
-            lookahead=math.ceil(self.shuffle_buffer / (self.batch_size * world)) * self.batch_size * world,
-        )
-        enough = min(self.samples("train"), _TELLING)
+        mixture = Mixture(orders, self.settings.weights or [order.length for order in orders])
+        stream = self._stream("train", mixture)
+        lookahead = math.ceil(buffer / samples_per_batch) * samples_per_batch
+        train = TrainBatches(stream, self.batch_size, rank, self.seed, lookahead)
+        window = min(self.samples("train"), _SKIP_WINDOW)
 
-        def taken() -> None:
-            self.position += self.batch_size * world
-            stream.skips.check(self.max_skipped_share, enough)
+        def on_batch() -> None:
+            self.position += samples_per_batch
+            stream.skips.check(self.settings.max_skipped_share, window)
 
         self._streams["train"] = stream
-        return Loader(stream.__getitem__, _From(self, batches, self.batch_size * world), self.num_workers, taken)
+        positions = _EpochPositions(self, batches, samples_per_batch)
+        return Loader(train.load, positions, self.settings.num_workers, on_batch)
 
-    def val_dataloader(self) -> Any:
-        """Every validation panorama once over all devices, and on each as many batches; an empty list where none were
-        held out."""
-        stream = self._val_stream()
-        if stream is None:
+    def val_dataloader(self) -> Loader[int, BatchT] | list[BatchT]:
+        """Every validation sample once over all ranks, in the same number of batches on each; an empty list if there
+        are no validation samples."""
+        val = self._val_batches()
+        if val is None:
             return []
-        self._streams["val"] = stream
-        return Loader(stream.__getitem__, stream.batches, self.num_workers)
+        self._streams["val"] = val.stream
+        return Loader(val.load, val.indices, self.settings.num_workers)
 
-    def examples(self, number: int) -> Any:
-        """A batch of the first validation panoramas, the same on every device; None where there are none."""
-        stream = self._val_stream()
-        return stream and stream.first(number)
-
-    def _val_stream(self) -> ValStream | None:
-        rank, world = self._place()
-        samples = self.samples("val")
-        if not samples:
-            return None
-        return ValStream(self._reader("val"), samples, self.decoder("val"), self.batch_size, rank, world)
+    def examples(self, count: int) -> BatchT | None:
+        """A batch of the first validation samples, the same on every rank, on the host; None if there are none."""
+        val = self._val_batches()
+        return None if val is None else val.first(count)
 
     def state_dict(self) -> dict[str, int]:
-        """The seed, how many samples of the stream the whole job has been trained on, and how many there are."""
+        """The seed, the number of samples that the run was trained on, and the number of training samples."""
         position = self.position
-        if self.trainer:  # a batch that failed in its step was taken from the stream and not trained on
+        if self.trainer:  # a batch whose step failed was taken from the stream but not trained on
             batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
             position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         return {"seed": self.seed, "position": position, "samples": self.samples("train")}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The run goes on where the checkpoint's was, with any number of ranks and workers and any batch size."""
+        """Resumes the stream of a checkpoint, with any number of ranks and workers and any batch size.
+
+        Raises:
+            DataError: If the checkpoint has no position.
+        """
         if "position" not in state_dict:
-            raise DataError("the checkpoint is of an older cubediff, whose stream none can go on with: give its export "
-                            "as model.pipeline.path=RUN/export and train from there")  # fmt: skip
+            raise DataError(
+                "the checkpoint was written by an older cubediff and its data stream cannot be resumed: train from its "
+                "export with model.pipeline.path=RUN/export"
+            )
         if state_dict["seed"] != self.seed:
-            log.warning("data.seed=%d, but the stream goes on with the checkpoint's %d", self.seed, state_dict["seed"])
+            log.warning(
+                "data.seed=%d is ignored: the stream resumes with the checkpoint's seed %d",
+                self.seed,
+                state_dict["seed"],
+            )
         if (before := state_dict.get("samples")) not in (None, self.samples("train")):
-            log.warning("data.path has %d training panoramas and had %d: the stream goes on at the same position, in "
-                        "another order", self.samples("train"), before)  # fmt: skip
+            log.warning(
+                "data.path has %d training samples and had %d: the stream resumes at the same position, in another "
+                "order",
+                self.samples("train"),
+                before,
+            )
         self.seed, self.position = state_dict["seed"], state_dict["position"]
 
-    def _place(self) -> tuple[int, int]:
+    def _val_batches(self) -> ValBatches[SampleT, BatchT] | None:
+        rank, world = self._rank_and_world_size()
+        samples = self.samples("val")
+        if not samples:
+            return None
+        return ValBatches(self._stream("val"), samples, self.batch_size, rank, world)
+
+    def _stream(self, split: str, order: Mixture | None = None) -> Stream[SampleT, BatchT]:
+        """The samples of a split, by default in the order of the shards."""
+        reader = ShardReader([shard for dataset in self._datasets for shard in dataset[split]], self._cache)
+        in_order = range(len(reader)) if order is None else order
+        return Stream(reader, in_order, self.decoder(split), self.settings.stages or ())
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
         self.setup()
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _reader(self, split: str) -> Reader:
-        return Reader([shard for dataset in self._datasets for shard in dataset[split]], self.cache)
 
+class _EpochPositions:
+    """The positions at which the batches of an epoch start; the epoch starts at the data module's position."""
 
-class _From:
-    """The positions at which an epoch's batches begin, from where the stream is when the epoch begins."""
-
-    def __init__(self, data: ShardDataModule, batches: int, step: int) -> None:
+    def __init__(self, data: ShardDataModule[SampleT, BatchT], batches: int, step: int) -> None:
         self.data, self.batches, self.step = data, batches, step
 
     def __iter__(self) -> Iterator[int]:

@@ -1,57 +1,79 @@
-"""A stream's batches in their order, made ahead by threads: reading, decoding and scaling leave Python's lock, and what
-a thread makes is not copied between processes."""
+"""A data loader that prepares batches in threads and yields them in order.
+
+Threads suffice: reading, JPEG decoding and resizing release Python's lock, and batches need no copy between processes.
+"""
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late  # in Python 3.10 not yet the builtin one
-from typing import Any
+from concurrent.futures import TimeoutError as FutureTimeout  # an alias of the builtin only since Python 3.11
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2  # batches for each thread
-_SILENCE = 60.0  # seconds of waiting before it is said
+_BATCHES_AHEAD = 2  # per thread
+_STALL_WARNING = 60.0  # seconds without a batch before a warning is logged
+
+PositionT = TypeVar("PositionT")
+PositionT_co = TypeVar("PositionT_co", covariant=True)
+BatchT = TypeVar("BatchT")
 
 
-class Loader:
-    """`make(place)` for each of `places` (whose number is known), but what is None; calls `taken` for each. The batches
-    are made by `threads` threads, or by none but the caller's; for CUDA in pinned memory."""
+@runtime_checkable
+class Positions(Protocol[PositionT_co]):
+    """What a loader iterates over; iterated anew for every epoch."""
+
+    def __iter__(self) -> Iterator[PositionT_co]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Loader(Generic[PositionT, BatchT]):
+    """Calls `load(position)` in threads and yields the results in order, in pinned memory if CUDA is available.
+
+    Args:
+        load: Makes the batch of a position; None skips the position.
+        positions: The positions of an epoch.
+        num_threads: Threads that call `load`, each two batches ahead; 0 calls it in the thread that iterates.
+        on_batch: Called in the thread that iterates, in order, for every position whose batch is next.
+    """
 
     def __init__(
         self,
-        make: Callable[[Any], Mapping[str, Any] | None],
-        places: Any,
-        threads: int,
-        taken: Callable[[], None] = lambda: None,
+        load: Callable[[PositionT], BatchT | None],
+        positions: Positions[PositionT],
+        num_threads: int,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        self.make, self.places, self.taken = make, places, taken
-        self._ahead = _AHEAD * threads
-        self._pool = ThreadPoolExecutor(threads, "data") if threads else None
+        self.load, self.positions, self.on_batch = load, positions, on_batch
+        self._ahead = _BATCHES_AHEAD * num_threads
+        self._pool = ThreadPoolExecutor(num_threads, "data") if num_threads else None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for batch in map(self._made, self.places) if self._pool is None else self._made_ahead(self._pool):
-            self.taken()
+    def __iter__(self) -> Iterator[BatchT]:
+        batches = map(self._load, self.positions) if self._pool is None else self._prefetched(self._pool)
+        for batch in batches:
+            self.on_batch()
             if batch is not None:
                 yield batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module's state says where an epoch that Lightning resumes in its middle goes on."""
+    def state_dict(self) -> dict[str, object]:
+        """Empty: the data module's state holds the position at which an interrupted epoch resumes."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Restores nothing."""
 
-    def _made_ahead(self, pool: ThreadPoolExecutor) -> Iterator[Mapping[str, Any] | None]:
-        pending: deque[tuple[Any, Future[Mapping[str, Any] | None]]] = deque()
+    def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[BatchT | None]:
+        pending: deque[tuple[PositionT, Future[BatchT | None]]] = deque()
         try:
-            for place in self.places:
-                pending.append((place, pool.submit(self._made, place)))
+            for position in self.positions:
+                pending.append((position, pool.submit(self._load, position)))
                 if len(pending) == self._ahead:
                     yield _result(*pending.popleft())
             while pending:
@@ -60,21 +82,26 @@ class Loader:
             for _, future in pending:
                 future.cancel()
 
-    def _made(self, place: Any) -> Mapping[str, Any] | None:
-        batch = self.make(place)
-        if batch is None or not torch.cuda.is_available():
+    def _load(self, position: PositionT) -> BatchT | None:
+        batch = self.load(position)
+        if not isinstance(batch, dict) or not torch.cuda.is_available():
             return batch
-        return {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+        pinned = {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+        return cast(BatchT, pinned)
 
 
-def _result(place: Any, future: "Future[Mapping[str, Any] | None]") -> Mapping[str, Any] | None:
+def _result(position: PositionT, future: "Future[BatchT | None]") -> BatchT | None:
+    """Waits for a batch, and logs a warning for every minute of waiting."""
     waited = 0.0
     while True:
         try:
-            return future.result(_SILENCE)
-        except Late:
-            if future.done():  # it is the error of what was to be made
+            return future.result(_STALL_WARNING)
+        except FutureTimeout:
+            if future.done():  # the error was raised by `load`
                 raise
-            waited += _SILENCE
-            log.warning("waiting for the batch at %s of the stream since %.0f s: is the storage slow, or gone?", place,
-                        waited)  # fmt: skip
+            waited += _STALL_WARNING
+            log.warning(
+                "waiting for the batch at position %s for %.0f s: check whether the storage is slow or unreachable",
+                position,
+                waited,
+            )

@@ -1,5 +1,8 @@
-"""Which sample stands at which position of a training run's stream: a function of the seed alone, computed and never
-replayed, so that no number of readers changes it and any run resumes it."""
+"""The order of the training stream: which sample a position shows, as a function of the seed.
+
+It is computed and never replayed, so any number of ranks and workers sees the same stream, and a run resumes at any
+position.
+"""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,55 +13,73 @@ from jaxtyping import Int64
 
 
 class Order:
-    """The samples of one dataset without end, each once an epoch: its shards in an order drawn for the epoch, laid end
-    to end, and mixed within blocks of `shuffle_buffer` samples, so that few shards are needed at a time.
+    """The shuffled samples of one dataset, epoch after epoch; `order[position]` is the index of a sample.
 
-    `counts` are the shards' samples; sample numbers run through the shards as given. `order[position]` is a sample.
+    Every epoch concatenates the shards in a random order and shuffles the samples within blocks of `shuffle_buffer`, so
+    that only the shards of a block are needed at a time.
+
+    Args:
+        counts: Number of samples of each shard; sample indices count through the shards in this order.
+        shuffle_buffer: Samples per block.
+        seed: Integers that determine the order.
+
+    >>> order = Order([2, 2], shuffle_buffer=4, seed=[0])
+    >>> sorted(order[position] for position in range(4))
+    [0, 1, 2, 3]
     """
 
     def __init__(self, counts: Sequence[int], shuffle_buffer: int, seed: Sequence[int]) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.length = int(self.counts.sum())
         self.shuffle_buffer, self.seed = shuffle_buffer, tuple(seed)
-        self._epoch = lru_cache(maxsize=4)(self._shuffled)  # readers are in an epoch, at its end, or looking ahead
+        self._epoch = lru_cache(maxsize=4)(self._shuffled)  # readers at an epoch's end look ahead into the next
 
     def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.length)
-        return int(self._epoch(epoch)[place])
+        epoch, index = divmod(position, self.length)
+        return int(self._epoch(epoch)[index])
 
     def _shuffled(self, epoch: int) -> Int64[np.ndarray, " samples"]:
         draw = np.random.PCG64(np.random.SeedSequence([*self.seed, epoch])).random_raw  # the same in every NumPy
         shards = np.argsort(draw(len(self.counts)), kind="stable")
         counts = self.counts[shards]
         starts = (np.cumsum(self.counts) - self.counts)[shards]
-        laid_out = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(self.length)
+        concatenated = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(self.length)
         blocks = np.arange(self.length) // self.shuffle_buffer
-        order: Int64[np.ndarray, " samples"] = laid_out[np.lexsort((draw(self.length), blocks))]
+        order: Int64[np.ndarray, " samples"] = concatenated[np.lexsort((draw(self.length), blocks))]
         return order
 
 
 class Mixture:
-    """Several orders in one stream, each taken from in proportion to its weight as evenly as whole samples allow: over
-    any stretch of as many samples as the weights add up to, as whole numbers in lowest terms, exactly.
+    """Several orders interleaved by weight; `mixture[position]` is the index of a sample through all datasets.
 
-    `mixture[position]` is a sample, numbered through the datasets as given.
+    Every dataset is sampled as evenly as whole samples allow. If the weights are integers in lowest terms that sum to
+    n, then any n consecutive positions from a multiple of n on show exactly as many samples of each as its weight.
+
+    Args:
+        orders: Of the datasets.
+        weights: A positive one for each dataset.
+
+    >>> mixture = Mixture([Order([1], 1, [0]), Order([1], 1, [1])], weights=[1, 3])
+    >>> [mixture.locate(position)[0] for position in range(4)].count(1)
+    3
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[int | float]) -> None:
         self.orders = orders
-        parts = [Fraction(str(weight)) for weight in weights]
-        self.shares = [part / sum(parts[i:]) for i, part in enumerate(parts)]  # of what the ones before leave
+        fractions = [Fraction(str(weight)) for weight in weights]
+        # The share that a dataset takes of the positions which the ones before it leave.
+        self.shares = [fraction / sum(fractions[i:]) for i, fraction in enumerate(fractions)]
         self.firsts = [sum(order.length for order in orders[:i]) for i in range(len(orders))]
 
     def __getitem__(self, position: int) -> int:
-        dataset, place = self.place(position)
-        return self.firsts[dataset] + self.orders[dataset][place]
+        dataset, index = self.locate(position)
+        return self.firsts[dataset] + self.orders[dataset][index]
 
-    def place(self, position: int) -> tuple[int, int]:
-        """The dataset whose turn it is, and how many samples it has given before."""
+    def locate(self, position: int) -> tuple[int, int]:
+        """The dataset that a position takes its sample from, and the number of samples taken from it before."""
         for dataset, share in enumerate(self.shares):
-            given = position * share.numerator // share.denominator
-            if (position + 1) * share.numerator // share.denominator > given:
-                return dataset, given
-            position -= given
-        raise AssertionError("the last dataset takes all that is left")
+            taken = position * share.numerator // share.denominator
+            if (position + 1) * share.numerator // share.denominator > taken:
+                return dataset, taken
+            position -= taken
+        raise AssertionError("the last dataset takes every remaining position")

@@ -1,5 +1,7 @@
-"""Whole files from anywhere in a local folder: fetched once for all readers, checked, retried, and removed again when
-the folder grows too large."""
+"""A local cache of remote files, which processes share.
+
+Files are fetched as a whole and verified, failures are retried, and the least recently used files are evicted.
+"""
 
 import hashlib
 import logging
@@ -10,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import fsspec
 from filelock import FileLock
@@ -25,29 +27,40 @@ ResultT = TypeVar("ResultT")
 
 ATTEMPTS = 6
 FIRST_DELAY = 1.0  # seconds, doubled from attempt to attempt
-_STALLED = 60.0  # seconds without a byte after which an HTTP connection counts as dropped
+_READ_TIMEOUT = 60.0  # seconds without a byte before an HTTP request fails
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_jitter = random.SystemRandom()  # of its own: the global one is the run's
+_jitter = random.SystemRandom()  # leaves the run's global generator alone
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is no local file: a URL or the output of a command (`pipe:COMMAND`)."""
+    """Whether a path is a URL or the output of a command (`pipe:COMMAND`), not a local file."""
     return path.startswith("pipe:") or "://" in path
 
 
 def read_bytes(url: str) -> bytes:
-    """The content of a small remote file. Raises DataError where it cannot be had."""
+    """The content of a small remote file.
+
+    Raises:
+        DataError: If it cannot be fetched.
+    """
 
     def read() -> bytes:
         filesystem, path = _filesystem(url)
-        content: bytes = filesystem.cat_file(path)
-        return content
+        return filesystem.cat_file(path)
 
     return retried(read, url)
 
 
 def retried(action: Callable[[], ResultT], what: str) -> ResultT:
-    """Tries again what a network may make fail, after longer and longer pauses; raises DataError in the end."""
+    """Calls `action` until it succeeds, with exponential backoff.
+
+    Args:
+        action: Reads from a disk or a network.
+        what: The path or URL that messages name.
+
+    Raises:
+        DataError: If all attempts fail, or a package is missing.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
@@ -55,26 +68,42 @@ def retried(action: Callable[[], ResultT], what: str) -> ResultT:
             protocol = what.partition("://")[0]
             extra = f"pip install 'cubediff[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
             raise DataError(f"{what} needs another package ({error}): {extra}") from error
-        except Exception as error:  # each filesystem has exceptions of its own
-            told = f"{type(error).__name__}: {error}"
+        except Exception as error:  # every filesystem has its own exceptions
+            cause = f"{type(error).__name__}: {error}"
             if attempt == ATTEMPTS:
-                raise DataError(f"{what} cannot be read after {ATTEMPTS} attempts ({told}): is it there, and readable "
-                                "from here?") from error  # fmt: skip
-            log.warning("%s (%s): attempt %d of %d failed", what, told, attempt, ATTEMPTS)
+                raise DataError(
+                    f"{what} cannot be read after {ATTEMPTS} attempts ({cause}): check that it exists and that this "
+                    "machine may read it"
+                ) from error
+            log.warning("%s: attempt %d of %d failed (%s)", what, attempt, ATTEMPTS, cause)
             time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
 
 
 class Cache:
-    """A folder of fetched files, which processes share, of at most `limit` bytes: the ones opened longest ago go first.
-    What is open goes on being read where its file is removed, and takes its place on the disk until it is closed."""
+    """A folder of fetched files that processes share; the least recently opened ones are evicted.
+
+    An open file stays readable after its eviction, and occupies the disk until it is closed.
+
+    Args:
+        folder: Created when the first file is fetched.
+        limit: Size limit, in bytes; a single larger file is kept nevertheless.
+    """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
 
     def open(self, url: str, size: int | None = None, digest: str | None = None) -> BinaryIO:
-        """A remote file, open to read, whole and of the given size and SHA-256 `digest` where these are known. Raises
-        DataError where it cannot be had."""
+        """Opens a remote file for reading; fetches it first if it is not in the cache.
+
+        Args:
+            url: Of the file.
+            size: Its expected size in bytes, if known.
+            digest: Its expected SHA-256, hexadecimal, if known.
+
+        Raises:
+            DataError: If it cannot be fetched, or differs from what is expected.
+        """
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rpartition("/")[2])[-60:]
         file = self.folder / f"{hashlib.sha256(f'{url} {digest}'.encode()).hexdigest()[:24]}-{name}"
         if opened := _opened(file):
@@ -87,13 +116,14 @@ class Cache:
             part = self.folder / "part" / file.name
             part.parent.mkdir(exist_ok=True)
             retried(lambda: _fetch(url, part, size, digest), url)
-            opened = part.open("rb")  # before others see it, who may remove it to make room
+            opened = part.open("rb")  # before another process can see and evict it
             os.replace(part, file)
         with FileLock(locks / "room"):
-            self._make_room(file)
+            self._evict(file)
         return opened
 
-    def _make_room(self, newest: Path) -> None:
+    def _evict(self, newest: Path) -> None:
+        """Removes the least recently opened files, but not `newest`, until the limit is kept."""
         files = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if entry.is_file()]
         total = sum(stat.st_size for stat, _ in files)
         for stat, file in sorted(files, key=lambda f: f[0].st_mtime_ns):
@@ -103,11 +133,12 @@ class Cache:
 
 
 def _opened(file: Path) -> BinaryIO | None:
+    """The file of the cache, marked as just used; None if it is not there."""
     try:
         opened = file.open("rb")
     except FileNotFoundError:
         return None
-    os.utime(opened.fileno())  # the last time of use
+    os.utime(opened.fileno())
     return opened
 
 
@@ -122,15 +153,25 @@ def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
     if size is not None and found != size:
         raise OSError(f"{found} bytes arrived instead of {size}")
     if digest is not None and sha256_file(part) != digest:
-        raise OSError("what arrived is not what was written (sha256 differs)")
+        raise OSError("the file arrived damaged (sha256 differs)")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    options: dict[str, Any] = {}
+@runtime_checkable
+class _FileSystem(Protocol):
+    """The methods of an fsspec file system that this module uses."""
+
+    def cat_file(self, path: str) -> bytes: ...
+
+    def get_file(self, rpath: str, lpath: str) -> None: ...
+
+
+def _filesystem(url: str) -> tuple[_FileSystem, str]:
+    options: dict[str, object] = {}
     if url.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout
+        from aiohttp import ClientTimeout  # here for start-up time
 
-        timeout = ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)  # its own allows five minutes
+        # The default limits the whole transfer to five minutes.
+        timeout = ClientTimeout(total=None, sock_connect=_READ_TIMEOUT, sock_read=_READ_TIMEOUT)
         options = {"client_kwargs": {"timeout": timeout}}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, path

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
+from cubediff.data.streaming.stream import Stage
+
 
 class StreamOptions(TypedDict, total=False):
     """The fields of `StreamSettings` as keyword arguments of a data module."""
@@ -18,6 +20,7 @@ class StreamOptions(TypedDict, total=False):
     cache_gb: float
     max_skipped_share: float
     seed: int
+    stages: Sequence[Stage] | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class StreamSettings:
         cache_gb: Size limit of `cache_dir`, in 10⁹ bytes.
         max_skipped_share: Largest fraction of skipped samples; more of them stop the training with DataError.
         seed: Of the order and of the augmentations.
+        stages: Stages of a `webdataset.DataPipeline`, such as `webdataset.map(function)` or
+            `webdataset.select(predicate)`, applied in this order to every sample before it is decoded; see
+            `Stream.source` for a sample's keys. A filtered sample is skipped like a damaged one.
 
     Raises:
         ValueError: If a value is out of range.
@@ -46,6 +52,7 @@ class StreamSettings:
     cache_gb: float = 100.0
     max_skipped_share: float = 0.01
     seed: int = 0
+    stages: Sequence[Stage] | None = None
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:

@@ -1,147 +1,158 @@
-"""Batches by their place in a run's stream, whatever their samples are decoded to; a sample that cannot be read is
-counted, said, and replaced by the next one that can."""
+"""Random access to the samples of a split.
 
-import logging
-import math
+Each passes through a `webdataset.DataPipeline`: `Stream.source`, which yields samples in the stream's order, and the
+stages of `data.stages`. Then it is decoded.
+"""
+
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
-from cubediff.data.streaming.catalog import Reader
+import webdataset as wds
+from typing_extensions import NotRequired
+from webdataset.utils import PipelineStage
+
 from cubediff.data.streaming.order import Mixture
+from cubediff.data.streaming.reader import ShardReader
+from cubediff.data.streaming.skipping import SkipCounter, SkippedSample
 from cubediff.utils.errors import DataError
 
-log = logging.getLogger(__name__)
+# WebDataset's sample: the content of its tar members by suffix, and the keys that `Stream.source` documents.
+Sample: TypeAlias = dict[str, object]
+# A stage of a webdataset.DataPipeline: takes an iterator of samples and returns another.
+Stage: TypeAlias = Callable[[Iterator[Sample]], Iterable[Sample]] | PipelineStage
 
-_PATIENCE = 100  # samples in a row that cannot be read, before there is no point in looking for the next
+
+class StreamBatch(TypedDict):
+    """The keys that all batches of a stream have."""
+
+    key: list[str]
+    position: NotRequired[list[int]]  # indices of the samples in the training or validation stream
+    counted: NotRequired[bool]  # validation only; False if the batch pads this rank to the other ranks' number
+
+
+SampleT = TypeVar("SampleT")
+BatchT = TypeVar("BatchT", bound=StreamBatch)
+BatchT_co = TypeVar("BatchT_co", bound=StreamBatch, covariant=True)
+
+
+class StageError(DataError):
+    """A stage of `data.stages` does not map or filter samples one by one."""
 
 
 @runtime_checkable
-class Decoder(Protocol):
-    """Makes batches from samples, in several threads at a time."""
+class Decoder(Protocol[SampleT, BatchT_co]):
+    """Makes batches from samples; its methods are called from several threads."""
 
-    def sample(self, key: str, members: Mapping[str, bytes], rng: random.Random | None) -> Any:
-        """One sample of its members' bytes, at random by `rng` alone; raises where they are not whole."""
+    def verify(self, sample: Sample) -> None:
+        """Checks a sample as it was read, before `data.stages`; raises any exception if its bytes are damaged."""
+        ...
 
-    def batch(self, samples: list[Any]) -> Any:
-        """What a step gets, as a dict."""
+    def decode(self, sample: Sample, rng: random.Random | None) -> SampleT:
+        """Decodes a sample, augmented with `rng`, or as it is stored without one; raises any exception if it cannot."""
+        ...
 
-
-class Damaged(Exception):
-    """A sample that is there but cannot be read; says which and why."""
-
-
-class Skips:
-    """Counts the samples asked for, and those of each shard that cannot be read; warns at 1, 10, 100 … of them."""
-
-    def __init__(self) -> None:
-        self.asked = self.total = 0
-        self.shards: Counter[str] = Counter()
-        self._lock = Lock()
-
-    def ask(self) -> None:
-        with self._lock:
-            self.asked += 1
-
-    def add(self, shard: str, error: Damaged) -> None:
-        with self._lock:
-            self.total += 1
-            self.shards[shard] += 1
-            if self.total == 10 ** (len(str(self.total)) - 1):
-                log.warning("%d samples skipped so far that cannot be read, the last %s", self.total, error)
-
-    def check(self, share: float, enough: int) -> None:
-        """Raises DataError where more than `share` of the samples cannot be read, whatever the next ones are of the
-        `enough` that it takes to tell (an epoch, if it is small: what is damaged may all come first)."""
-        if self.total <= share * math.ceil(self.asked / enough) * enough:
-            return
-        listed = ", ".join(f"{shard}: {count}" for shard, count in self.shards.most_common(20))
-        raise DataError(
-            f"{self.total} of {self.asked} samples cannot be read, more than data.max_skipped_share={share}: build or "
-            f"copy their shards again ({listed}), or allow more"
-        )
+    def collate(self, samples: Sequence[SampleT]) -> BatchT_co:
+        """Makes a batch."""
+        ...
 
 
-class Stream:
-    """What both splits share: from a position of the stream to a sample. Several threads may ask at a time."""
+class Stream(Generic[SampleT, BatchT]):
+    """Random access to the samples of a split; safe to use from several threads.
 
-    def __init__(self, reader: Reader, order: Mixture | range, decoder: Decoder, batch_size: int) -> None:
-        self.reader, self.order, self.decoder, self.batch_size = reader, order, decoder, batch_size
-        self.skips = Skips()
-
-    def decoded(self, position: int, rng: random.Random | None, count: bool = True) -> Any:
-        """The sample at a position. Raises Damaged, counted if `count`, and DataError where its shard is missing."""
-        shard, number = self.reader.locate(self.order[position])
-        if count:
-            self.skips.ask()
-        self.reader.open(shard)  # out here, for a missing shard is no damaged sample
-        key = self.reader.key(shard, number)
-        try:
-            return self.decoder.sample(key, self.reader.read(shard, number), rng)
-        except Exception as error:  # whatever the bytes make a decoder raise
-            name = self.reader.shards[shard].name
-            damaged = Damaged(f"{name}, sample {key}: {error or type(error).__name__}; build or copy the shard again")
-            if count:
-                self.skips.add(name, damaged)
-            raise damaged from error
-
-
-class TrainStream(Stream):
-    """`stream[first]` is this rank's part of the batch of the whole job that begins at position `first`. What a
-    position shows is a function of the seed and the position. Shards are fetched from `lookahead` positions ahead."""
-
-    def __init__(self, *args: Any, rank: int, seed: int, lookahead: int) -> None:
-        super().__init__(*args)
-        self.rank, self.seed, self.lookahead = rank, seed, lookahead
-
-    def __getitem__(self, first: int) -> Any:
-        first += self.rank * self.batch_size
-        self.reader.prefetch(self.reader.locate(self.order[first + self.lookahead])[0])
-        positions = range(first, first + self.batch_size)
-        return {**self.decoder.batch([self._readable(p) for p in positions]), "position": list(positions)}
-
-    def _readable(self, position: int) -> Any:
-        """The sample at a position, else the next one that can be read; turned as the position says."""
-        for ahead in range(_PATIENCE):
-            try:
-                return self.decoded(position + ahead, random.Random(f"{self.seed} {position}"), count=ahead == 0)
-            except Damaged as error:
-                last = error
-        raise DataError(f"{_PATIENCE} samples in a row cannot be read, the last {last}")
-
-
-class ValStream(Stream):
-    """`stream[i]` is the i-th batch of this rank's part of the samples, without those that cannot be read and unturned.
-
-    All ranks have as many batches, for a network in parts runs on all of them together. Where nothing is left of one,
-    any sample stands in, and `counted` is False.
+    Args:
+        reader: Reads the samples of the shards.
+        order: Maps a position to a sample.
+        decoder: Verifies, decodes and collates samples.
+        stages: Stages of a `webdataset.DataPipeline` between `source` and the decoder. They are applied to one sample
+            at a time, so `webdataset.map` and `webdataset.select` work as usual, and stages that combine or reorder
+            samples have no effect or are refused.
     """
 
-    def __init__(self, reader: Reader, samples: int, decoder: Decoder, batch_size: int, rank: int, world: int) -> None:
-        super().__init__(reader, range(samples), decoder, batch_size)
-        self.samples = range(samples)
-        self.own = range(rank * samples // world, (rank + 1) * samples // world)
-        self.batches = range(math.ceil(math.ceil(samples / world) / batch_size))
+    def __init__(
+        self,
+        reader: ShardReader,
+        order: Mixture | range,
+        decoder: Decoder[SampleT, BatchT],
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        self.reader, self.order, self.decoder = reader, order, decoder
+        self.stages = list(stages)
+        for stage in self.stages:
+            if not callable(stage) and not isinstance(stage, PipelineStage):
+                raise StageError(
+                    "data.stages must hold stages of a webdataset.DataPipeline, such as webdataset.map(function), got "
+                    f"{stage!r}"
+                )
+        self.skips = SkipCounter()
 
-    def __getitem__(self, batch: int) -> Any:
-        samples = dict(self._readable(self.own[batch * self.batch_size :][: self.batch_size]))
-        if not samples:
-            return {**self.first(1), "counted": False}
-        return {**self.decoder.batch(list(samples.values())), "position": list(samples), "counted": True}
+    def source(self, positions: Iterable[int], index: int | None = None) -> Iterator[Sample]:
+        """The source stage of a `webdataset.DataPipeline`: yields the samples at `positions`, unchanged.
 
-    def first(self, number: int) -> Any:
-        """A batch of the first samples of all that can be read, the same on every rank."""
-        samples = dict(islice(self._readable(self.samples, count=False), number))
-        if not samples:
-            raise DataError(f"none of the {len(self.samples)} validation panoramas can be read: build or copy their "
-                            "shards again, or train with trainer.limit_val_batches=0")  # fmt: skip
-        return {**self.decoder.batch(list(samples.values())), "position": list(samples)}
+        Besides the content of its tar members by suffix (`jpg`, `json`, …) a sample has `__key__`, `__url__` (its
+        shard) and `__index__`: the position that it fills, or `index`. A random stage that seeds its generator with
+        `__index__` is reproducible, and a resumed run repeats it exactly.
 
-    def _readable(self, places: range, count: bool = True) -> Iterator[tuple[int, Any]]:
-        for place in places:
-            with suppress(Damaged):
-                yield place, self.decoded(place, None, count)
+        Raises:
+            DataError: If a shard cannot be opened.
+            Exception: If a sample is damaged, whatever its bytes make the reader or the decoder raise.
+        """
+        for position in positions:
+            shard, number = self.reader.locate(self.order[position])
+            sample: Sample = {
+                "__key__": self.reader.key(shard, number),
+                "__url__": self.reader.shards[shard].name,
+                "__index__": position if index is None else index,
+                **self.reader.read(shard, number),
+            }
+            self.decoder.verify(sample)
+            yield sample
+
+    def load(
+        self, position: int, rng: random.Random | None, *, index: int | None = None, count: bool = True
+    ) -> SampleT:
+        """Reads and decodes the sample at a position.
+
+        Args:
+            position: In the stream.
+            rng: Of the augmentation; None for none.
+            index: The `__index__` of the sample, if it fills another position.
+            count: Count the request, and the sample if it is skipped.
+
+        Raises:
+            SkippedSample: If the sample is damaged, if a stage raises, or if a stage filters it out.
+            StageError: If a stage yields anything but one sample or none.
+            DataError: If its shard cannot be opened.
+        """
+        shard, number = self.reader.locate(self.order[position])
+        if count:
+            self.skips.count_request()
+        self.reader.open(shard)  # outside of the try block: a missing shard is an error, not a skipped sample
+        try:
+            sample = self._run_stages(position, index)
+            return self.decoder.decode(sample, rng)
+        except StageError:
+            raise
+        except Exception as error:  # damaged bytes make a decoder raise anything
+            name, key = self.reader.shards[shard].name, self.reader.key(shard, number)
+            skipped = SkippedSample(f"{name}, sample {key}: {error or type(error).__name__}")
+            if count:
+                self.skips.count_skip(name, skipped)
+            raise skipped from error
+
+    def _run_stages(self, position: int, index: int | None) -> Sample:
+        """The sample at a position as the last stage yields it."""
+        pipeline = wds.DataPipeline(partial(self.source, [position], index), *self.stages)
+        outputs = list(islice(pipeline, 2))
+        if not outputs:
+            raise ValueError("filtered out by data.stages")
+        if len(outputs) > 1 or not isinstance(outputs[0], dict):
+            what = "several samples" if len(outputs) > 1 else f"a {type(outputs[0]).__name__}"
+            raise StageError(
+                f"data.stages must yield one sample (a dict) or none for each sample, got {what}: use stages that map "
+                "or filter samples, such as webdataset.map and webdataset.select"
+            )
+        sample: Sample = outputs[0]
+        return sample

@@ -1,0 +1,72 @@
+"""Caches the latents of a dataset as the `cache` config describes it."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cubediff.configs import build, check, check_devices
+from cubediff.data.latent_cache.source import CachingDataModule
+from cubediff.data.latent_cache.writing import (
+    LatentEncoder,
+    LatentManifest,
+    ShardWriter,
+    begin_or_resume,
+    write_manifest,
+)
+from cubediff.data.streaming.catalog import LatentsRecord
+from cubediff.utils.logging import silence
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def cache(config: DictConfig) -> LatentManifest | None:
+    """Encodes the panoramas of `data.path` into `cache.output`; resumes an interrupted run.
+
+    Returns:
+        The manifest of the dataset of latents; None on other ranks than the first.
+
+    Raises:
+        ValueError: If the config is incomplete or wrong.
+        DataError: If panoramas cannot be read, or the output cannot be resumed.
+        FloatingPointError: If a latent is not finite.
+    """
+    check(config)
+    check_devices(config)
+    if config.cache.dtype not in DTYPES:
+        raise ValueError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {config.cache.dtype}")
+    silence()
+    target = f"{CachingDataModule.__module__}.{CachingDataModule.__qualname__}"
+    data = build(config.data, _target_=target, turns=config.cache.turns)
+    data.setup()  # raises what it must before anything is written
+    encoders = build(config.model.pipeline).encoders
+    record = _record(config, encoders.fingerprint())
+    output = Path(config.cache.output)
+    data.done = begin_or_resume(output, record)
+    trainer = build(config.trainer, callbacks=[ShardWriter(output)], logger=False, enable_checkpointing=False)
+    trainer.predict(LatentEncoder(encoders, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
+    trainer.strategy.barrier()
+    manifest = write_manifest(output, record) if trainer.is_global_zero else None
+    trainer.strategy.barrier()
+    return manifest
+
+
+def _record(config: DictConfig, encoders: str) -> LatentsRecord:
+    """How the latents are made, for the manifest; `encoders` is the fingerprint of theirs."""
+    data = config.data
+    record = LatentsRecord(
+        turns=config.cache.turns,
+        dtype=config.cache.dtype,
+        face_size=config.face_size,
+        fov=config.fov,
+        encoders=encoders,
+        source=str(data.path),
+        seed=config.seed,
+        yaw=data.yaw,
+        flip=data.flip,
+        face_caption_probability=data.face_caption_probability,
+        face_caption_jitter=data.face_caption_jitter,
+    )
+    if data.stages is not None:
+        record["stages"] = OmegaConf.to_container(data.stages, resolve=True)
+    return record
