@@ -27,13 +27,9 @@ if TYPE_CHECKING:
         reorder_faces,
         rotation_matrix,
     )
+    from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
     from cubediff.geometry.photos import Photo
-    from cubediff.geometry.projections import (
-        cube_to_equirect,
-        equirect_to_cube,
-        equirect_to_perspective,
-        perspective_to_cube,
-    )
+    from cubediff.geometry.projections import cube_to_equirect, equirect_to_cube
     from cubediff.models.stable_diffusion import inflate_, sync_group_norm_, widen_conv_in_
     from cubediff.pipelines.cubediff import CubeDiffPipeline
     from cubediff.training.module import CubeDiffModule
@@ -84,10 +80,10 @@ if not TYPE_CHECKING:
             "create_example_dataset": "cubediff.data.example",
             "cube_to_equirect": "cubediff.geometry.projections",
             "equirect_to_cube": "cubediff.geometry.projections",
-            "equirect_to_perspective": "cubediff.geometry.projections",
+            "equirect_to_perspective": "cubediff.geometry.perspective",
             "face_directions": "cubediff.geometry.conventions",
             "inflate_": "cubediff.models.stable_diffusion",
-            "perspective_to_cube": "cubediff.geometry.projections",
+            "perspective_to_cube": "cubediff.geometry.perspective",
             "position_map": "cubediff.geometry.conventions",
             "reorder_faces": "cubediff.geometry.conventions",
             "rotation_matrix": "cubediff.geometry.conventions",

@@ -25,8 +25,8 @@ from cubediff.geometry import (
     position_map,
     reorder_faces,
     rotation_matrix,
+    sampling,
 )
-from cubediff.geometry import sampling as resample
 
 SAMPLES = sorted((Path(__file__).parents[2] / "data" / "samples").glob("*.jpg"))
 DEGREES = st.floats(-180, 180)
@@ -498,7 +498,7 @@ def channels_last(image: Tensor) -> Tensor:
 
 
 def test_uint8_images_too_long_for_opencv_go_the_float_way(monkeypatch: pytest.MonkeyPatch):
-    side = np.zeros((1, resample.LONGEST), np.uint8)
+    side = np.zeros((1, sampling.MAX_SIDE), np.uint8)
     near = np.zeros((1, 4), np.float32)
     cv2.remap(side, *cv2.convertMaps(near, near, cv2.CV_16SC2), cv2.INTER_LINEAR)
     with pytest.raises(cv2.error):
@@ -506,7 +506,7 @@ def test_uint8_images_too_long_for_opencv_go_the_float_way(monkeypatch: pytest.M
     panorama = (SPHERE * 100 + 128).byte()
     faces = equirect_to_cube(panorama, 64)
     again = cube_to_equirect(faces, 64, 95.0, "crop")
-    monkeypatch.setattr(resample, "LONGEST", 257)
+    monkeypatch.setattr(sampling, "MAX_SIDE", 257)
     exact = equirect_to_cube(panorama, 64)
     assert (exact.double() - faces).abs().max() <= 1
     torch.testing.assert_close(exact, equirect_to_cube(panorama.float(), 64).round().byte())

@@ -1,4 +1,4 @@
-"""Cubemaps, equirectangular panoramas and perspective views: conventions, projections, photos."""
+"""Cubemaps, equirectangular panoramas and perspective views: conventions, projections, photos. Tensors in and out."""
 
 from cubediff.geometry.conventions import (
     FACE_FOV,
@@ -9,12 +9,8 @@ from cubediff.geometry.conventions import (
     reorder_faces,
     rotation_matrix,
 )
-from cubediff.geometry.projections import (
-    cube_to_equirect,
-    equirect_to_cube,
-    equirect_to_perspective,
-    perspective_to_cube,
-)
+from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
+from cubediff.geometry.projections import cube_to_equirect, equirect_to_cube
 
 __all__ = [
     "FACES",

@@ -1,8 +1,8 @@
-"""The conventions, in one place: face order, where every pixel looks, how a viewer turns, orders in use elsewhere
+"""Conventions of the geometry, all in this module: axes, face order and orientation, rotations, position maps
 (CubeDiff, section 3: cubemap representation, 95° faces, positional encoding).
 
-World: x right, y up, z forward. Pixel (i, j) of an S × S face with t = tan(fov/2) looks along x = t·((2j + 1)/S − 1),
-y = −t·((2i + 1)/S − 1), z = 1, turned to its face. Degrees at every public interface.
+World axes: x right, y up, z forward. Pixel (i, j) of an S × S face with t = tan(fov/2) looks along
+x = t·((2j + 1)/S − 1), y = −t·((2i + 1)/S − 1), z = 1, rotated to its face. Angles at public interfaces are in degrees.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch import Tensor
 
 FACE_FOV: Final = 95.0  # degrees; 5° more than a quarter turn, so that neighbouring faces overlap (section 3)
 
-FACES = ("front", "right", "back", "left", "up", "down")
+FACES: Final = ("front", "right", "back", "left", "up", "down")
 
-# Rows of each face's frame: where its image's right, its image's top and its centre point to in the world.
-FRAMES = (
+# Axes of each face's frame in the world: the right and the top of its image, and its centre.
+FRAMES: Final = (
     ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     ((0, 0, -1), (0, 1, 0), (1, 0, 0)),
     ((-1, 0, 0), (0, 1, 0), (0, 0, -1)),
@@ -28,9 +28,9 @@ FRAMES = (
     ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
 )
 
-# Every order below turns its faces as FACES does: py360convert since 1.0, OpenGL's sc/tc/ma table read with this
-# module's axes, the public SD 1.5 checkpoints. So an order is a permutation and nothing is flipped.
-FACE_ORDERS = {
+# All orders orient their faces as FACES does, so an order is a permutation and nothing is flipped: py360convert since
+# 1.0, the sc/tc/ma table of OpenGL read with this module's axes, and the public SD 1.5 checkpoints.
+FACE_ORDERS: Final = {
     "cubediff": FACES,
     "py360convert": ("front", "right", "back", "left", "up", "down"),
     "opengl": ("right", "left", "up", "down", "front", "back"),
@@ -39,10 +39,26 @@ FACE_ORDERS = {
 
 
 def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch.float32) -> Float[Tensor, "6 s s 3"]:
-    """Unit vectors through the pixel centres of six `size` × `size` faces of `fov` degrees, in FACES order.
+    """Viewing directions of the pixels of six faces.
 
-    Samples that lie on the face's border instead (linspace with both ends, as py360convert and the public SD 1.5
-    checkpoints have it) are those of the field of view f' with tan(f'/2) = tan(fov/2)·S/(S − 1).
+    Directions go through pixel centres. Samples that lie on the border of the face instead (linspace including both
+    ends, as in py360convert and the public SD 1.5 checkpoints) have the directions of the field of view f' with
+    tan(f'/2) = tan(fov/2)·S/(S − 1).
+
+    Args:
+        size: Side of a face, in pixels.
+        fov: Field of view of a face, in degrees.
+        dtype: Type of the result, which is computed in float64.
+
+    Returns:
+        Unit vectors (6, S, S, 3) of (x, y, z), faces in FACES order.
+
+    Raises:
+        ValueError: If `size` is below 1 or `fov` is not between 0° and 180°.
+
+    Example:
+        >>> face_directions(1)[:, 0, 0].tolist()[:2]  # one pixel looks along the face's axis
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     tan = tan_half(fov)
     check_size(size, "size")
@@ -55,22 +71,35 @@ def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def face_rays(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "6 s s 3"]:
-    """`face_directions`, kept on the device."""
+    """`face_directions` on a device, cached."""
     return face_directions(size, fov, torch.float64).to(device, dtype)
 
 
 def rotation_matrix(
     yaw: float | Tensor, pitch: float | Tensor = 0.0, roll: float | Tensor = 0.0
 ) -> Float[Tensor, "*batch 3 3"]:
-    """The matrix that turns a viewer: yaw to the right, pitch up, roll clockwise as the viewer sees it (degrees).
+    """Rotation of a viewer's frame to the world.
 
-    Maps a direction in the viewer's frame to one in the world: yaw(pitch(roll(direction))), so that the front axis goes
-    to that yaw and pitch whatever the roll. Tensors and floats broadcast against each other.
+    The matrix applies roll first, then pitch, then yaw: the front axis goes to the given yaw and pitch, independently
+    of roll. Tensors and floats broadcast against each other.
+
+    Args:
+        yaw: Rotation to the right, in degrees.
+        pitch: Rotation upwards, in degrees.
+        roll: Clockwise rotation as the viewer sees it, in degrees.
+
+    Returns:
+        Matrices (*, 3, 3) that map directions in the viewer's frame to directions in the world.
+
+    Example:
+        >>> front = torch.tensor([0.0, 0.0, 1.0])
+        >>> (rotation_matrix(90.0) @ front).round(decimals=3).tolist()  # a quarter turn to the right
+        [1.0, 0.0, -0.0]
     """
     tensors = [a for a in (yaw, pitch, roll) if isinstance(a, Tensor)]
     like = tensors[0] if tensors else torch.zeros(())
-    angles = [on_device(a, like.dtype, like.device) for a in (yaw, pitch, roll)]
-    y, p, r = torch.broadcast_tensors(*(torch.deg2rad(a) for a in angles))
+    degrees = [as_tensor(a, like.dtype, like.device) for a in (yaw, pitch, roll)]
+    y, p, r = torch.broadcast_tensors(*(torch.deg2rad(a) for a in degrees))
     (sy, cy), (sp, cp), (sr, cr) = ((a.sin(), a.cos()) for a in (y, p, r))
     right = [cy * cr + sy * sp * sr, -cp * sr, -sy * cr + cy * sp * sr]
     up = [cy * sr - sy * sp * cr, cp * cr, -sy * sr - cy * sp * cr]
@@ -81,11 +110,26 @@ def rotation_matrix(
 def position_map(
     size: int, fov: float = FACE_FOV, encoding: str = "uv", samples: str = "centers"
 ) -> Float[Tensor, "6 c s s"]:
-    """Where each face pixel looks, as channels: "uv" (yaw/2π + ½, pitch/π + ½), "uv_pi" (pitch/2π + ½ instead), or
-    "xyz" (the unit direction, which does not jump behind the viewer).
+    """Positional encoding of the faces: the viewing direction of every pixel, as channels (CubeDiff, section 3).
 
-    samples: "centers" of the pixels, or "corners": samples whose outermost lie on the face's border. The public SD 1.5
-    checkpoints have "uv_pi" at "corners".
+    Args:
+        size: Side of a face, in pixels.
+        fov: Field of view of a face, in degrees.
+        encoding: "uv": yaw/2π + ½ and pitch/π + ½, as in the paper. "uv_pi": pitch/2π + ½ instead, as in the public
+            SD 1.5 checkpoints. "xyz": the unit direction, which has no discontinuity behind the viewer.
+        samples: "centers" of the pixels, or "corners": the outermost samples lie on the border of the face, as in the
+            public SD 1.5 checkpoints.
+
+    Returns:
+        Channels (6, 2, S, S) in [0, 1], or (6, 3, S, S) in [−1, 1] for "xyz"; float32, faces in FACES order.
+
+    Raises:
+        ValueError: If `encoding` or `samples` is unknown, `size` is below 1 or `fov` is not between 0° and 180°.
+
+    Example:
+        >>> u, v = position_map(1)[1]  # the right face: a quarter turn from the centre, on the horizon
+        >>> u.item(), v.item()
+        (0.75, 0.5)
     """
     if samples == "corners":
         fov = math.degrees(2 * math.atan(tan_half(fov) * size / (size - 1)))
@@ -95,7 +139,7 @@ def position_map(
     if encoding == "xyz":
         channels = rays
     elif encoding in ("uv", "uv_pi"):
-        yaw, pitch = angles(rays)
+        yaw, pitch = yaw_pitch(rays)
         channels = torch.stack([yaw / math.tau + 0.5, pitch / (math.pi if encoding == "uv" else math.tau) + 0.5], -1)
     else:
         raise ValueError(f"unknown position encoding {encoding!r}: use 'uv', 'uv_pi' or 'xyz'")
@@ -103,10 +147,26 @@ def position_map(
 
 
 def reorder_faces(faces: Tensor, source: str, target: str) -> Tensor:
-    """Faces (B, 6, C, S, S) given in the order `source`, in the order `target` (names: FACE_ORDERS).
+    """Permutes faces from one order to another.
 
-    "opengl" is +x −x +y −y +z −z as the cube-map table of the OpenGL specification looks it up with a direction in this
+    "opengl" is +x −x +y −y +z −z as the cube-map table of the OpenGL specification looks up a direction given in this
     module's axes; a right-handed scene that looks along −z has to negate z first.
+
+    Args:
+        faces: Faces (B, 6, C, S, S) in the order `source`.
+        source: Name of the present order, a key of FACE_ORDERS.
+        target: Name of the new order, a key of FACE_ORDERS.
+
+    Returns:
+        Faces (B, 6, C, S, S) in the order `target`.
+
+    Raises:
+        ValueError: If an order is unknown or the shape is wrong.
+
+    Example:
+        >>> faces = torch.arange(6.0).view(1, 6, 1, 1, 1)
+        >>> reorder_faces(faces, "cubediff", "opengl").flatten().tolist()
+        [1.0, 3.0, 4.0, 5.0, 0.0, 2.0]
     """
     for name in (source, target):
         if name not in FACE_ORDERS:
@@ -116,24 +176,36 @@ def reorder_faces(faces: Tensor, source: str, target: str) -> Tensor:
     return faces[:, [FACE_ORDERS[source].index(name) for name in FACE_ORDERS[target]]]
 
 
-def angles(rays: Float[Tensor, "*n 3"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+def rotate(rays: Tensor, rotation: Tensor) -> Tensor:
+    """Rotates rays (1 or B, F, I, J, 3) by matrices (B, 3, 3), without a matrix product: autocast and TF32 round it."""
+    columns = rotation[:, None, None, None].unbind(-1)
+    return sum((column * rays[..., k : k + 1] for k, column in enumerate(columns)), rays.new_zeros(()))
+
+
+def yaw_pitch(rays: Float[Tensor, "*n 3"]) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
     """Yaw and pitch of directions, in radians."""
     x, y, z = rays.unbind(-1)
-    level = (x * x + z * z).clamp_min(1e-30).sqrt()  # its gradient at a pole is 0, that of hypot NaN
-    return torch.atan2(x, z), torch.atan2(y, level)
+    horizontal = (x * x + z * z).clamp_min(1e-30).sqrt()  # its gradient at a pole is 0, that of hypot NaN
+    return torch.atan2(x, z), torch.atan2(y, horizontal)
 
 
-def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a tensor that is made where it is needed: a copy of it would wait for the device."""
+def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor created on the device: a copy from the CPU would synchronise with it."""
     return value.to(device, dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
 
 
 def tan_half(fov: float) -> float:
+    """Tangent of half a field of view in degrees.
+
+    Raises:
+        ValueError: If `fov` is not between 0° and 180°.
+    """
     if not 0 < fov < 180:
         raise ValueError(f"fov is {fov}°: a field of view lies between 0° and 180°, both excluded")
     return math.tan(math.radians(fov) / 2)
 
 
 def check_size(size: int, name: str) -> None:
+    """Raises ValueError if a size in pixels is below 1."""
     if size < 1:
         raise ValueError(f"{name} is {size}: it must be at least 1 pixel")

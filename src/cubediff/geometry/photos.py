@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cubediff.geometry.conventions import face_rays, rotation_matrix
-from cubediff.geometry.projections import perspective_to_cube
+from cubediff.geometry.perspective import perspective_to_cube
 
 Picture = PIL.Image.Image | Tensor
 

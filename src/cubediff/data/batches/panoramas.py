@@ -15,8 +15,9 @@ from cubediff.data.batches.types import CubeBatch, PanoramaBatch
 from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions, stream_options
 from cubediff.geometry.conventions import FACE_FOV, rotation_matrix
+from cubediff.geometry.perspective import equirect_to_perspective
 from cubediff.geometry.photos import Photo, known_faces
-from cubediff.geometry.projections import equirect_to_cube, equirect_to_perspective
+from cubediff.geometry.projections import equirect_to_cube
 
 
 class PanoramaOptions(StreamOptions, total=False):
