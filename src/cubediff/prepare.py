@@ -70,7 +70,8 @@ def build(
     # Imported here so that --help starts fast.
     from cubediff.data.building.captioning import caption_source
     from cubediff.data.building.console import build_summary, preview_lines, progress_bar
-    from cubediff.data.building.write import build_shards, check_output, preview
+    from cubediff.data.building.preview import preview_build
+    from cubediff.data.building.write import build_shards, check_output
     from cubediff.data.sources import open_source
     from cubediff.utils.errors import DataError
 
@@ -79,7 +80,7 @@ def build(
             raise DataError("give --captions FILE or --caption MODEL, not both")
         opened = open_source(source, captions, kind, captioned=caption is None)
         if dry_run:
-            for line in preview_lines(preview(opened, limit, max_width, quality)):
+            for line in preview_lines(preview_build(opened, limit, max_width, quality)):
                 typer.echo(line)
             return
         check_output(output, overwrite)  # before captioning, which takes long

@@ -46,7 +46,7 @@ def _told(folder: Path, *words: str) -> str:
 
 
 def _manifest(path: str) -> str | None:
-    from cubediff.data.format.layout import MANIFEST
+    from cubediff.data.format.manifest import MANIFEST
     from cubediff.data.streaming.remote import is_remote, read_bytes
 
     folder = path.removeprefix("file://").rstrip("/")

@@ -221,7 +221,9 @@ def test_where_the_machine_fails_to_read_a_panorama_the_build_stops_and_goes_on_
 
     with monkeypatch.context() as patch:
         patch.setattr(images, "decode", fails)
-        with pytest.raises(OSError, match=r"\.png cannot be read \(Input/output error\): when it can.* goes on"):
+        with pytest.raises(
+            OSError, match=r"\.png cannot be read \(Input/output error\): once it can be read .* resumes"
+        ):
             build_shards(source, output, **OPTIONS)
     build_shards(source, output, **OPTIONS)
     build_shards(source, tmp_path / "whole", **OPTIONS)

@@ -13,7 +13,7 @@ from support.builds import panoramas
 from support.pages import Page
 
 from cubediff.data import build_shards
-from cubediff.data.building.report import _bars
+from cubediff.data.building.report import _histogram
 
 SAMPLES = Path(__file__).parents[3] / "data" / "samples"
 NASTY = '<img src=x onerror="document.title=1"> & {{rejected}} \x00\x1b </q></html>'
@@ -109,12 +109,12 @@ def bars(svg: str) -> dict[str, int]:
 
 
 def test_histograms_count_every_value_once() -> None:
-    assert bars(_bars("t", [512, 1024, 512], few=True)) == {"512": 2, "1024": 1}
-    assert bars(_bars("t", [3])) == {"3": 1}
+    assert bars(_histogram("t", [512, 1024, 512], per_value=True)) == {"512": 2, "1024": 1}
+    assert bars(_histogram("t", [3])) == {"3": 1}
     rng = np.random.default_rng(0)
     for high in (5, 40, 3000, 10**6):
         values = rng.integers(0, high, 500)
-        told = bars(_bars("t", values.tolist()))
+        told = bars(_histogram("t", values.tolist()))
         assert len(told) <= 12
         assert sum(told.values()) == 500
         for label, count in told.items():

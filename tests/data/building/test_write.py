@@ -17,7 +17,7 @@ import webdataset as wds
 from PIL import Image
 from typer.testing import CliRunner
 
-from cubediff.data.building import write
+from cubediff.data.building import splitting, write
 from cubediff.data.building.write import build_shards
 from cubediff.data.format.index import read_sample
 from cubediff.data.sources import Entry, Panorama
@@ -326,7 +326,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
         return set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_val_scenes", changes)
+        patch.setattr(splitting, "_val_scenes", changes)
         with pytest.raises(DataError, match=r"pano 1\.jpg changed while"):
             build_shards(source, tmp_path / "out")
     build_shards(source, tmp_path / "out")

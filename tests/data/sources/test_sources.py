@@ -81,7 +81,9 @@ def test_what_could_be_two_kinds_is_asked_about(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg", jpeg())
     put(tmp_path / "captions.jsonl", "")
     tar(tmp_path / "b.tar", {})
-    with pytest.raises(DataError, match=r"shards \(\.tar\) and other images: say with --source webdataset or equirect"):
+    with pytest.raises(
+        DataError, match=r"shards \(\.tar\) and other images: choose with --source webdataset or equirect"
+    ):
         open_source(tmp_path)
     (tmp_path / "b.tar").unlink()
     put(tmp_path / "metadata.jsonl", "")
@@ -91,7 +93,7 @@ def test_what_could_be_two_kinds_is_asked_about(tmp_path: Path) -> None:
     for face in ("px", "nx", "py", "ny", "pz", "nz"):
         put(tmp_path / f"{face}.png", b"")
     with pytest.raises(
-        DataError, match="the faces of cubemaps and other images: say with --source cubemaps or equirect"
+        DataError, match="the faces of cubemaps and other images: choose with --source cubemaps or equirect"
     ):
         open_source(tmp_path)
     assert type(open_source(tmp_path, kind="equirect")) is EquirectFolder
@@ -107,7 +109,7 @@ def test_nothing_and_nonsense_are_errors(tmp_path: Path) -> None:
         open_source(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="--source sphere is not known: use one of equirect, cubemaps"):
         open_source(tmp_path, kind="sphere")
-    with pytest.raises(DataError, match="brings its captions"):
+    with pytest.raises(DataError, match="contains its captions: omit --captions"):
         open_source(tmp_path, tmp_path / "notes.txt", "imagefolder")
     for kind in KINDS:
         with pytest.raises(DataError, match="holds no"):

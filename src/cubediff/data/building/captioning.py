@@ -33,6 +33,10 @@ class Captioned:
     source: Source
     file: Path
 
+    @property
+    def identity(self) -> str:
+        return f"{type(self).__qualname__}(source={self.source.identity}, file={self.file!r})"
+
     def entries(self) -> tuple[list[Entry], list[Rejection]]:
         entries, rejected = self.source.entries()
         records = {record.pop("file"): record for record in map(json.loads, self.file.read_bytes().splitlines())}

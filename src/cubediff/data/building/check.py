@@ -1,28 +1,47 @@
-"""Whether a folder of shards is what its manifest says, to the last byte and pixel, and what a training run will see of
-it."""
+"""Verifies finished shards against their manifest, to the last byte and pixel, and summarises what training reads."""
 
 import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 
 from cubediff.data.building.engines import Progress, open_engine
 from cubediff.data.format.index import index_tar, read_sample
-from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, SHARD, VERSION
+from cubediff.data.format.manifest import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    SHARD,
+    VERSION,
+    IndexLine,
+    Manifest,
+    SampleRecord,
+    ShardSummary,
+)
 from cubediff.geometry.conventions import FACES
-from cubediff.utils.files import sha256_file
+from cubediff.utils.files import read_json_lines, sha256_file
 
 
-class Seen(NamedTuple):
-    """What one shard holds; `scenes` by the first eight bytes of their SHA-256, so that millions fit in memory."""
+class ShardCheck(NamedTuple):
+    """Content and faults of one shard.
+
+    Attributes:
+        file: Name of the shard.
+        keys: Keys of the samples without faults.
+        scenes: First eight bytes of the scenes' SHA-256, so that millions fit in memory.
+        widths: Number of panoramas by width in pixels.
+        caption_words: Number of words of each caption.
+        with_face_captions: Number of panoramas with face captions.
+        bytes: Size of the shard.
+        faults: What is wrong with it.
+    """
 
     file: str
     keys: list[str]
@@ -34,136 +53,149 @@ class Seen(NamedTuple):
     faults: list[str]
 
 
-class Checked(NamedTuple):
-    """`lines` say what training will see; without `faults` the dataset is whole."""
+class DatasetCheck(NamedTuple):
+    """Summary of a dataset, and its faults: none if it is complete."""
 
     lines: list[str]
     faults: list[str]
 
 
-def check_shards(folder: Path, workers: int = 1, progress: Progress | None = None) -> Checked:
-    """Reads everything: manifest, index, each shard's SHA-256, each sample's crc32, JSON and pixels.
+def check_shards(folder: Path, workers: int = 1, progress: Progress | None = None) -> DatasetCheck:
+    """Verifies the manifest, the index, and SHA-256, CRC-32, JSON and pixels of every sample.
 
-    `progress(iterable, total, what)` wraps the shards. A fault names the file, what is wrong and what was expected.
+    Args:
+        folder: A folder that `build_shards` wrote.
+        workers: Number of processes.
+        progress: Wraps the shards, called with (shards, total, "checking").
+
+    Returns:
+        The summary and the faults; each names the file, the defect and the expected value.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"format {manifest['format']} {manifest['version']}, not {FORMAT} {VERSION}")
+        manifest = _read_manifest(folder)
         expected = {s["file"]: (split, s) for split in ("train", "val") for s in manifest["splits"][split]["shards"]}
     except FileNotFoundError:
-        return Checked([], [f"{folder / MANIFEST} is missing: no whole dataset, build it again"])
+        return DatasetCheck([], [f"{folder / MANIFEST} is missing: the dataset is incomplete, build it again"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Checked([], [f"{folder / MANIFEST} cannot be used ({type(error).__name__}: {error}): build it again"])
-    places, faults = _index(folder, manifest)
-    faults += [f"{file} is in {INDEX} but not in the manifest" for file in places if file not in expected]
-    loose = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in expected)
-    faults += [f"{f} is not in the manifest: it is not trained on" for f in loose]
-    tasks = [(shard, places.get(file)) for file, (_, shard) in expected.items()]
+        return DatasetCheck([], [f"{folder / MANIFEST} is invalid ({type(error).__name__}: {error}): build it again"])
+    index, faults = _check_index(folder, manifest)
+    faults += [f"{file} is in {INDEX} but not in the manifest" for file in index if file not in expected]
+    extra = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in expected)
+    faults += [f"{file} is not in the manifest: training does not read it" for file in extra]
+    tasks = [(shard, index.get(file)) for file, (_, shard) in expected.items()]
     with open_engine(workers=workers) as mapped:
-        results: Iterable[Seen] = mapped(partial(_check_shard, folder), tasks)
-        seen = list(progress(results, len(tasks), "checking") if progress else results)
-    for shard in seen:
+        results = mapped(partial(_check_shard, folder), tasks)
+        shards = list(progress(results, len(tasks), "checking") if progress else results)
+    for shard in shards:
         faults += shard.faults
-    sides = {split: [s for s in seen if expected[s.file][0] == split] for split in ("train", "val")}
-    scenes = {split: set().union(*(s.scenes for s in side)) for split, side in sides.items()}
+    sides = {split: [s for s in shards if expected[s.file][0] == split] for split in ("train", "val")}
+    scenes = {split: {scene for shard in side for scene in shard.scenes} for split, side in sides.items()}
     if both := scenes["train"] & scenes["val"]:
         faults.append(f"{len(both)} scenes are on both sides of the split")
-    if twice := [key for key, n in Counter(key for s in seen for key in s.keys).items() if n > 1]:
-        faults.append(f"{len(twice)} keys come more than once, the first {twice[0]}")
+    if repeated := [key for key, n in Counter(key for s in shards for key in s.keys).items() if n > 1]:
+        faults.append(f"{len(repeated)} keys occur more than once, the first is {repeated[0]}")
     for split, side in sides.items():
-        number, told = sum(len(s.keys) for s in side), manifest["splits"][split].get("samples")
-        if number != told:
-            faults.append(f"{split} holds {number} samples, not the {told} of the manifest")
-    return Checked([line for split, side in sides.items() for line in _lines(split, side, len(scenes[split]))], faults)
+        number, promised = sum(len(s.keys) for s in side), manifest["splits"][split].get("samples")
+        if number != promised:
+            faults.append(f"{split} holds {number} samples, expected {promised} by the manifest")
+    lines = [line for split, side in sides.items() for line in _summary(split, side, len(scenes[split]))]
+    return DatasetCheck(lines, faults)
 
 
-def _index(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _read_manifest(folder: Path) -> Manifest:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"format {manifest['format']} {manifest['version']}, expected {FORMAT} {VERSION}")
+    return cast(Manifest, manifest)
+
+
+def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, IndexLine], list[str]]:
+    """The lines of the index by shard, and the faults of the index."""
     try:
-        text = (folder / INDEX).read_bytes()
+        content = (folder / INDEX).read_bytes()
     except OSError as error:
         return {}, [f"{INDEX} cannot be read ({error.strerror})"]
-    digest = hashlib.sha256(text).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     faults = []
     if digest != manifest.get("index", {}).get("sha256"):
-        faults.append(f"{INDEX} is not the manifest's: its sha256 is {digest}")
+        faults.append(f"{INDEX} differs from the manifest: its sha256 is {digest}")
     try:
-        return {line["file"]: line for line in map(json.loads, text.splitlines())}, faults
+        lines = [cast(IndexLine, line) for _, line in read_json_lines(content.decode())]
+        return {line["file"]: line for line in lines}, faults
     except (ValueError, KeyError, TypeError) as error:
-        return {}, [*faults, f"{INDEX} has a line that is none ({type(error).__name__}: {error})"]
+        return {}, [*faults, f"{INDEX} has an invalid line ({type(error).__name__}: {error})"]
 
 
-def _check_shard(folder: Path, task: tuple[dict[str, Any], dict[str, Any] | None]) -> Seen:
-    shard, place = task
+def _check_shard(folder: Path, task: tuple[ShardSummary, IndexLine | None]) -> ShardCheck:
+    shard, index_line = task
     name, path = shard["file"], folder / shard["file"]
-    seen = Seen(name, [], set(), Counter(), [], 0, 0, [])
+    check = ShardCheck(name, [], set(), Counter(), [], 0, 0, [])
     try:
         digest, size = sha256_file(path), path.stat().st_size
         if size != shard["bytes"]:
-            seen.faults.append(f"{name} is {size} bytes long, not the {shard['bytes']} of the manifest")
+            check.faults.append(f"{name} has {size} bytes, expected {shard['bytes']} by the manifest")
         elif digest != shard["sha256"]:
-            seen.faults.append(f"{name} is damaged: its sha256 is {digest}, not {shard['sha256']}")
+            check.faults.append(f"{name} is damaged: its sha256 is {digest}, expected {shard['sha256']}")
         index = index_tar(path)
     except FileNotFoundError:
-        return seen._replace(faults=[f"{name} is missing"])
-    except Exception as error:
-        return seen._replace(faults=[*seen.faults, f"{name} cannot be read ({type(error).__name__}: {error})"])
-    if place is None:
-        seen.faults.append(f"{name} is not in {INDEX}")
-    elif (index.keys, index.offsets) != (place.get("keys"), place.get("offsets")):
-        seen.faults.append(f"{name} holds its samples elsewhere than {INDEX} says")
+        return check._replace(faults=[f"{name} is missing"])
+    except Exception as error:  # tarfile raises many types on damaged headers
+        return check._replace(faults=[*check.faults, f"{name} cannot be read ({type(error).__name__}: {error})"])
+    if index_line is None:
+        check.faults.append(f"{name} is not in {INDEX}")
+    elif (index.keys, index.offsets) != (index_line.get("keys"), index_line.get("offsets")):
+        check.faults.append(f"{name}: keys or offsets of its samples differ from {INDEX}")
     if len(index.keys) != shard["samples"]:
-        seen.faults.append(f"{name} holds {len(index.keys)} samples, not the {shard['samples']} of the manifest")
-    faces = 0
+        check.faults.append(f"{name} holds {len(index.keys)} samples, expected {shard['samples']} by the manifest")
+    with_face_captions = 0
     with path.open("rb") as file:
-        for key, (offset, end) in zip(index.keys, pairwise(index.offsets), strict=True):
+        for key, (start, end) in zip(index.keys, pairwise(index.offsets), strict=True):
             try:
-                record = _check_sample(read_sample(file.fileno(), offset, end))
-            except Exception as error:  # a damaged tar, JSON or JPEG raises whatever it likes
-                seen.faults.append(f"{name}, sample {key}: {str(error) or type(error).__name__}")
+                record = _check_sample(read_sample(file.fileno(), start, end))
+            except Exception as error:  # a damaged tar, JSON or JPEG raises many types
+                check.faults.append(f"{name}, sample {key}: {str(error) or type(error).__name__}")
                 continue
-            seen.keys.append(key)
-            seen.scenes.add(hashlib.sha256(record["scene"].encode()).digest()[:8])
-            seen.widths[record["width"]] += 1
-            seen.caption_words.append(len(record["caption"].split()))
-            faces += bool(record.get("faces"))
-    return seen._replace(with_face_captions=faces, bytes=size)
+            check.keys.append(key)
+            check.scenes.add(hashlib.sha256(record["scene"].encode()).digest()[:8])
+            check.widths[record["width"]] += 1
+            check.caption_words.append(len(record["caption"].split()))
+            with_face_captions += bool(record.get("faces"))
+    return check._replace(with_face_captions=with_face_captions, bytes=size)
 
 
-def _check_sample(sample: dict[str, bytes]) -> dict[str, Any]:
+def _check_sample(sample: dict[str, bytes]) -> SampleRecord:
     if set(sample) != {"jpg", "json"}:
-        raise ValueError(f"has the parts {', '.join(sorted(sample))}, not jpg and json")
-    record = json.loads(sample["json"])
+        raise ValueError(f"has the members {', '.join(sorted(sample))}, expected jpg and json")
+    record = cast(SampleRecord, json.loads(sample["json"]))
     if missing := [k for k in ("file", "caption", "scene", "width", "height", "crc32") if k not in record]:
         raise ValueError(f"its JSON has no {', '.join(missing)}")
     if not record["caption"].strip():
         raise ValueError("its caption is empty")
-    faces = record.get("faces", dict.fromkeys(FACES, "none told"))
+    faces = record.get("faces", dict.fromkeys(FACES, "no face captions"))
     if set(faces) != set(FACES) or not all(caption.strip() for caption in faces.values()):
         raise ValueError(f"its faces are not a caption for each of {', '.join(FACES)}")
     if zlib.crc32(sample["jpg"]) != record["crc32"]:
-        raise ValueError("its JPEG is not the one that was written (crc32 differs)")
+        raise ValueError("its JPEG has changed since it was written (crc32 differs)")
     image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError("its JPEG cannot be decoded")
     height, width = image.shape[:2]
     if width != 2 * height or (width, height) != (record["width"], record["height"]):
-        raise ValueError(
-            f"its JPEG is {width}x{height}, not the {record['width']}x{record['height']} of its JSON or 2:1"
-        )
+        size = f"{record['width']}x{record['height']}"
+        raise ValueError(f"its JPEG is {width}x{height}, expected 2:1 and the {size} of its JSON")
     return record
 
 
-def _lines(split: str, side: list[Seen], scenes: int) -> list[str]:
-    number = sum(len(s.keys) for s in side)
+def _summary(split: str, shards: list[ShardCheck], scenes: int) -> list[str]:
+    number = sum(len(s.keys) for s in shards)
     if not number:
         return [f"{split}: no panoramas"]
-    widths = sum((s.widths for s in side), Counter[int]())
-    size = sum(s.bytes for s in side) / 1e6
-    words = np.concatenate([s.caption_words for s in side])
+    widths = sum((s.widths for s in shards), Counter[int]())
+    size = sum(s.bytes for s in shards) / 1e6
+    words = np.concatenate([s.caption_words for s in shards])
     return [
-        f"{split}: {number} panoramas of {scenes} scenes in {len(side)} shards, {size:.1f} MB",
+        f"{split}: {number} panoramas of {scenes} scenes in {len(shards)} shards, {size:.1f} MB",
         f"  widths: {', '.join(f'{width} ({widths[width]})' for width in sorted(widths))}",
-        f"  captions: {words.min()} to {words.max()} words, half of them {np.median(words):g} or fewer; "
-        f"{sum(s.with_face_captions for s in side)} panoramas with face captions",
+        f"  captions: {words.min()} to {words.max()} words, median {np.median(words):g}; "
+        f"{sum(s.with_face_captions for s in shards)} panoramas with face captions",
     ]

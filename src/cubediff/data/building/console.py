@@ -2,24 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from cubediff.data.building.write import Preview
-from cubediff.data.format.layout import REJECTED, REPORT
+from cubediff.data.building.preview import Preview
+from cubediff.data.format.manifest import REJECTED, REPORT, Manifest
+
+ItemT = TypeVar("ItemT")
 
 _UNITS = {"reading": "panoramas", "captioning": "panoramas", "writing": "shards", "checking": "shards"}
 _MAX_LISTED = 20  # rejections that a preview lists
 
 
-def progress_bar(items: Iterable[Any], total: int, step: str) -> Iterable[Any]:
+def progress_bar(items: Iterable[ItemT], total: int, step: str) -> Iterable[ItemT]:
     """Wraps `items` in a progress bar; `step` is reading, captioning, writing or checking."""
-    bar: Iterable[Any] = tqdm(items, total=total, desc=step, unit=f" {_UNITS[step]}")
+    bar: Iterable[ItemT] = tqdm(items, total=total, desc=step, unit=f" {_UNITS[step]}")
     return bar
 
 
-def build_summary(output: Path, manifest: dict[str, Any]) -> str:
+def build_summary(output: Path, manifest: Manifest) -> str:
     """One line about a finished build: numbers of samples and shards, size, rejections and the report's path."""
     train, val = manifest["splits"]["train"], manifest["splits"]["val"]
     shards = train["shards"] + val["shards"]

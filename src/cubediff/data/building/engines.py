@@ -1,5 +1,6 @@
-"""Where the work on many panoramas is done: in this process, in a pool of processes on this machine, or as tasks of a
-Ray cluster. Results come in the order of the items, whoever made them."""
+"""Parallel map over many items: in this process, in a pool of processes on this machine, or as tasks of a Ray cluster.
+
+Results come in the order of the items."""
 
 import itertools
 import multiprocessing
@@ -12,33 +13,53 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 from uuid import uuid4
 
 from cubediff.utils.errors import DataError
 
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+TaskT = TypeVar("TaskT")
+
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-_AHEAD = 4  # tasks given out per worker, so that none waits and a million of them do not all lie in memory
-_DIED = "a worker process died, perhaps for want of memory: start again with fewer --workers, finished work is kept"
+_AHEAD = 4  # tasks submitted per worker: no worker idles, and a million tasks are not in memory at once
+_DIED = "a worker process died, perhaps out of memory: run the same command with fewer --workers, finished work is kept"
 
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, total, step) → the items, shown as a bar
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+@runtime_checkable
+class Map(Protocol):
+    """A lazy, ordered, parallel `map`."""
+
+    def __call__(self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]: ...
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Wraps the items of a step (reading, captioning, writing or checking) in a progress bar."""
+
+    def __call__(self, items: Iterable[ItemT], total: int, step: str, /) -> Iterable[ItemT]: ...
 
 
 @contextmanager
 def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
-    """Gives `map`, whose results come in order and are computed as they are asked for, a few ahead.
+    """Opens an ordered parallel map; results are computed as they are consumed, a few tasks ahead.
 
-    With one local worker in this process, else function and items are pickled, the function once for every worker,
-    which computes in one thread.
-    "ray" starts a Ray of `workers` processes on this machine; where the environment's RAY_ADDRESS names a cluster, or
-    Ray runs already, it takes that one with every CPU that it has. Leaving the context ends the work. Raises what the
-    function raises, and DataError where a worker dies, `engine` is unknown or Ray is not installed.
+    Function and items are pickled, the function once per worker; each worker computes in one thread. With one local
+    worker, everything runs in this process. Leaving the context cancels unfinished tasks.
+
+    Args:
+        engine: "local" for processes of this machine, "ray" for tasks of a Ray cluster: the one that is initialized or
+            that the environment variable RAY_ADDRESS names (all its CPUs are used), else a local Ray.
+        workers: Number of processes on this machine.
+
+    Raises:
+        DataError: If a worker dies, `engine` is unknown or Ray is not installed.
     """
     if engine not in ENGINES:
-        raise DataError(f"--engine {engine} is none of {', '.join(ENGINES)}")
+        raise DataError(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":
         with _ray(workers) as mapped:
             yield mapped
@@ -55,7 +76,7 @@ def _processes(workers: int) -> Iterator[Map]:
     context.set_forkserver_preload([__name__])
     with ExitStack() as pools:
 
-        def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        def mapped(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]:
             pool = ProcessPoolExecutor(workers, context, _begin_worker, (function,))
             pools.callback(pool.shutdown, cancel_futures=True)
             return _windowed(
@@ -71,20 +92,21 @@ def _processes(workers: int) -> Iterator[Map]:
 @contextmanager
 def _ray(workers: int) -> Iterator[Map]:
     try:
-        import ray
+        import ray  # an optional extra
     except ImportError:
         raise DataError("--engine ray needs Ray: pip install 'cubediff[ray]'") from None
     running = ray.is_initialized()
     if not running and os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     elif not running:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-        store = 100 << 20  # bytes of shared memory, not 30 % of the machine's: results are small
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics
+        store = 100 << 20  # bytes of shared memory, instead of 30 % of the machine's: results are small
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=store)
     task: Any = ray.remote(_ray_task)
-    ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
+    ahead = _AHEAD * int(resources["CPU"])
 
-    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def mapped(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]:
         name, shared = uuid4().hex, ray.put(pickle.dumps(function))
         return _windowed(items, ahead, lambda item: task.remote(name, shared, item), lambda task: ray.get(task))
 
@@ -100,22 +122,22 @@ def _ray(workers: int) -> Iterator[Map]:
 
 
 def _windowed(
-    items: Iterable[Any], ahead: int, start: Callable[[Any], Any], finish: Callable[[Any], Any]
-) -> Iterator[Any]:
-    left = iter(items)
-    tasks = deque(start(item) for item in itertools.islice(left, ahead))
+    items: Iterable[ItemT], ahead: int, start: Callable[[ItemT], TaskT], finish: Callable[[TaskT], ResultT]
+) -> Iterator[ResultT]:
+    remaining = iter(items)
+    tasks = deque(start(item) for item in itertools.islice(remaining, ahead))
     while tasks:
         yield finish(tasks.popleft())
-        tasks.extend(start(item) for item in itertools.islice(left, 1))
+        tasks.extend(start(item) for item in itertools.islice(remaining, 1))
 
 
-_functions: dict[str, Callable[[Any], Any]] = {}  # of a worker: what a function remembers serves all of its tasks
+# In a worker: the function of its tasks, kept because a source caches its listing.
+_functions: dict[str, Callable[[Any], Any]] = {}
 
 
 def _begin_worker(function: Callable[[Any], Any]) -> None:
-    """One thread a worker, and no worker outlives the process that it works for, however that ended; an interrupt from
-    the keyboard is that one's to handle."""
-    _one_thread()
+    """Uses one thread, leaves keyboard interrupts to the parent, and exits when the parent ends, even by a signal."""
+    _use_one_thread()
     _functions["pool"] = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -134,14 +156,14 @@ def _pool_task(item: Any) -> Any:
 
 def _ray_task(name: str, pickled: bytes, item: Any) -> Any:
     if name not in _functions:
-        _one_thread()
+        _use_one_thread()
         _functions.clear()
         _functions[name] = pickle.loads(pickled)
     return _functions[name](item)
 
 
-def _one_thread() -> None:
-    import cv2
+def _use_one_thread() -> None:
+    import cv2  # in workers only, because both are slow to import
     import torch
 
     cv2.setNumThreads(1)

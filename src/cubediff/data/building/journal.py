@@ -1,12 +1,10 @@
-"""One panorama of a build, and the memory of it on disk: a build that was cut short finds what it had finished, and
-does again what has changed since."""
+"""Checked panoramas of a build, recorded on disk: an interrupted build resumes from the records of unchanged files."""
 
 import hashlib
 import json
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cubediff.data.building.duplicates import hash_jpeg
 from cubediff.data.sources import Entry, Rejection, Source
@@ -16,8 +14,17 @@ from cubediff.utils.files import write_atomic
 
 @dataclass(frozen=True)
 class Accepted:
-    """A panorama that can be trained on, its JPEG still in a file: the source's own or a re-encoded copy. `hash` is its
-    perceptual hash in hexadecimal digits."""
+    """A panorama that passed all checks.
+
+    Attributes:
+        jpeg: Path of its JPEG: the source file itself or a re-encoded copy in the build's folder.
+        crc32: CRC-32 of the JPEG's bytes.
+        bytes: Size of the JPEG.
+        width: Width in pixels.
+        height: Height in pixels.
+        hash: Perceptual hash, hexadecimal.
+        record: How the image was converted, as in `Panorama`.
+    """
 
     jpeg: str
     crc32: int
@@ -25,34 +32,43 @@ class Accepted:
     width: int
     height: int
     hash: str
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 def accept(source: Source, folder: Path, max_width: int, quality: int, entry: Entry) -> Accepted | Rejection:
-    """Reads and checks a panorama, unless `folder` remembers it and its files are still as they were then.
+    """Reads and checks a panorama, or returns its recorded result if its files have not changed since.
 
-    What is found is written to `folder`: a JSON file, and the JPEG where it is not a file's own bytes. For one `folder`
-    `max_width` (pixels) and `quality` must not change.
+    Writes the result to `folder`: a JSON record, and the JPEG unless it is the source file's own bytes.
+
+    Args:
+        source: The source of the entry.
+        folder: Folder of the records; all its records are of one `max_width` and `quality`.
+        max_width: Greatest accepted width, in pixels.
+        quality: JPEG quality of re-encoded panoramas, from 1 to 100.
+        entry: The panorama to read.
+
+    Raises:
+        OSError: If the machine, not the file, fails; the panorama is neither accepted nor rejected then.
     """
     name = hashlib.sha256(entry.file.encode()).hexdigest()[:32]
-    memory, copy = folder / f"{name}.json", folder / f"{name}.jpg"
+    record_path, copy = folder / f"{name}.json", folder / f"{name}.jpg"
     try:
         stats = [(str(path.absolute()), path.stat()) for path in source.files(entry)]
     except OSError as error:
         return Rejection(entry.file, f"unreadable: {error.strerror}")
     stamp = hashlib.sha256(repr([(p, s.st_size, s.st_mtime_ns) for p, s in stats]).encode()).hexdigest()
-    if (known := _recall(memory, copy, stamp, entry)) is not None:
-        return known
+    if (recorded := _load_record(record_path, copy, stamp, entry)) is not None:
+        return recorded
     result: Accepted | Rejection
     try:
         panorama = source.load(entry, max_width, quality)
         digest = hash_jpeg(panorama.jpeg, panorama.width).tobytes().hex()
     except OSError as error:
-        remedy = "when it can, or is taken away, the same command goes on"
+        remedy = "once it can be read or is removed, the same command resumes"
         raise OSError(error.errno, f"{entry.file} cannot be read ({error.strerror}): {remedy}") from error
-    except ValueError as error:  # a DataError among them
+    except ValueError as error:  # includes DataError
         result = Rejection(entry.file, str(error))
-        told: dict[str, Any] = {"reason": result.reason}
+        record: dict[str, object] = {"reason": result.reason}
     else:
         if panorama.original is None:
             write_atomic(copy, panorama.jpeg)
@@ -65,33 +81,39 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
             hash=digest,
             record=panorama.record,
         )
-        told = asdict(result) | ({"jpeg": None} if panorama.original is None else {})  # so that OUTPUT can be moved
-    write_atomic(memory, json.dumps({"stamp": stamp, **told}).encode())
+        record = asdict(result) | ({"jpeg": None} if panorama.original is None else {})  # so that OUTPUT can be moved
+    write_atomic(record_path, json.dumps({"stamp": stamp, **record}))
     return result
 
 
-def _recall(memory: Path, copy: Path, stamp: str, entry: Entry) -> Accepted | Rejection | None:
+def _load_record(record_path: Path, copy: Path, stamp: str, entry: Entry) -> Accepted | Rejection | None:
     try:
-        told = json.loads(memory.read_bytes())
-    except (OSError, ValueError):  # none yet, or cut off with the machine's power
+        record = json.loads(record_path.read_bytes())
+    except (OSError, ValueError):  # not recorded yet, or lost in a power failure
         return None
-    if told.pop("stamp") != stamp:
+    if record.pop("stamp") != stamp:
         return None
-    if "reason" in told:
-        return Rejection(entry.file, told["reason"])
-    if told["jpeg"] is None:
-        if not copy.is_file() or zlib.crc32(copy.read_bytes()) != told["crc32"]:
+    if "reason" in record:
+        return Rejection(entry.file, record["reason"])
+    if record["jpeg"] is None:
+        if not copy.is_file() or zlib.crc32(copy.read_bytes()) != record["crc32"]:
             return None
-        told["jpeg"] = str(copy)
-    return Accepted(**told)
+        record["jpeg"] = str(copy)
+    return Accepted(**record)
 
 
 def read_jpeg(accepted: Accepted) -> bytes:
-    """Raises DataError where the file is not the one that was accepted."""
+    """The bytes of an accepted panorama's JPEG.
+
+    Raises:
+        DataError: If the file has changed since it was accepted.
+    """
     try:
         jpeg = Path(accepted.jpeg).read_bytes()
     except FileNotFoundError:
         jpeg = b""
     if zlib.crc32(jpeg) != accepted.crc32:
-        raise DataError(f"{accepted.jpeg} changed while the shards were built: start again, the rest is kept")
+        raise DataError(
+            f"{accepted.jpeg} changed while the shards were built: run the same command again, finished work is kept"
+        )
     return jpeg

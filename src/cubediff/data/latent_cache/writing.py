@@ -4,17 +4,17 @@ section 4.1: both encoders stay frozen)."""
 import hashlib
 import json
 import os
-import tarfile
 from pathlib import Path
-from typing import TypedDict
+from typing import BinaryIO, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from webdataset import TarWriter
 
 from cubediff.data.batches.types import CubeBatch
-from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, VERSION
-from cubediff.data.format.tars import add_sample, described
+from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.latent_cache.source import file_name
 from cubediff.data.streaming.catalog import LatentsRecord
@@ -86,7 +86,8 @@ class ShardWriter(Callback):
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self._tar: tarfile.TarFile | None = None
+        self._file: BinaryIO | None = None
+        self._tar: TarWriter | None = None
         self._name = ""
 
     def on_predict_batch_end(
@@ -103,11 +104,12 @@ class ShardWriter(Callback):
         if name != self._name:
             self._finish()
             self._name = name
-            self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _finish
+            self._file = self._part.open("wb")
+            self._tar = shard_writer(self._file)
         key = batch["key"][0]
         assert self._tar is not None
         assert isinstance(outputs, CachedPanorama)
-        add_sample(self._tar, key, pack_sample(key, outputs))
+        write_sample(self._tar, key, pack_sample(key, outputs))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Completes the last shard."""
@@ -118,10 +120,11 @@ class ShardWriter(Callback):
         return self.output / f".{self._name}.part"
 
     def _finish(self) -> None:
-        if self._tar is not None:
+        if self._tar is not None and self._file is not None:
             self._tar.close()
+            self._file.close()
             os.replace(self._part, self.output / self._name)
-            self._tar = None
+            self._tar = self._file = None
 
 
 def begin_or_resume(output: Path, record: LatentsRecord) -> frozenset[str]:
@@ -164,12 +167,12 @@ def write_manifest(output: Path, record: LatentsRecord) -> LatentManifest:
     Returns:
         The manifest.
     """
-    written = [described(path, path.name) for path in sorted(output.glob("*.tar"))]
+    written = [describe_shard(path, path.name) for path in sorted(output.glob("*.tar"))]
     splits: dict[str, LatentSplit] = {}
     for split in ("train", "val"):
-        shards = [shard.summary for shard in written if shard.summary["file"].startswith(f"{split}-")]
+        shards = [shard for shard, _ in written if shard["file"].startswith(f"{split}-")]
         splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
-    content = "".join(json.dumps(shard.places) + "\n" for shard in written)
+    content = "".join(json.dumps(line) + "\n" for _, line in written)
     write_atomic(output / INDEX, content, sync=True)
     manifest = LatentManifest(
         format=FORMAT,

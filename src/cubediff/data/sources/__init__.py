@@ -1,7 +1,7 @@
-"""What people bring: folders of panoramas or cubemaps, existing shards, dataset folders, with captions (the paper's
-training data). Whatever cannot be trained on is refused here, with the reason."""
+"""Sources of panoramas: folders of panoramas or cubemaps, existing shards, dataset folders, and classes of other
+packages. Each panorama is listed with its caption or rejected with a reason."""
 
-from cubediff.data.sources.base import Entry, Panorama, Rejection, Source
+from cubediff.data.sources.base import Entry, Panorama, Rejection, Source, check_source
 from cubediff.data.sources.detect import KINDS, open_source
 from cubediff.images.hdr import tone_map
 from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama, own_limits
@@ -15,6 +15,7 @@ __all__ = [
     "Panorama",
     "Rejection",
     "Source",
+    "check_source",
     "load_panorama",
     "open_source",
     "own_limits",

@@ -1,68 +1,132 @@
-"""What every source of panoramas gives: entries to choose from, and panoramas as JPEG (the paper's training data: one
-caption per panorama, or one per face)."""
+"""The interface of a source: entries to choose from, and their panoramas as JPEG."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from cubediff.images.reading import Panorama
 from cubediff.utils.errors import DataError
 
+__all__ = ["Entry", "Listing", "Panorama", "Rejection", "Source", "check_source", "list_files", "printable"]
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A panorama with its caption. `file` is its name, relative to the source and unique there (POSIX), `scene` the
-    group of panoramas that must stay on one side of the train/val split, `metadata` the keys that cubediff does not
-    read."""
+    """A panorama with its caption.
+
+    Attributes:
+        file: Name of the panorama, relative to the source and unique in it, with forward slashes.
+        caption: Caption of the whole panorama.
+        faces: Caption of each face by its name in `FACES`, or None.
+        scene: Group of panoramas that stay on one side of the train/val split.
+        metadata: Other values of the captions file, copied to the shards.
+    """
 
     file: str
     caption: str
     faces: dict[str, str] | None
     scene: str
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A panorama or a line of captions that is left out. `file` is always text that UTF-8 can hold."""
+    """A panorama, or a line of a captions file, that is left out, and why; `file` is encodable as UTF-8."""
 
     file: str
     reason: str
 
 
+Listing = tuple[list[Entry], list[Rejection]]
+
+
 @runtime_checkable
 class Source(Protocol):
-    """Where panoramas come from. Instances are picklable: worker processes load with copies of them."""
+    """A set of panoramas with captions.
 
-    def entries(self) -> tuple[list[Entry], list[Rejection]]:
-        """The panoramas in a fixed order, and what cannot be one already by its name or its caption. Raises DataError
-        where there is none at all."""
+    The command line creates one as `Class(folder, captions_file_or_None, captioned)`: without `captioned`, panoramas
+    without a caption are entries too. Instances are pickled for worker processes. Every panorama is either an entry or
+    a rejection with a reason.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Text that is equal for sources with the same panoramas: an interrupted build resumes only with the identity
+        that it began with. Class name, folder and options, for example."""
+        ...
+
+    def entries(self) -> Listing:
+        """The panoramas in a fixed order, and the rejections by name or caption.
+
+        Raises:
+            DataError: If the source holds no panorama at all.
+        """
         ...
 
     def files(self, entry: Entry) -> list[Path]:
-        """The files that the entry's panorama is read from: it is the same as long as their size and time are."""
+        """The files that the panorama is read from; it is read again if their sizes or modification times change."""
         ...
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
-        """The panorama; `quality` is the JPEG's where it has to be encoded. Raises DataError with the reason where it
-        cannot be used whatever the file holds, and OSError where the machine fails to read it."""
+        """Reads a panorama.
+
+        Args:
+            entry: One of `entries`.
+            max_width: Greatest accepted width, in pixels.
+            quality: JPEG quality if the panorama has to be encoded, from 1 to 100.
+
+        Raises:
+            DataError: If the panorama cannot be used; the message is its reason.
+            OSError: If the machine fails to read it.
+        """
         ...
 
 
+def check_source(source: object, name: str | None = None) -> Source:
+    """Checks that an object fulfils `Source`, and returns it.
+
+    Args:
+        source: The object.
+        name: Its name in error messages; by default its class.
+
+    Raises:
+        DataError: If an attribute is missing or of the wrong kind; the message names it.
+    """
+    name = name or f"{type(source).__module__}:{type(source).__qualname__}"
+    needed = {"identity": "a property of type str", "entries": "a method", "files": "a method", "load": "a method"}
+    missing = [f"{key} ({kind})" for key, kind in needed.items() if not hasattr(source, key)]
+    if missing:
+        raise DataError(f"source {name} has no {', no '.join(missing)}: implement cubediff.data.sources.Source")
+    for key in ("entries", "files", "load"):
+        if not callable(getattr(source, key)):
+            raise DataError(f"source {name}: {key} is not a method: implement cubediff.data.sources.Source")
+    assert isinstance(source, Source)
+    if not isinstance(source.identity, str) or not source.identity:
+        raise DataError(f"source {name}: identity is {source.identity!r}, expected a non-empty text")
+    return source
+
+
 def printable(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 become \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if _stray(name) else name
+    r"""A file name with each byte that is not UTF-8 replaced by \xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[Rejection]]:
-    """Names of the files below a folder with one of these suffixes, sorted, hidden ones left out; and those whose names
-    are not UTF-8, which no captions file and no shard can name. Raises DataError where `source` is no folder."""
+    """Lists the files below a folder by their suffix, without hidden files and folders.
+
+    Returns:
+        The names, relative to the folder and sorted, and rejections of names that are not UTF-8, because no captions
+        file and no shard can hold them.
+
+    Raises:
+        DataError: If `source` is not a folder.
+    """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: SOURCE is the folder that holds the panoramas")
     names = sorted(_names(source, suffixes))
-    bad = [Rejection(printable(n), "its name is not UTF-8 text: rename it") for n in names if _stray(n)]
-    return [n for n in names if not _stray(n)], bad
+    bad = [Rejection(printable(n), "its name is not UTF-8 text: rename it") for n in names if _has_surrogate(n)]
+    return [n for n in names if not _has_surrogate(n)], bad
 
 
 def _names(source: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -73,5 +137,5 @@ def _names(source: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             yield relative.as_posix()
 
 
-def _stray(name: str) -> bool:
+def _has_surrogate(name: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in name)

@@ -31,6 +31,11 @@ class Cubemaps:
     captioned: bool = True
     scheme: str | None = None
 
+    @property
+    def identity(self) -> str:
+        options = f"captions={self.captions!r}, captioned={self.captioned!r}, scheme={self.scheme!r}"
+        return f"{type(self).__qualname__}(path={self.path!r}, {options})"
+
     def entries(self) -> Listing:
         groups, broken, images, rejected = self._listing
         names = sorted({*groups, *images})

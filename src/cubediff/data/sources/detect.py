@@ -1,10 +1,12 @@
-"""Which kind of source a path is, said by name or found by what lies there; what could be two kinds is asked about."""
+"""Opens a source by its type, which is given by name or detected from the files in the folder; an ambiguous folder is
+an error."""
 
 from pathlib import Path
 
 from cubediff.data.sources.base import Source, list_files
 from cubediff.data.sources.captions import CAPTION_FILES
 from cubediff.data.sources.cubemaps import Cubemaps
+from cubediff.data.sources.custom import installed_sources, is_class_path, open_custom
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import METADATA, ImageFolder
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, group_files, is_layout
@@ -14,20 +16,36 @@ from cubediff.utils.errors import DataError
 
 KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", *SCHEMES, *STRIPS)
 
-_LOOKED_AT = 8  # images whose size is read to tell crosses and strips from panoramas
+_MAX_MEASURED = 8  # images whose size is read to tell crosses and strips from panoramas
 
 
 def open_source(path: Path, captions: Path | None = None, kind: str | None = None, captioned: bool = True) -> Source:
-    """The source at `path`: of a `kind` of KINDS, or as what it looks like.
+    """Opens the panoramas at a path as a source.
 
-    `captions` names the captions file of a folder of panoramas or cubemaps. Without `captioned` panoramas without
-    caption are entries too. Raises DataError where nothing or more than one kind is found.
+    Args:
+        path: Folder, or a single tar shard.
+        captions: Captions file for a folder of panoramas or cubemaps; None: look for one.
+        kind: One of `KINDS`, `module:Class`, or the name of an entry point in the group `cubediff.sources`; None:
+            detect one of `KINDS`.
+        captioned: Whether panoramas without a caption are rejected; otherwise their caption is empty.
+
+    Raises:
+        DataError: If `kind` is unknown or does not fulfil `Source`, or if no or more than one kind is detected.
+
+    >>> open_source(Path("panoramas"), kind="equirect").identity
+    "EquirectFolder(path=PosixPath('panoramas'), captions=None, captioned=True)"
     """
     if kind is not None and kind not in KINDS:
-        raise DataError(f"--source {kind} is not known: use one of {', '.join(KINDS)}")
-    kind = kind or _kind(path, captions)
+        installed = installed_sources()
+        if kind not in installed and not is_class_path(kind):
+            raise DataError(
+                f"--source {kind} is not known: use one of {', '.join((*KINDS, *installed))}; or module:Class, a class "
+                "that fulfils cubediff.data.sources.Source"
+            )
+        return open_custom(kind, path, captions, captioned)
+    kind = kind or _detect(path, captions)
     if captions is not None and kind in ("webdataset", "imagefolder"):
-        raise DataError(f"{path} is read as {kind}, which brings its captions: leave --captions {captions} out")
+        raise DataError(f"{path} is read as {kind}, which contains its captions: omit --captions {captions}")
     if kind == "webdataset":
         return Shards(path, captioned)
     if kind == "imagefolder":
@@ -37,7 +55,7 @@ def open_source(path: Path, captions: Path | None = None, kind: str | None = Non
     return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind)
 
 
-def _kind(path: Path, captions: Path | None) -> str:
+def _detect(path: Path, captions: Path | None) -> str:
     if path.is_file() and path.suffix.lower() == ".tar":
         return "webdataset"
     images = list_files(path, IMAGE_SUFFIXES)[0]
@@ -49,7 +67,7 @@ def _kind(path: Path, captions: Path | None) -> str:
         found["imagefolder"] = METADATA
     if images and (named or "imagefolder" not in found):
         groups, broken, rest = group_files(images)
-        layouts = _layouts(path, rest)
+        layouts = _are_layouts(path, rest)
         if groups or broken or layouts:
             found["cubemaps"] = "the faces of cubemaps"
         if rest and not layouts:
@@ -57,16 +75,14 @@ def _kind(path: Path, captions: Path | None) -> str:
     if not found:
         raise DataError(f"{path} holds no panorama ({', '.join(IMAGE_SUFFIXES)}) and no shard (.tar)")
     if len(found) > 1:
-        raise DataError(
-            f"{path} holds {' and '.join(found.values())}: say with --source {' or '.join(found)} what to read"
-        )
+        raise DataError(f"{path} holds {' and '.join(found.values())}: choose with --source {' or '.join(found)}")
     return next(iter(found))
 
 
-def _layouts(path: Path, images: list[str]) -> bool:
-    """Whether images, by those that are looked at and can be read, are crosses and strips."""
+def _are_layouts(path: Path, images: list[str]) -> bool:
+    """Whether images are crosses and strips, judged by a few that can be read."""
     sizes = []
-    for name in images[:: -(-len(images) // _LOOKED_AT) or 1]:
+    for name in images[:: -(-len(images) // _MAX_MEASURED) or 1]:
         try:
             sizes.append(read_size(path / name))
         except DataError:

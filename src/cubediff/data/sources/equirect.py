@@ -17,6 +17,11 @@ class EquirectFolder:
     captions: Path | None = None
     captioned: bool = True
 
+    @property
+    def identity(self) -> str:
+        options = f"captions={self.captions!r}, captioned={self.captioned!r}"
+        return f"{type(self).__qualname__}(path={self.path!r}, {options})"
+
     def entries(self) -> Listing:
         files, bad = list_files(self.path, IMAGE_SUFFIXES)
         if not files:

@@ -20,6 +20,10 @@ class ImageFolder:
     path: Path
     captioned: bool = True
 
+    @property
+    def identity(self) -> str:
+        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
+
     def entries(self) -> Listing:
         files, rejected = list_files(self.path, IMAGE_SUFFIXES)
         tables = [name for name in list_files(self.path, (".jsonl",))[0] if PurePosixPath(name).name == METADATA]

@@ -29,6 +29,10 @@ class Shards:
     path: Path
     captioned: bool = True
 
+    @property
+    def identity(self) -> str:
+        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
+
     def entries(self) -> Listing:
         tars, rejected = ([self.path.name], []) if self.path.is_file() else list_files(self.path, (".tar",))
         if not tars:

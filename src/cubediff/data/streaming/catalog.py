@@ -14,7 +14,7 @@ from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar
-from cubediff.data.format.layout import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import read_json_lines
