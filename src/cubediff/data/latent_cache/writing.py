@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from webdataset import TarWriter
 
 from cubediff.data.batches.types import CubeBatch
-from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, ShardSummary
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.latent_cache.source import file_name
@@ -29,7 +29,7 @@ class LatentSplit(TypedDict):
     """A split in the manifest of a dataset of latents."""
 
     samples: int
-    shards: list[dict[str, object]]
+    shards: list[ShardSummary]
 
 
 class LatentManifest(TypedDict):
