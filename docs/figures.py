@@ -62,12 +62,12 @@ def strip() -> None:
     photo = Photo(front, fov=95.0)
     from_photo = pipeline(caption, image=photo, generator=torch.Generator().manual_seed(1)).panoramas[0]
     columns = {"real": image(real), "from its caption": from_text, "from its front face and caption": from_photo}
-    sheet = Image.new("RGB", (3 * 512 + 2 * 12, 256 + 40), "white")
+    sheet = Image.new("RGB", (3 * 512 + 2 * 12, 256 + 52), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (label, picture) in enumerate(columns.items()):
         left = column * (512 + 12)
         sheet.paste(picture.resize((512, 256), Image.Resampling.LANCZOS), (left, 0))
-        draw.text((left + 256, 276), label, fill=INK, font=font(24), anchor="mm")
+        draw.text((left + 256, 282), label, fill=INK, font=font(30), anchor="mm")
     sheet.save(IMAGES / "strip.jpg", quality=90)
 
 
