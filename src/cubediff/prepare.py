@@ -35,7 +35,8 @@ def build(
         typer.Option(
             "--source",
             help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder; or the naming scheme of cubemap faces: "
-            "axes, matterport, words, unity, quake, short, opengl, py360convert. [default: detected]",
+            "axes, matterport, words, unity, quake, short, opengl, py360convert; or a class of yours, module:Class, or "
+            "its name in the entry-point group cubediff.sources. [default: detected]",
             show_default=False,
         ),
     ] = None,
