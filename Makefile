@@ -4,62 +4,62 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint bench clean
 
-PYTHON ?= python3#    the interpreter that .venv is made with
+PYTHON ?= python3#    interpreter to create .venv with
 PROMPT ?= Dewy grass meadow at sunrise with strong golden sun and long shadows
-PHOTO ?= data/photo.jpg#    what `make demo` turns into a panorama
+PHOTO ?= data/photo.jpg#    photo for `make demo` to outpaint
 TRAIN_STEPS ?= 60#    training steps of `make demo`
 STEPS ?= 50#    denoising steps of `make demo`
-PYTEST ?= -n logical --dist loadfile#    one worker a core, a test file never split
+PYTEST ?= -n logical --dist loadfile#    one worker per core; the tests of a file share a worker and its fixtures
 DEMO := experiments/runs/demo
 
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-help: ## what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## a virtual environment in .venv with everything, at the versions of constraints.txt
+setup: $(INSTALLED) ## create .venv and install cubediff with all extras for development, pinned by constraints.txt
 
-demo: $(DEMO)/text/viewer.html $(DEMO)/photo/viewer.html ## train the tiny model on data/samples, then a panorama from a text and one from a photo
+demo: $(DEMO)/text/viewer.html $(DEMO)/photo/viewer.html ## train the tiny model on data/samples, then generate a panorama from a text and one from a photo
 	@echo
 	@for from in text photo; do \
-		echo "from a $$from: $(DEMO)/$$from/panorama.jpg, its faces in $(DEMO)/$$from/faces/"; \
-		echo "  look around in it: open $(CURDIR)/$(DEMO)/$$from/viewer.html in a browser"; \
+		echo "panorama from a $$from: $(DEMO)/$$from/panorama.jpg, faces in $(DEMO)/$$from/faces/"; \
+		echo "  interactive viewer: open $(CURDIR)/$(DEMO)/$$from/viewer.html in a browser"; \
 	done
-	@echo "the trained model: $(DEMO)/train/export (python -m cubediff.generate --model $(DEMO)/train/export …)"
+	@echo "trained model: $(DEMO)/train/export; use it with: cubediff generate --model $(DEMO)/train/export …"
 
-test: $(INSTALLED) ## the tests, warnings as errors and shapes checked at run time
+test: $(INSTALLED) ## run the fast tests: warnings are errors, tensor shapes are checked at run time
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
 
-test-slow: $(INSTALLED) ## the tests that take minutes: the wheel in a clean environment, killed builds, corruptions
+test-slow: $(INSTALLED) ## run the tests that take minutes: a wheel in a clean environment, killed builds, corrupted shards
 	$(PY) -m pytest -m slow
 
-lint: $(INSTALLED) ## ruff, its formatter, codespell and mypy
+lint: $(INSTALLED) ## check style with ruff, spelling with codespell and types with mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m codespell_lib *.md Makefile benchmarks conf data/README.md data/samples/captions.jsonl docs experiments src tests
 	$(PY) -m mypy
 
-bench: $(INSTALLED) ## the projections' speed against py360convert and bare cv2.remap
+bench: $(INSTALLED) ## benchmark the projections against py360convert and cv2.remap; benchmarks/README.md lists more
 	$(PY) benchmarks/projections.py
 
-clean: ## remove what was built: caches, wheels and the demo; not .venv, not other runs
+clean: ## remove caches, wheels and the demo; keep .venv and other runs
 	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO)
 	find src tests conf -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) found, 3.10 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	@[ -x $(PY) ] || $(PYTHON) -m venv .venv || { echo "error: no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: expected Python 3.10 or newer, got $$($(PYTHON) --version); run make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@[ -x $(PY) ] || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing cubediff and its dependencies into .venv (a few minutes)"
 	@$(PY) -m pip install --no-compile -c constraints.txt -e '.[test,dev]' | awk \
 		'/^Collecting/ && ++n % 20 == 0 {print "  " n " packages collected"; fflush()} \
-		 /^Installing collected/ {print "  unpacking them"; fflush()} \
+		 /^Installing collected/ {print "  installing packages"; fflush()} \
 		 /^Successfully installed/ {print "  installed"}'
 	@touch $@
 
 $(DEMO)/shards/manifest.json: $(wildcard data/samples/*) | $(INSTALLED)
-	@echo "== 1/4 shards from the panoramas of data/samples"
+	@echo "== 1/4 building shards from data/samples"
 	@rm -rf $(@D)
 	$(PY) -m cubediff.prepare data/samples $(@D) --captions data/samples/captions.jsonl
 
@@ -70,9 +70,9 @@ $(DEMO)/train/export/model_index.json: $(DEMO)/shards/manifest.json
 		trainer.max_steps=$(TRAIN_STEPS)
 
 $(DEMO)/text/viewer.html: $(DEMO)/train/export/model_index.json
-	@echo "== 3/4 a panorama from a text"
+	@echo "== 3/4 generating a panorama from a text"
 	$(PY) -m cubediff.generate --model $(<D) --prompt "$(PROMPT)" --output $(@D) --steps $(STEPS) --seed 1 --save-faces
 
 $(DEMO)/photo/viewer.html: $(DEMO)/train/export/model_index.json $(PHOTO)
-	@echo "== 4/4 a panorama from a photo"
+	@echo "== 4/4 generating a panorama from a photo"
 	$(PY) -m cubediff.generate --model $(<D) --image $(PHOTO) --output $(@D) --steps $(STEPS) --seed 1 --save-faces

@@ -45,6 +45,8 @@ JOB = ("data.batch_size=2", "trainer.max_steps=3", "trainer.log_every_n_steps=1"
 # Wording, time and place, which may differ.
 IGNORED_FILES = {".html", ".yaml", ".txt", ".lock", ".log"}
 IGNORED_KEYS = {"started", "seconds", "git", "versions", "overrides"}
+# Lightning counts the epoch that a run was interrupted in once more when it resumes.
+IGNORED_KEYS |= {"epoch_progress"}
 IGNORED_COLUMNS = "perf/"
 
 

@@ -1,80 +1,93 @@
-"""How fast panoramas become shards, and what Ray costs: 2048 × 1024 PNG, which have to be re-encoded, of data/samples.
+"""Measures how fast panoramas become shards, and the overhead of Ray.
 
-    python benchmarks/prepare.py [NUMBER]
+    python benchmarks/prepare.py [PANORAMAS] [--rounds N]
 
-The contestants take turns, so that whatever else the machine does meets them all; told are medians over the rounds.
+The panoramas are those of data/samples as PNG of 2048 × 1024 pixels, which must be re-encoded. The configurations take
+turns, so that other load on the machine affects all of them; the results are medians over the rounds.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
+import numpy as np
 
 from cubediff.data.building.engines import Engine, open_engine
 from cubediff.data.building.write import build_shards
 from cubediff.data.sources import open_source
 
-SAMPLES = sorted((Path(__file__).parents[1] / "data" / "samples").glob("*.jpg"))
-ROUNDS = 5
+SAMPLES = sorted((Path(__file__).resolve().parents[1] / "data" / "samples").glob("*.jpg"))
+CONFIGURATIONS: list[tuple[Engine, int]] = [("local", 1), ("local", 2), ("ray", 1), ("ray", 2)]  # engine, workers
+T = TypeVar("T")
 
 
-def panoramas(folder: Path, number: int) -> None:
+def write_panoramas(folder: Path, count: int) -> None:
+    """Writes a folder that `cubediff prepare` reads."""
     folder.mkdir()
-    for i in range(number):
-        image = cv2.imread(str(SAMPLES[i % len(SAMPLES)]))
+    for i in range(count):
+        image = np.asarray(cv2.imread(str(SAMPLES[i % len(SAMPLES)])))
         cv2.imwrite(str(folder / f"{i:06d}.png"), cv2.resize(image, (2048, 1024), interpolation=cv2.INTER_CUBIC))
-    (folder / "prompts.txt").write_text("a panorama\n" * number)
+    (folder / "prompts.txt").write_text("a panorama\n" * count)
 
 
-def rate(source: Path, output: Path, engine: Engine, workers: int) -> tuple[float, float, float]:
-    """Panoramas a second from the first that is done on, seconds until then, and seconds of all."""
+def measure(source: Path, output: Path, engine: Engine, workers: int) -> tuple[float, float, float]:
+    """Builds shards; returns panoramas per second after the first one, seconds until the first, seconds in all."""
     moments: list[float] = []
 
-    def clock(results, total, what):
+    def record(results: Iterable[T], total: int, label: str) -> Iterator[T]:
         for result in results:
-            if what == "reading":
+            if label == "reading":
                 moments.append(time.perf_counter())
             yield result
 
     start = time.perf_counter()
-    build_shards(source, output, engine=engine, workers=workers, progress=clock)
-    whole = time.perf_counter() - start
-    return (len(moments) - 1) / (moments[-1] - moments[0]), moments[0] - start, whole
+    build_shards(source, output, engine=engine, workers=workers, progress=record)
+    seconds = time.perf_counter() - start
+    return (len(moments) - 1) / (moments[-1] - moments[0]), moments[0] - start, seconds
+
+
+def task_overhead(engine: Engine) -> float:
+    """Milliseconds of an empty task on two workers."""
+    with open_engine(engine, 2) as mapped:
+        list(mapped(str, range(10)))
+        start = time.perf_counter()
+        list(mapped(str, range(2000)))
+        return (time.perf_counter() - start) / 2000 * 1e3
 
 
 def main() -> None:
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    contestants: list[tuple[Engine, int]] = [("local", 1), ("local", 2), ("ray", 1), ("ray", 2)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("panoramas", type=int, nargs="?", default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "in"
-        panoramas(source, number)
-        opened = open_source(source)
-        alone, rates = [], {contestant: [] for contestant in contestants}
-        for turn in range(ROUNDS):
+        folder = Path(scratch) / "panoramas"
+        write_panoramas(folder, args.panoramas)
+        source = open_source(folder)
+        one_core: list[float] = []
+        measured: dict[tuple[Engine, int], list[tuple[float, float, float]]] = {key: [] for key in CONFIGURATIONS}
+        for turn in range(args.rounds):
             start = time.perf_counter()
-            for entry in opened.entries()[0]:
-                opened.load(entry, 16384, 95)
-            alone.append(number / (time.perf_counter() - start))
-            for engine, workers in contestants:
-                rates[engine, workers].append(
-                    rate(source, Path(scratch) / f"{engine}{workers}-{turn}", engine, workers)
-                )
-        print(f"decoding, checking and encoding alone, one core: {statistics.median(alone):.2f} panoramas/s")
-        for (engine, workers), told in rates.items():
-            speed, first, whole = map(statistics.median, zip(*told, strict=True))
-            print(
-                f"{engine}, {workers} workers: {speed:.2f} panoramas/s, {speed / workers:.2f} per worker; "
-                f"the first after {first:.1f} s; {number} built in {whole:.1f} s"
-            )
-        for engine in ("local", "ray"):
-            with open_engine(engine, 2) as mapped:
-                list(mapped(str, range(10)))
-                start = time.perf_counter()
-                list(mapped(str, range(2000)))
-                print(f"{engine}, an empty task: {(time.perf_counter() - start) / 2000 * 1e3:.2f} ms")
+            for entry in source.entries()[0]:
+                source.load(entry, 16384, 95)
+            one_core.append(args.panoramas / (time.perf_counter() - start))
+            for engine, workers in CONFIGURATIONS:
+                output = Path(scratch) / f"{engine}{workers}-{turn}"
+                measured[engine, workers].append(measure(folder, output, engine, workers))
+    print(f"decoding, checking and encoding on one core: {statistics.median(one_core):.2f} panoramas/s")
+    for (engine, workers), rounds in measured.items():
+        speed, first, seconds = map(statistics.median, zip(*rounds, strict=True))
+        print(
+            f"{engine}, {workers} workers: {speed:.2f} panoramas/s, {speed / workers:.2f} per worker; "
+            f"first after {first:.1f} s; {args.panoramas} built in {seconds:.1f} s"
+        )
+    for engine in ("local", "ray"):
+        print(f"{engine}, an empty task: {task_overhead(engine):.2f} ms")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Speed of the projections on the CPU against py360convert and against bare cv2.remap, the bound; and how true they
-are on the panoramas of data/samples.
+"""Measures the projections on the CPU against py360convert and against cv2.remap, the upper bound, and their accuracy.
 
-    python benchmarks/projections.py [threads]
+    python benchmarks/projections.py [THREADS] [--rounds N]
 
-The same work on every side: uint8 in and out, 2048 × 1024 panoramas and six 512-pixel faces of 90°, bilinear point
-samples, grids and maps ready. A batch is different panoramas, for py360convert one call after the other. cv2.remap's
-maps are those of our own projections; it is given an image that already has its surroundings. The contestants take
-turns, so that whatever else the machine does meets them all; a ratio is the median over the rounds of py360convert's
-time by the contestant's in the same round: above 1 is faster.
+All sides do the same work: uint8 in and out, 2048 × 1024 panoramas and six 512-pixel faces of 90°, bilinear point
+samples, precomputed grids and maps. A batch holds different panoramas; py360convert is called for one after the other.
+cv2.remap gets the maps of our own projections and an image that is already padded. The implementations take turns, so
+that other load on the machine affects all of them. A ratio is the median over the rounds of py360convert's time divided
+by the implementation's time in the same round: above 1 is faster. The accuracy is that on data/samples.
 """
 
+import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,18 @@ import torch
 from cubediff.geometry import cube_to_equirect, equirect_to_cube
 from cubediff.geometry import projections as geometry
 
-HEIGHT, SIZE, BATCH, ROUNDS = 1024, 512, 16, 11
+HEIGHT, SIZE, BATCH = 1024, 512, 16
 
 
 def main() -> None:
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads()
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("threads", type=int, nargs="?", default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=11)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
     print(f"torch {torch.__version__}, OpenCV {cv2.__version__}, py360convert {py360convert.__version__}")
-    print(f"threads: {threads} for torch and for OpenCV; ms a panorama; medians of {ROUNDS} rounds")
+    print(f"threads: {args.threads} for torch and for OpenCV; ms per panorama; medians of {args.rounds} rounds")
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (BATCH, HEIGHT // 8, HEIGHT // 4, 3), dtype=np.uint8)
     panoramas = [cv2.resize(p, (2 * HEIGHT, HEIGHT), interpolation=cv2.INTER_CUBIC) for p in small]
@@ -46,6 +48,7 @@ def main() -> None:
     maps = geometry._cube_maps(SIZE, 90.0, HEIGHT)
     compare(
         "equirect_to_cube",
+        args.rounds,
         lambda k: py360convert.e2c(panoramas[k], SIZE, cube_format="list"),
         lambda p: equirect_to_cube(p, SIZE, 90.0, antialias=False),
         batch,
@@ -56,24 +59,29 @@ def main() -> None:
     back = geometry._sphere_maps(HEIGHT, 90.0, SIZE)
     compare(
         "cube_to_equirect",
+        args.rounds,
         lambda k: py360convert.c2e(lists[k], HEIGHT, 2 * HEIGHT, cube_format="list"),
         lambda p: cube_to_equirect(p, HEIGHT, 90.0),
         cubes,
         cube_planes,
         lambda: cv2.remap(atlas, *back, cv2.INTER_LINEAR),
     )
-    fidelity()
+    accuracy()
 
 
-def fidelity() -> None:
-    """Agreement with py360convert on its own grid at 90°, and the way to 95° faces and back, bicubic in float."""
+def accuracy() -> None:
+    """Prints the PSNR against py360convert on its own grid at 90°, and of the round trip to 95° faces and back.
+
+    The round trip is bicubic in float32.
+    """
     agreement, round_trip = [], []
     for path in sorted((Path(__file__).parents[1] / "data" / "samples").glob("*.jpg")):
-        image = cv2.imread(str(path))
+        image = np.asarray(cv2.imread(str(path)))
         panorama = torch.from_numpy(image).permute(2, 0, 1)[None]
         height, width = image.shape[:2]
         size = width // 4
-        border = math.degrees(2 * math.atan(size / (size - 1)))  # its outermost samples lie on the face's border
+        # py360convert's outermost samples lie on the border of the face.
+        border = math.degrees(2 * math.atan(size / (size - 1)))
         ours = equirect_to_cube(panorama.float(), size, border, antialias=False)[0].permute(0, 2, 3, 1).numpy()
         theirs = py360convert.e2c(image, size, cube_format="list")
         agreement += [cv2.PSNR(a, b.astype(np.float32), 255) for a, b in zip(ours, theirs, strict=True)]
@@ -81,38 +89,50 @@ def fidelity() -> None:
         back = cube_to_equirect(faces, height, mode="bicubic")[0].clamp(0, 255).permute(1, 2, 0).numpy()
         round_trip.append(cv2.PSNR(image.astype(np.float32), back, 255))
     print(f"\n{'data/samples, PSNR in dB':40}{'mean':>8}{'worst':>8}")
-    for name, values in (("faces against py360convert's", agreement), ("to 95° faces and back", round_trip)):
+    for name, values in (("faces, against py360convert", agreement), ("round trip to 95° faces", round_trip)):
         print(f"{name:40}{statistics.mean(values):8.1f}{min(values):8.1f}")
 
 
 def compare(
     title: str,
+    rounds: int,
     theirs: Callable[[int], object],
     ours: Callable[[torch.Tensor], torch.Tensor],
     batch: torch.Tensor,
     planes: torch.Tensor,
     bound: Callable[[], object],
 ) -> None:
-    contestants = {
+    """Prints the times of one projection.
+
+    Args:
+        title: Name of the projection.
+        rounds: Number of timed rounds.
+        theirs: Projects one panorama, given by its index, with py360convert.
+        ours: Projects a batch.
+        batch: Input of `ours`, with channels last in memory.
+        planes: The same input, with contiguous planes.
+        bound: Runs cv2.remap alone.
+    """
+    implementations: dict[str, tuple[int, Callable[[], object]]] = {
         "py360convert": (1, lambda: theirs(0)),
         "cubediff": (1, lambda: ours(batch[:1])),
         "cubediff, planar memory": (1, lambda: ours(planes[:1])),
-        "cv2.remap, the bound": (1, bound),
+        "cv2.remap (bound)": (1, bound),
         f"py360convert, {BATCH}": (BATCH, lambda: [theirs(k) for k in range(BATCH)]),
         f"cubediff, batch of {BATCH}": (BATCH, lambda: ours(batch)),
         f"cubediff, planar, {BATCH}": (BATCH, lambda: ours(planes)),
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS + 1):  # the first round fills caches
-        for name, (panoramas, run) in contestants.items():
+    times: dict[str, list[float]] = {name: [] for name in implementations}
+    for _ in range(rounds + 1):  # the first round fills caches
+        for name, (panoramas, run) in implementations.items():
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / panoramas * 1e3)
-    print(f"\n{title:26}{'ms':>8}{'least':>8}{'ratio':>8}")
-    for name, taken in times.items():
-        peer = times["py360convert" if contestants[name][0] == 1 else f"py360convert, {BATCH}"]
-        ratio = statistics.median(a / b for a, b in zip(peer[1:], taken[1:], strict=True))
-        print(f"{name:26}{statistics.median(taken[1:]):8.1f}{min(taken[1:]):8.1f}{ratio:8.2f}")
+    print(f"\n{title:26}{'ms':>8}{'min':>8}{'ratio':>8}")
+    for name, laps in times.items():
+        peer = times["py360convert" if implementations[name][0] == 1 else f"py360convert, {BATCH}"]
+        ratio = statistics.median(a / b for a, b in zip(peer[1:], laps[1:], strict=True))
+        print(f"{name:26}{statistics.median(laps[1:]):8.1f}{min(laps[1:]):8.1f}{ratio:8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""Measures the stream against its bound, the decoding of JPEG alone: python benchmarks/stream.py."""
+"""Measures the training data stream against its upper bound, JPEG decoding alone.
+
+    python benchmarks/stream.py [--rounds N] [--epochs N]
+
+Prints panoramas per CPU second, which other load on the machine disturbs least.
+"""
 
 import argparse
 import json
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import cv2
 import numpy as np
@@ -15,18 +21,19 @@ import torch
 from cubediff.data import PanoramaDataModule, build_shards
 
 HEIGHT, FACE, BATCH = 1024, 512, 4
-COUNT, EPOCHS = 32, 8
+COUNT = 32  # panoramas
 
 
 def panorama(seed: int) -> np.ndarray:
-    """Noise of all sizes, in a JPEG of about as many bytes as a photograph's."""
+    """Returns noise of all scales (H, 2H, 3), whose JPEG has about as many bytes as a photograph's."""
     rng = np.random.default_rng(seed)
     octaves = [rng.normal(size=(2**k, 2 ** (k + 1), 3)) * 1.5**-k for k in range(1, 11)]
     image = sum(cv2.resize(octave, (2 * HEIGHT, HEIGHT), interpolation=cv2.INTER_CUBIC) for octave in octaves)
-    return np.clip(128 + 50 * np.asarray(image), 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(128 + 50 * np.asarray(image), 0, 255).astype(np.uint8)
+    return pixels
 
 
-def dataset(folder: Path) -> Path:
+def write_shards(folder: Path) -> Path:
     source = folder / "source"
     source.mkdir()
     for i in range(COUNT):
@@ -38,60 +45,55 @@ def dataset(folder: Path) -> Path:
 
 
 def per_second(work: Callable[[], None], count: int, rounds: int) -> float:
-    """Panoramas for each second of the cores that this process takes, whatever else the machine does; of the best of
-    some rounds."""
-
-    def spent() -> float:
-        usage = getrusage(RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime
-
-    best = float("inf")
+    """Returns `count` divided by the CPU seconds of `work`, threads included, in the best of the rounds."""
+    best = math.inf
     for _ in range(rounds):
-        start = spent()
+        start = time.process_time()
         work()
-        best = min(best, spent() - start)
+        best = min(best, time.process_time() - start)
     return count / best
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of a round")
+    args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        shards = dataset(Path(folder))
+        shards = write_shards(Path(folder))
         files = [path.read_bytes() for path in sorted((Path(folder) / "source").glob("*.jpg"))]
 
         def decode() -> None:
-            for file in files * EPOCHS:
+            for file in files * args.epochs:
                 cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
 
         def stream(workers: int, cubes: bool = False) -> None:
             module = PanoramaDataModule(shards, batch_size=BATCH, face_size=FACE, num_workers=workers)
             loader = module.train_dataloader()
-            for _ in range(1 if cubes else EPOCHS):
+            for _ in range(1 if cubes else args.epochs):
                 for batch in loader:
                     if cubes:
                         module.on_after_batch_transfer(batch, 0)
 
-        kinds = {
+        cases: dict[str, Callable[[], None]] = {
             "JPEG decoding alone": decode,
-            "stream to batches, in this process": lambda: stream(0),
-            "stream to batches, by a thread": lambda: stream(1),
-            "stream to batches, by two threads": lambda: stream(2),
+            "stream to batches, no thread": lambda: stream(0),
+            "stream to batches, one thread": lambda: stream(1),
+            "stream to batches, two threads": lambda: stream(2),
             f"stream to 6 × {FACE} × {FACE} cubes on the CPU": lambda: stream(0, cubes=True),
         }
         size = sum(map(len, files)) / len(files) / 1e3
         print(f"{COUNT} panoramas of {2 * HEIGHT} × {HEIGHT} pixels, {size:.0f} kB each")
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, OpenCV {cv2.__version__}")
         rates = {
-            name: per_second(work, COUNT, 1) if "cubes" in name else per_second(work, COUNT * EPOCHS, options.rounds)
-            for name, work in kinds.items()
+            name: per_second(work, COUNT, 1) if "cubes" in name else per_second(work, COUNT * args.epochs, args.rounds)
+            for name, work in cases.items()
         }
         bound = next(iter(rates.values()))
         for name, rate in rates.items():
-            print(f"{name:40} {rate:6.1f} panoramas per second of a core, {rate / bound:5.0%} of the bound")
+            print(f"{name:40} {rate:6.1f} panoramas per CPU second, {rate / bound:5.0%} of the bound")
 
 
 if __name__ == "__main__":
