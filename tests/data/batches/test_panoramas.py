@@ -378,6 +378,7 @@ def test_a_folder_that_is_no_dataset_is_refused_before_training(tmp_path: Path, 
         {"flip": 1.5},
         {"limit_val": 0},
         {"num_workers": -1},
+        {"stages": [3]},
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
+from webdataset.utils import PipelineStage
+
 from cubediff.data.streaming.stream import Stage
 
 
@@ -65,6 +67,12 @@ class StreamSettings:
             raise ValueError(f"cache_gb must be above 0, got {self.cache_gb}")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share must be in [0, 1], got {self.max_skipped_share}")
+        for stage in self.stages or ():
+            if not callable(stage) and not isinstance(stage, PipelineStage):
+                raise ValueError(
+                    "stages must be stages of a webdataset.DataPipeline, such as webdataset.map(function), got "
+                    f"{stage!r}"
+                )
 
 
 def stream_options(options: Mapping[str, object]) -> StreamOptions:

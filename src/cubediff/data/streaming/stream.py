@@ -80,12 +80,6 @@ class Stream(Generic[SampleT, BatchT]):
     ) -> None:
         self.reader, self.order, self.decoder = reader, order, decoder
         self.stages = list(stages)
-        for stage in self.stages:
-            if not callable(stage) and not isinstance(stage, PipelineStage):
-                raise StageError(
-                    "data.stages must hold stages of a webdataset.DataPipeline, such as webdataset.map(function), got "
-                    f"{stage!r}"
-                )
         self.skips = SkipCounter()
 
     def source(self, positions: Iterable[int], index: int | None = None) -> Iterator[Sample]:
