@@ -41,19 +41,51 @@ TYPER = {
 OTHERS = {"cd", "docker", "find", "gcloud", "git", "mkdir", "pre-commit", "sbatch", "sed", "source", "torchrun"}
 # Wordings with a better equivalent in the terms of diffusers, PyTorch and Lightning.
 REPLACED = (
-    *(
-        "average of the weights",
-        "averaged weights",
-        "goes on",
-        "go on from",
-        "went on",
-        "was cut",
-        "is told",
-        "are told",
-    ),
-    *("by its sum", " sums of", "left-out steps", "left out steps", "is left out", "passed over", "folders of ours"),
-    *("in parts", "of those that", "what is trained", "share of the gpu", "place in the stream", "mirrored", "unheard"),
-    *("none but", "whatever the", "wishes", "a room of", "what keeps", "what a run", "turned by"),
+    *("average of the weights", "averaged weights", "goes on", "go on from", "went on"),
+    *("was cut", "is told", "are told", "by its sum", " sums of", "left-out steps", "left out steps"),
+    *("passed over", "folders of ours", "in parts", "of those that", "what is trained", "share of the gpu"),
+    *("place in the stream", "mirrored", "unheard", "none but", "whatever", "wishes", "a room of"),
+    *("what keeps", "what a run", "turned by"),
+)
+# Files of the package and of conf/ that still have some of these, with how many: remove entries, add none.
+OFFENDERS: dict[str, int] = {
+    "conf/callbacks/default.yaml": 1,
+    "conf/callbacks/none.yaml": 1,
+    "conf/data/panoramas.yaml": 1,
+    "conf/objective/v_prediction.yaml": 1,
+    "conf/train.yaml": 2,
+    "conf/trainer/fsdp.yaml": 1,
+    "src/cubediff/configs/arguments.py": 1,
+    "src/cubediff/data/building/captioning.py": 1,
+    "src/cubediff/data/building/report.html": 1,
+    "src/cubediff/data/streaming/stream.py": 1,
+    "src/cubediff/diffusion/objective.py": 1,
+    "src/cubediff/images/reading.py": 3,
+    "src/cubediff/models/stable_diffusion.py": 1,
+    "src/cubediff/models/trainable.py": 1,
+    "src/cubediff/pages/viewer.html": 1,
+    "src/cubediff/planning/report.py": 1,
+    "src/cubediff/runs/export.py": 1,
+    "src/cubediff/runs/fit.py": 2,
+    "src/cubediff/runs/record.py": 1,
+    "src/cubediff/runs/resume.py": 5,
+    "src/cubediff/runs/sweeps/results.py": 3,
+    "src/cubediff/train.py": 1,
+    "src/cubediff/training/callbacks/__init__.py": 1,
+    "src/cubediff/training/callbacks/checkpoint.py": 4,
+    "src/cubediff/training/callbacks/ema.py": 3,
+    "src/cubediff/training/callbacks/guards.py": 3,
+    "src/cubediff/training/checkpoint_io.py": 3,
+    "src/cubediff/training/fsdp.py": 4,
+    "src/cubediff/training/loggers.py": 2,
+    "src/cubediff/training/metric_table.py": 1,
+    "src/cubediff/training/module.py": 3,
+    "src/cubediff/utils/ranks.py": 1,
+}
+SOURCES = sorted(
+    path
+    for folder, pattern in (("src", "*.py"), ("src", "*.html"), ("conf", "*.yaml"))
+    for path in (ROOT / folder).rglob(pattern)
 )
 
 
@@ -174,10 +206,21 @@ def test_pictures_are_small_and_shown(image: Path) -> None:
     assert any(f"images/{image.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
+def replaced_phrases(path: Path) -> list[str]:
+    """The phrases of REPLACED in a file, also over a line end within a comment."""
+    text = " ".join(path.read_text(encoding="utf-8").lower().replace("#", " ").split())
+    return [phrase for phrase in REPLACED for _ in range(text.count(phrase))]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_use_the_terms_of_the_field(page: Path) -> None:
-    text = " ".join(page.read_text(encoding="utf-8").lower().split())
-    assert [phrase for phrase in REPLACED if phrase in text] == []
+    assert replaced_phrases(page) == []
+
+
+def test_docstrings_messages_and_configs_use_the_terms_of_the_field() -> None:
+    found = {str(path.relative_to(ROOT)): replaced_phrases(path) for path in SOURCES}
+    more = {name: phrases for name, phrases in found.items() if len(phrases) > OFFENDERS.get(name, 0)}
+    assert more == {}
 
 
 def is_runnable(arguments: list[str]) -> bool:
