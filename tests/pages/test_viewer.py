@@ -373,7 +373,7 @@ def test_buttons_have_names_and_work(page: Page) -> None:
     assert view(page)["fov"] == pytest.approx(90)
     page.evaluate("cubediffViewer.setView(90, 20)")
     assert view(page)["yaw"] == 90
-    heading = page.get_by_role("button", name="Look to the front")
+    heading = page.get_by_role("button", name="Reset the view")
     assert heading.inner_text().split() == ["90°", "right", "20°", "up"]
     heading.click()
     assert view(page) == FRONT
@@ -471,7 +471,7 @@ def test_a_lost_context_is_announced_and_the_view_comes_back(open_page: Opener, 
         "window.loss = context.getExtension('WEBGL_lose_context'); loss.loseContext()"
     )
     page.wait_for_function("() => !document.getElementById('message').hidden")
-    assert "taken away" in page.get_by_role("alert").inner_text()
+    assert "context was lost" in page.get_by_role("alert").inner_text()
     page.evaluate("loss.restoreContext()")
     page.wait_for_function("() => document.getElementById('message').hidden")
     assert np.abs(seen(page, 90, 0, 90) - noise[1]).max() <= 2

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: the panorama viewer, charts, escaping."""
+"""HTML output: the panorama viewer, charts, templates and escaping."""

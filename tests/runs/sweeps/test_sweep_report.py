@@ -122,10 +122,10 @@ def test_an_axis_has_a_few_ticks_that_lie_on_it_in_order(values: list[float]) ->
     axis = _Axis(values, 100)
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 9
-    places = [axis.place(value) for value, _ in ticks]
+    places = [axis.position(value) for value, _ in ticks]
     assert places == sorted(places)
     assert all(-1e-6 <= place <= 100 + 1e-6 for place in places)
-    assert all(0 <= axis.place(value) <= 100 for value in values)
+    assert all(0 <= axis.position(value) <= 100 for value in values)
     assert len({text for _, text in ticks}) == len(ticks)
 
 
