@@ -378,7 +378,9 @@ def test_an_unreadable_photo_is_named(model, photo, tmp_path):
 
 def test_a_photo_above_pillows_limit_of_pixels_is_refused(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    refused(run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable image (Image size")
+    refused(
+        run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable image (unreadable: Image size"
+    )
 
 
 def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path):

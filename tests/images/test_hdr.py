@@ -8,8 +8,8 @@ import OpenEXR
 import pytest
 from support.pictures import shown
 
-from cubediff.data.sources import load_panorama
 from cubediff.images.hdr import read_radiance, tone_map
+from cubediff.images.panorama import load_panorama
 from cubediff.utils.errors import DataError
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 from support.pictures import picture, shown
 
-from cubediff.data.sources import load_panorama, own_limits
+from cubediff.images.panorama import load_panorama
+from cubediff.images.reading import without_pillow_limits
 from cubediff.utils.errors import DataError
 
 
@@ -148,12 +149,12 @@ def test_pillows_settings_come_back_when_the_last_thread_leaves() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with own_limits():
+        with without_pillow_limits():
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=other)
-    with own_limits():
+    with without_pillow_limits():
         thread.start()
         assert inside.wait(10)
     assert Image.MAX_IMAGE_PIXELS is None  # the other one still reads

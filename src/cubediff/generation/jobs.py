@@ -148,14 +148,11 @@ def open_photo(photo: PhotoFile) -> "Photo":
         ValueError: If the file is not a readable image, or the camera's angles are invalid.
     """
     # Imported here so that --help does not wait for torch.
-    import PIL.Image
-    import PIL.ImageOps
-
     from cubediff.geometry.photos import Photo
+    from cubediff.images.reading import read_image
 
     try:
-        with PIL.Image.open(photo.file) as opened:
-            image = PIL.ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        image = read_image(Path(photo.file))
+    except (OSError, ValueError) as error:
         raise ValueError(f"--image {photo.file}: not a readable image ({error})") from error
     return Photo(image, photo.fov, photo.yaw, photo.pitch, photo.roll)

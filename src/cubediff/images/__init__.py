@@ -1,1 +1,1 @@
-"""Image files: reading, HDR tone mapping, writing."""
+"""The one reader and writer of image files: formats, orientation, colour profiles, alpha, size limits, HDR."""

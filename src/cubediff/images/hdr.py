@@ -1,10 +1,11 @@
-"""High dynamic range: Radiance .hdr, OpenEXR and floating-point TIFF to radiance, and radiance to sRGB with an exposure
-that the sphere sets itself (the paper trains on Poly Haven's HDRIs and is silent on their tone map)."""
+"""High dynamic range images: Radiance .hdr, OpenEXR and floating-point TIFF, and their tone mapping to sRGB.
+
+The paper trains on Poly Haven's HDRIs without naming a tone map; here the exposure adapts to each panorama."""
 
 from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import cv2
 import numpy as np
@@ -12,14 +13,33 @@ from jaxtyping import Bool, Float, UInt8
 
 from cubediff.utils.errors import DataError
 
+if TYPE_CHECKING:
+    import OpenEXR
+
 _EXR_LAYERS = ("RGB", "RGBA", "Y")
-_HDR_HEADER = 1 << 16  # bytes in which a Radiance header has to end
+_HDR_HEADER = 1 << 16  # bytes; a Radiance header is expected to end within them
 
 
-def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
-    """Linear radiance of a panorama as sRGB, and what was done: exposure set by the sphere's mean log luminance to
-    0.18, then Reinhard's extended curve with the brightest thousandth as white. Raises DataError on NaN, infinity and
-    darkness."""
+class ToneMap(TypedDict):
+    """How radiance was tone-mapped: the curve's name, the exposure, and the exposed luminance that becomes white."""
+
+    curve: str
+    exposure: float
+    white: float
+
+
+def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w 3"], ToneMap]:
+    """Tone-maps the linear radiance of an equirectangular panorama to sRGB.
+
+    The exposure brings the mean log luminance over the sphere to 0.18; then Reinhard's extended curve, with the
+    99.9 % quantile of luminance as white (Reinhard et al., "Photographic Tone Reproduction", SIGGRAPH 2002).
+
+    Returns:
+        sRGB levels, and the settings of the tone map.
+
+    Raises:
+        DataError: If pixels are NaN or infinite, or all are black.
+    """
     if not np.isfinite(radiance).all():
         bad = int((~np.isfinite(radiance)).any(-1).sum())
         raise DataError(f"{bad} pixels are NaN or infinite: repair the HDR file")
@@ -35,12 +55,20 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     mapped = exposed * (1 + exposed / white**2) / (1 + exposed)
     linear = np.clip(radiance * (mapped / np.maximum(luminance, 1e-12))[..., None], 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    record = {"curve": "reinhard_extended", "exposure": float(f"{exposure:.6g}"), "white": float(f"{white:.6g}")}
+    record: ToneMap = {
+        "curve": "reinhard_extended",
+        "exposure": float(f"{exposure:.6g}"),
+        "white": float(f"{white:.6g}"),
+    }
     return np.round(srgb * 255).astype(np.uint8), record
 
 
 def radiance_size(file: BufferedReader | BytesIO) -> tuple[int, int]:
-    """Width and height that a Radiance header claims."""
+    """Width and height by a Radiance header, in pixels.
+
+    Raises:
+        SyntaxError: If the header has no resolution.
+    """
     for line in file.read(_HDR_HEADER).split(b"\n"):
         if line.startswith((b"-Y", b"+Y")):
             height, width = line.split()[1::2]
@@ -49,7 +77,11 @@ def radiance_size(file: BufferedReader | BytesIO) -> tuple[int, int]:
 
 
 def read_radiance(path: Path) -> Float[np.ndarray, "h w 3"]:
-    """The pixels of a Radiance or floating-point TIFF file."""
+    """Reads the pixels of a Radiance or floating-point TIFF file.
+
+    Raises:
+        DataError: If OpenCV cannot decode it, or its pixels are not 32-bit floats.
+    """
     try:  # not imdecode, which writes Radiance bytes to a temporary file
         image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
     except cv2.error:
@@ -57,13 +89,17 @@ def read_radiance(path: Path) -> Float[np.ndarray, "h w 3"]:
     if image is None:
         raise DataError("truncated or unreadable: OpenCV cannot decode it")
     if image.dtype != np.float32:
-        raise DataError(f"unreadable: {image.dtype} pixels of a kind that Pillow does not know; save it as PNG")
+        raise DataError(f"unreadable: {image.dtype} pixels in a layout that Pillow does not know; save it as PNG")
     return image
 
 
 def exr_size(path: Path) -> tuple[int, int]:
-    """Width and height that an OpenEXR file's header claims."""
-    header = _exr(path, header_only=True).header()
+    """Width and height by the header of an OpenEXR file, in pixels.
+
+    Raises:
+        DataError: If the file is damaged, has several parts, or is cropped.
+    """
+    header = _open_exr(path, header_only=True).header()
     (left, top), (right, bottom) = header["dataWindow"]
     if any((a != b).any() for a, b in zip(header["dataWindow"], header["displayWindow"], strict=True)):
         raise DataError("its data window is not its display window: save the whole sphere, uncropped")
@@ -73,9 +109,17 @@ def exr_size(path: Path) -> tuple[int, int]:
 def read_exr(
     path: Path, check: Callable[[int, int], None]
 ) -> tuple[Float[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"] | None]:
-    """The pixels of an OpenEXR file of one part, and which are opaque where it has alpha."""
+    """Reads the pixels of a single-part OpenEXR file, and which of them are opaque if it has alpha.
+
+    Args:
+        path: The file.
+        check: Called with width and height before pixels are decoded.
+
+    Raises:
+        DataError: If the file is damaged or has no colour channels, or `check` raises it.
+    """
     check(*exr_size(path))
-    with _exr(path) as file:
+    with _open_exr(path) as file:
         channels = file.channels()
         layer = next((name for name in _EXR_LAYERS if name in channels), None)
         if layer is None:
@@ -87,9 +131,9 @@ def read_exr(
     return np.ascontiguousarray(pixels[..., :3]), opaque
 
 
-def _exr(path: Path, header_only: bool = False) -> Any:
+def _open_exr(path: Path, header_only: bool = False) -> "OpenEXR.File":
     try:
-        import OpenEXR  # not OpenCV's reader, which its wheels leave out since 5.0
+        import OpenEXR  # an optional extra; OpenCV's wheels read no EXR since 5.0
     except ImportError:
         raise DataError(".exr needs the OpenEXR package: pip install 'cubediff[exr]', or save it as .hdr") from None
     try:
@@ -97,8 +141,10 @@ def _exr(path: Path, header_only: bool = False) -> Any:
         parts = len(file.parts)
     except Exception as error:
         raise DataError(
-            f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'no OpenEXR file'}"
+            f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'not an OpenEXR file'}"
         ) from error
     if parts != 1:
-        raise DataError(f"{parts} parts: save the panorama as a file by itself" if parts else "truncated or unreadable")
+        raise DataError(
+            f"{parts} parts: save the panorama as a file of its own" if parts else "truncated or unreadable"
+        )
     return file

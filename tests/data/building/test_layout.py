@@ -22,7 +22,7 @@ from support.builds import build, contents, panoramas
 from cubediff.data import DataError, build_shards
 from cubediff.data.building import journal as journal_module
 from cubediff.data.building.check import check_shards
-from cubediff.images import reading as images
+from cubediff.images import panorama as images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
 

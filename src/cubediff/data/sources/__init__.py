@@ -4,7 +4,8 @@ packages. Each panorama is listed with its caption or rejected with a reason."""
 from cubediff.data.sources.base import Entry, Panorama, Rejection, Source, check_source
 from cubediff.data.sources.detect import KINDS, open_source
 from cubediff.images.hdr import tone_map
-from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama, own_limits
+from cubediff.images.panorama import load_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
 __all__ = [
@@ -18,6 +19,5 @@ __all__ = [
     "check_source",
     "load_panorama",
     "open_source",
-    "own_limits",
     "tone_map",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cubediff.images.reading import Panorama
+from cubediff.images.panorama import Panorama
 from cubediff.utils.errors import DataError
 
 __all__ = ["Entry", "Listing", "Panorama", "Rejection", "Source", "check_source", "list_files", "printable"]

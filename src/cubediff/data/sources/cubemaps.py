@@ -14,7 +14,8 @@ from cubediff.data.sources.captions import Listing, read_captions
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
-from cubediff.images.reading import IMAGE_SUFFIXES, MIN_WIDTH, Picture, check_opaque, decode, encode, faults
+from cubediff.images.panorama import MIN_WIDTH, check_opaque, encode_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES, DecodedImage, decode, decoding
 from cubediff.utils.errors import DataError
 
 _ROUGH = 8.0  # levels between neighbouring faces below which another reading is not even considered
@@ -54,7 +55,7 @@ class Cubemaps:
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         group = self._listing[0].get(entry.file)
-        with faults():
+        with decoding():
             name, cube = self._image(entry.file, max_width) if group is None else self._six(group, max_width)
             # Four faces go around, so 4 S pixels do. That is 0.64 S a radian, where a face has S/2 at its centre and S
             # at the middle of an edge: wide enough for what most of a face holds.
@@ -62,7 +63,7 @@ class Cubemaps:
             size = faces.shape[1]
             tensor = torch.from_numpy(faces).permute(0, 3, 1, 2)[None].contiguous()
             panorama = cube_to_equirect(tensor, 2 * size, fov=90.0, mode="bicubic")[0].permute(1, 2, 0).numpy()
-            jpeg, record = encode(panorama, quality)
+            jpeg, record = encode_panorama(panorama, quality)
         return Panorama(jpeg, 4 * size, 2 * size, None, {"cubemap": name, "face_size": size} | record)
 
     @cached_property
@@ -73,10 +74,10 @@ class Cubemaps:
 
     def _six(self, group: Group, max_width: int) -> tuple[str, Cube]:
         scheme, files = next(iter(group.readings.items()))
-        pictures: dict[str, Picture] = {}
+        pictures: dict[str, DecodedImage] = {}
         for file in files.values():
             try:
-                with faults(), (self.path / file).open("rb") as opened:
+                with decoding(), (self.path / file).open("rb") as opened:
                     pictures[file] = decode(opened, file, lambda w, h: _check_face(w, h, max_width))
                     check_opaque(pictures[file].opaque)
             except DataError as error:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cubediff.data.sources.base import Entry, Panorama, list_files
 from cubediff.data.sources.captions import Listing, read_captions
-from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama
+from cubediff.images.panorama import load_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
 

@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files
 from cubediff.data.sources.captions import Listing, read_json_lines, read_text
-from cubediff.images.reading import IMAGE_SUFFIXES, load_panorama
+from cubediff.images.panorama import load_panorama
+from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
 METADATA = "metadata.jsonl"

@@ -11,7 +11,8 @@ from typing import Any
 
 from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files, printable
 from cubediff.data.sources.captions import Listing, entry_from, parse_object
-from cubediff.images.reading import as_panorama, check_panorama, decode, faults
+from cubediff.images.panorama import as_panorama, check_panorama
+from cubediff.images.reading import decode, decoding
 from cubediff.utils.errors import DataError
 
 MEMBERS = ("jpg", "jpeg", "png", "webp")  # of a sample the first of these is its panorama
@@ -59,7 +60,7 @@ class Shards:
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         tar, key, suffix = _split(entry.file)
         path = self._tar(tar)
-        with faults():
+        with decoding():
             data = _read(path, _samples(*_version(path))[0][key][suffix])
 
             def check(width: int, height: int) -> None:

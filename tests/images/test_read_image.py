@@ -1,0 +1,107 @@
+"""Photos of any format become upright 8-bit sRGB images with their camera's EXIF tags."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+from support.pictures import SAMPLES, picture
+
+from cubediff.images.reading import read_image
+from cubediff.utils.errors import DataError
+
+FOCAL_LENGTH_35MM = 0xA405
+
+
+def tags(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[FOCAL_LENGTH_35MM] = 28
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "RGB", {}),
+        ("a.jpg", "L", {}),
+        ("a.jpg", "CMYK", {}),
+        ("no suffix", "RGB", {"format": "PNG"}),
+        ("a.png", "RGBA", {}),
+        ("a.png", "LA", {}),
+        ("a.png", "P", {}),
+        ("a.png", "1", {}),
+        ("a.png", "RGB", {"transparency": (0, 0, 0)}),
+        ("a.webp", "RGBA", {"lossless": True}),
+        ("a.tif", "RGB", {}),
+        ("a.bmp", "RGB", {}),
+        ("a.gif", "RGB", {"save_all": True, "append_images": [picture(1)]}),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_ordinary_photo_keeps_the_pixels_that_pillow_reads(
+    tmp_path: Path, name: str, mode: str, options: dict, orientation: int
+) -> None:
+    photo = picture().convert(mode)
+    if photo.has_transparency_data:
+        photo.putalpha(photo.convert("L"))
+    if not name.endswith((".bmp", ".gif")):
+        options = options | {"exif": tags(orientation)}
+    photo.save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as opened:
+        expected = ImageOps.exif_transpose(opened)
+    image = read_image(tmp_path / name)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.convert("RGB")))
+    assert dict(image.getexif().get_ifd(0x8769)) == dict(expected.getexif().get_ifd(0x8769))
+
+
+def test_a_rotated_photo_keeps_its_focal_length(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.jpg", exif=tags(6))
+    image = read_image(tmp_path / "a.jpg")
+    assert image.size == (32, 64)
+    assert image.getexif().get_ifd(0x8769)[FOCAL_LENGTH_35MM] == 28
+    assert 0x0112 not in image.getexif()
+
+
+def test_the_samples_are_read_unchanged() -> None:
+    for path in sorted(SAMPLES.glob("*.jpg"))[:5]:
+        np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(Image.open(path)))
+
+
+def test_a_foreign_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
+    """The profile says red where the file says green, and the other way round."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    picture().save(tmp_path / "a.png", icc_profile=swapped)
+    image = read_image(tmp_path / "a.png")
+    levels = np.asarray(picture(), np.float64)
+    assert np.abs(np.asarray(image, np.float64) - levels[..., [1, 0, 2]]).mean() < 3
+    assert np.abs(np.asarray(image, np.float64) - levels).mean() > 20
+    assert "icc_profile" not in image.info
+
+
+def test_what_is_not_a_photo_is_refused_with_the_reason(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "text.jpg").write_text("no image")
+    picture().save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
+    for name, reason in {
+        "deep.png": "mode 'I;16', more than 8 bits a channel: save it as 8-bit RGB",
+        "float.tif": "mode 'F', more than 8 bits a channel",
+        "text.jpg": "unreadable: not an image of a known kind",
+        "cut.jpg": "truncated: image file is truncated",
+        "missing.jpg": "unreadable: No such file or directory",
+        ".": "unreadable: Is a directory",
+    }.items():
+        with pytest.raises(DataError, match=reason):
+            read_image(tmp_path / name)
+
+
+def test_more_pixels_than_pillow_allows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"Image size \(2048 pixels\) exceeds limit of 1000 pixels"):
+        read_image(tmp_path / "a.png")
