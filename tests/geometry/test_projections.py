@@ -1,5 +1,5 @@
-"""Geometry against its conventions, written out once more in float64, against other converters, and on the
-sample panoramas (CubeDiff, section 3)."""
+"""Projections against float64 references of the conventions, against other converters, and on the sample panoramas
+(CubeDiff, section 3)."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def sphere(height: int) -> Tensor:
-    """The panorama (1, 3, H, 2H) of which every pixel's colour is its own direction, in float64."""
+    """A panorama (1, 3, H, 2H) in float64; the colour of a pixel is its direction."""
     pixels = np.empty((3, height, 2 * height))
     for i in range(height):
         for j in range(2 * height):
@@ -55,22 +55,22 @@ def sphere(height: int) -> Tensor:
 
 
 def reference_ray(face: str, row: int, column: int, size: int, fov: float) -> np.ndarray:
-    """The direction of one face pixel, by turning the front face's ray towards the face step by step."""
+    """The direction of a face pixel: the ray of the front face, rotated to the face in quarter turns."""
     t = math.tan(math.radians(fov) / 2)
     x, y, z = t * ((2 * column + 1) / size - 1), -t * ((2 * row + 1) / size - 1), 1.0
-    if face in ("up", "down"):  # look up: front goes to up, what was up goes behind
+    if face in ("up", "down"):  # look up: front becomes up, up becomes back
         y, z = (z, -y) if face == "up" else (-z, y)
-    for _ in range({"right": 1, "back": 2, "left": 3}.get(face, 0)):  # turn right: front goes to right
+    for _ in range({"right": 1, "back": 2, "left": 3}.get(face, 0)):  # turn right: front becomes right
         x, z = z, -x
     return np.array([x, y, z]) / math.sqrt(x * x + y * y + z * z)
 
 
 def reference_sample(panorama: np.ndarray, ray: np.ndarray) -> float:
-    """Bilinear sample of an H × 2H panorama, column by column, over the poles and around the back."""
+    """Bilinear sample of an H × 2H panorama, continued over the poles and around the back."""
     height, width = panorama.shape
 
     def pixel(i: int, j: int) -> float:
-        if not 0 <= i < height:  # beyond a pole the meridian goes on half a turn away
+        if not 0 <= i < height:  # beyond a pole the meridian continues half a turn away
             i, j = (-1 - i if i < 0 else 2 * height - 1 - i), j + width // 2
         return panorama[i, j % width]
 
@@ -88,7 +88,7 @@ def reference_sample(panorama: np.ndarray, ray: np.ndarray) -> float:
 
 @pytest.mark.parametrize("fov", [60.0, 90.0, 95.0])
 @pytest.mark.parametrize("size", [1, 4, 5])
-def test_face_directions_are_the_convention_s(size: int, fov: float):
+def test_face_directions_follow_the_convention(size: int, fov: float):
     rays = face_directions(size, fov, torch.float64)
     for k, face in enumerate(FACES):
         for i in range(size):
@@ -119,7 +119,7 @@ def test_every_face_pixel_of_a_direction_coloured_sphere_is_its_own_direction(si
 
 @given(yaw=DEGREES, pitch=st.floats(-90, 90), roll=DEGREES)
 @settings(max_examples=25, deadline=None)
-def test_a_rotated_cube_sees_every_direction_where_the_rotation_takes_it(yaw: float, pitch: float, roll: float):
+def test_faces_of_a_rotated_cube_show_rotated_directions(yaw: float, pitch: float, roll: float):
     turn = rotation_matrix(*(torch.tensor([a], dtype=torch.float64) for a in (yaw, pitch, roll)))
     torch.testing.assert_close(turn @ turn.mT, torch.eye(3, dtype=torch.float64)[None])
     assert turn.det() > 0.99
@@ -131,7 +131,7 @@ def test_a_rotated_cube_sees_every_direction_where_the_rotation_takes_it(yaw: fl
 SPHERE = sphere(128)
 
 
-def test_yaw_turns_right_pitch_up_and_roll_clockwise():
+def test_yaw_is_to_the_right_pitch_upwards_and_roll_clockwise():
     front, up = torch.tensor([0.0, 0, 1]), torch.tensor([0.0, 1, 0])
     s = math.sqrt(0.5)
     torch.testing.assert_close(rotation_matrix(45.0) @ front, torch.tensor([s, 0, s]))
@@ -143,7 +143,7 @@ def test_yaw_turns_right_pitch_up_and_roll_clockwise():
     torch.testing.assert_close(pitch.rad2deg(), torch.tensor([50.0, 50.0]), atol=1e-4, rtol=0)
 
 
-def test_a_yaw_by_quarter_turns_moves_the_side_faces_along():
+def test_quarter_turns_of_yaw_permute_the_side_faces():
     panorama = torch.rand(1, 3, 32, 64, dtype=torch.float64)
     faces = equirect_to_cube(panorama, 12)
     turned = equirect_to_cube(panorama, 12, 95.0, rotation_matrix(torch.tensor([90.0], dtype=torch.float64)))
@@ -155,7 +155,7 @@ def test_a_yaw_by_quarter_turns_moves_the_side_faces_along():
 
 
 @pytest.mark.parametrize(("size", "fov"), [(6, 95.0), (7, 90.0)])
-def test_bilinear_faces_of_noise_equal_a_float64_reference_at_seams_and_poles_too(size: int, fov: float):
+def test_bilinear_faces_of_noise_equal_a_float64_reference_including_seams_and_poles(size: int, fov: float):
     panorama = torch.rand(1, 1, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     faces = equirect_to_cube(panorama, size, fov, antialias=False)
     for k, face in enumerate(FACES):
@@ -168,7 +168,7 @@ def test_bilinear_faces_of_noise_equal_a_float64_reference_at_seams_and_poles_to
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_nothing_jumps_at_the_wrap_around_column_or_at_the_poles(mode: str):
+def test_views_are_continuous_at_the_wrap_around_column_and_the_poles(mode: str):
     panorama = torch.rand(1, 3, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for yaw, pitch in ((180.0, 0.0), (0.0, 90.0), (77.0, -90.0)):  # tiny views across the seam and both poles
         view = equirect_to_perspective(panorama, 2, 0.01, yaw, pitch, mode=mode)
@@ -250,7 +250,7 @@ def opengl_ray(face: int, row: int, column: int, size: int) -> list[float]:
     return [[1, -tc, -sc], [-1, -tc, sc], [sc, 1, tc], [sc, -1, -tc], [sc, -tc, 1], [-sc, -tc, -1]][face]
 
 
-def test_opengl_order_is_the_specification_s_table():
+def test_opengl_order_is_the_table_of_the_specification():
     size = 4
     faces = reorder_faces(face_directions(size, 90.0).movedim(-1, 1)[None], "cubediff", "opengl")
     for k in range(6):
@@ -260,7 +260,7 @@ def test_opengl_order_is_the_specification_s_table():
                 torch.testing.assert_close(faces[0, k, :, i, j], ray / ray.norm())
 
 
-def test_py360convert_order_is_the_installed_py360convert_s():
+def test_py360convert_order_is_that_of_the_installed_py360convert():
     size = 8
     colours = np.moveaxis(sphere(64)[0].numpy(), 0, -1)
     theirs = torch.from_numpy(np.stack(py360convert.e2c(colours, size, cube_format="list")))[None]
@@ -269,7 +269,7 @@ def test_py360convert_order_is_the_installed_py360convert_s():
     torch.testing.assert_close(faces[0], rays.movedim(-1, 1), atol=2e-2, rtol=0)  # cv2's maps are 1/32 pixel
 
 
-def test_opencubediff_order_and_every_way_back():
+def test_opencubediff_order_and_inverses_of_all_orders():
     faces = torch.arange(6.0).view(1, 6, 1, 1, 1).expand(2, 6, 3, 2, 2)
     there = reorder_faces(faces, "cubediff", "opencubediff")
     assert there[0, :, 0, 0, 0].tolist() == [FACES.index(f) for f in ("front", "back", "left", "right", "up", "down")]
@@ -297,7 +297,7 @@ def test_faces_of_90_degrees_are_interpolated_across_their_edges(size: int, dtyp
     assert error.abs().max() < {8: 0.016, 16: 0.004, 64: 0.0004}[size] + (0.014 if dtype == torch.uint8 else 0)
 
 
-def test_blend_weights_are_the_documented_ones():
+def test_blend_weights_are_as_documented():
     fov, size, height = 110.0, 4, 24
     t = math.tan(math.radians(fov / 2))
     constant = torch.eye(6, dtype=torch.float64).view(1, 6, 6, 1, 1).expand(1, 6, 6, size, size)  # face k has colour k
@@ -320,7 +320,7 @@ def sphere_ray(i: int, j: int, height: int) -> np.ndarray:
     return np.array([math.cos(pitch) * math.sin(yaw), math.sin(pitch), math.cos(pitch) * math.cos(yaw)])
 
 
-def test_without_overlap_blend_is_crop_and_crop_takes_the_nearest_face():
+def test_blend_without_overlap_equals_crop_which_takes_the_nearest_face():
     faces = torch.rand(2, 6, 3, 16, 16)
     torch.testing.assert_close(cube_to_equirect(faces, 32, 90.0, "blend"), cube_to_equirect(faces, 32, 90.0, "crop"))
     numbered = torch.arange(6.0).view(1, 6, 1, 1, 1).expand(1, 6, 1, 32, 32)
@@ -369,7 +369,7 @@ def face_directions_of_panorama(height: int) -> Tensor:  # (H, W, 3)
 
 
 @pytest.mark.parametrize("size", [1, 3, 20, 50])
-def test_anti_aliasing_moves_nothing(size: int):
+def test_anti_aliasing_does_not_shift_the_image(size: int):
     rays = face_directions(size * 24, 95.0, torch.float64).movedim(-1, 1)
     means = torch.nn.functional.avg_pool2d(rays, 24)
     torch.testing.assert_close(equirect_to_cube(SPHERE, size)[0], means, atol=0.25 if size == 1 else 0.05, rtol=0)
@@ -423,7 +423,7 @@ def test_panoramas_of_a_batch_and_their_rotations_are_independent(antialias: boo
 # --------------------------------------------------------------------------------------------- position map
 
 
-def test_position_maps_are_the_paper_s_formulas():
+def test_position_maps_follow_the_formulas_of_the_paper():
     x, y, z = face_directions(6, 95.0, torch.float64).unbind(-1)
     u, v = torch.atan2(x, z) / (2 * math.pi) + 0.5, torch.atan2(y, torch.hypot(x, z))
     expected = {
@@ -443,7 +443,7 @@ def test_position_maps_are_the_paper_s_formulas():
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
-def test_uint8_samples_of_photographs_are_the_float_ones_to_a_level_or_two(path: Path):
+def test_uint8_samples_of_photographs_equal_float_ones_within_two_levels(path: Path):
     panorama = read(path)
     height, width = panorama.shape[-2:]
     faces = equirect_to_cube(panorama, width // 4, 90.0, antialias=False)
@@ -461,7 +461,7 @@ def test_uint8_samples_of_photographs_are_the_float_ones_to_a_level_or_two(path:
 
 @pytest.mark.parametrize("fov", [90.0, 91.0, 95.0])
 @pytest.mark.parametrize("size", [1, 6, 7, 33])
-def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_at_seams_and_poles_too(size: int, fov: float):
+def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_including_seams_and_poles(size: int, fov: float):
     generator = torch.Generator().manual_seed(0)
     panorama = torch.randint(0, 256, (1, 3, 8, 16), generator=generator, dtype=torch.uint8)
     cube = torch.randint(0, 256, (1, 6, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -476,7 +476,7 @@ def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_at_seams_and_poles_
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_uint8_batches_of_any_memory_are_their_panoramas_one_by_one(channels: int, threads: int):
+def test_uint8_batches_equal_single_panoramas_in_any_memory_format(channels: int, threads: int):
     panoramas = torch.randint(0, 256, (5, channels, 16, 32), dtype=torch.uint8)
     cubes = torch.randint(0, 256, (5, 6, channels, 9, 9), dtype=torch.uint8)
     singly = torch.cat([equirect_to_cube(p, 8, antialias=False) for p in panoramas.split(1)])
@@ -497,7 +497,7 @@ def channels_last(image: Tensor) -> Tensor:
     return image.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def test_uint8_images_too_long_for_opencv_go_the_float_way(monkeypatch: pytest.MonkeyPatch):
+def test_uint8_images_too_long_for_opencv_are_sampled_as_float(monkeypatch: pytest.MonkeyPatch):
     side = np.zeros((1, sampling.MAX_SIDE), np.uint8)
     near = np.zeros((1, 4), np.float32)
     cv2.remap(side, *cv2.convertMaps(near, near, cv2.CV_16SC2), cv2.INTER_LINEAR)
@@ -536,7 +536,7 @@ def test_gradients_reach_the_angles_and_stay_finite_at_the_poles():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8])
-def test_every_pixel_type_comes_back_as_itself(dtype: torch.dtype):
+def test_results_have_the_dtype_of_the_pixels(dtype: torch.dtype):
     panorama = (SPHERE[:, :, ::4, ::4] * 100 + 128).to(dtype)
     turn = rotation_matrix(torch.tensor([30.0]), 20.0)
     exact = panorama.double()
@@ -552,14 +552,14 @@ def test_every_pixel_type_comes_back_as_itself(dtype: torch.dtype):
     assert equirect_to_perspective(panorama, 16, 60.0, 10.0).dtype == dtype
 
 
-def test_autocast_does_not_coarsen_the_directions():
+def test_autocast_does_not_round_the_directions():
     panorama, turn = SPHERE.float(), rotation_matrix(torch.tensor([123.0]), 20.0)
     plain = equirect_to_cube(panorama, 16, 95.0, turn)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(equirect_to_cube(panorama, 16, 95.0, turn), plain)
 
 
-def test_grids_first_made_under_inference_mode_serve_training_too():
+def test_grids_cached_under_inference_mode_work_in_training():
     with torch.inference_mode():
         equirect_to_cube(torch.rand(1, 1, 10, 20), 7)
         cube_to_equirect(torch.rand(1, 6, 1, 7, 7), 11)
@@ -569,7 +569,7 @@ def test_grids_first_made_under_inference_mode_serve_training_too():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_what_the_cpu_gives():
+def test_gpu_and_cpu_agree():
     panorama, turn = torch.rand(2, 3, 64, 128), rotation_matrix(torch.tensor([30.0, -100.0]), 20.0)
     for rotation in (None, turn):
         here = equirect_to_cube(panorama, 40, 95.0, rotation)

@@ -1,4 +1,4 @@
-"""The viewer page in a real Chromium: what is seen in a direction is what the faces hold there."""
+"""The viewer page in Chromium: every view shows the faces' content in its direction."""
 
 import base64
 import html
@@ -81,9 +81,8 @@ Opener = Callable[..., Page]
 
 @contextmanager
 def opened(browser: Browser, folder: Path) -> Iterator[Opener]:
-    """Opens the viewer of some faces from file://, offline; afterwards the pages must have asked for nothing
-    else and have printed nothing on the console."""
-    contexts, heard = [], []  # a page below 75 pixels is drawn once a second
+    """Opens viewers from file://, offline. Pages must request nothing else and log nothing on the console."""
+    contexts, messages = [], []  # a page below 75 pixels is drawn once a second
 
     def opener(
         faces,
@@ -103,9 +102,9 @@ def opened(browser: Browser, folder: Path) -> Iterator[Opener]:
         contexts.append(context)
         context.add_init_script(before)
         page = context.new_page()
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda request: request.url.startswith("file:") or heard.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("file:") or messages.append(request.url))
         page.goto(path.as_uri() + hash)
         assert page.evaluate("cubediffViewer.ready") is ready
         return page
@@ -113,7 +112,7 @@ def opened(browser: Browser, folder: Path) -> Iterator[Opener]:
     yield opener
     for context in contexts:
         context.close()
-    assert heard == []
+    assert messages == []
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
 
 
 def seen(page: Page, yaw: float, pitch: float, fov: float) -> np.ndarray:
-    """The pixels on the screen, (H, W, 3), as float64 levels, when looking there."""
+    """The pixels of a view on the screen, (H, W, 3), as float64 levels."""
     page.evaluate(f"cubediffViewer.setView({yaw}, {pitch}, {fov}); cubediffViewer.settled()")
     picture = page.screenshot(style=PANELS_HIDDEN, animations="disabled")
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=np.float64)
@@ -154,7 +153,7 @@ def world_faces(size: int, fov: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def noise() -> np.ndarray:
-    """Six faces of which no two, and no two corners, look alike."""
+    """Six faces of noise: all faces and corners differ."""
     coarse = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
@@ -162,7 +161,7 @@ def noise() -> np.ndarray:
 # ---- the file ----
 
 
-def test_the_page_refers_to_nothing_outside_itself(noise: np.ndarray) -> None:
+def test_the_page_is_self_contained(noise: np.ndarray) -> None:
     page = viewer_html(noise)
     assert re.findall(r"\bhttps?:|@import|url\(", page) == []
     assert {link[:5] for link in re.findall(r'(?:src|href)="([^"]*)"', page)} == {"data:"}
@@ -178,7 +177,7 @@ def test_images_arrays_and_tensors_give_the_same_page(noise: np.ndarray) -> None
 
 
 @pytest.mark.parametrize(("size", "kind", "error"), [(256, "png", 0.0), (257, "jpeg", 3.0)])
-def test_small_faces_are_stored_without_loss_and_large_ones_compactly(size: int, kind: str, error: float) -> None:
+def test_small_faces_are_lossless_and_large_ones_jpeg(size: int, kind: str, error: float) -> None:
     faces = world_faces(size, 95.0)
     found = re.findall(rf'src="data:image/{kind};base64,([^"]+)" alt="(\w+) face"', viewer_html(faces))
     assert tuple(name for _, name in found) == FACES
@@ -187,7 +186,7 @@ def test_small_faces_are_stored_without_loss_and_large_ones_compactly(size: int,
         assert np.abs(stored - face).mean() <= error
 
 
-def test_the_writer_makes_the_folder_and_returns_the_path(tmp_path: Path, noise: np.ndarray) -> None:
+def test_write_viewer_creates_the_folder_and_returns_the_path(tmp_path: Path, noise: np.ndarray) -> None:
     path = write_viewer(str(tmp_path / "a" / "b" / "page.html"), noise, prompt="永遠 \ud800", title="Züri")
     assert path == tmp_path / "a" / "b" / "page.html"
     assert path.read_text(encoding="utf-8") == viewer_html(noise, prompt="永遠 \ufffd", title="Züri")
@@ -206,18 +205,18 @@ def test_the_writer_makes_the_folder_and_returns_the_path(tmp_path: Path, noise:
         ([], "six square images"),
     ],
 )
-def test_faces_that_are_no_cube_are_refused(faces, words: str) -> None:
+def test_faces_of_a_wrong_shape_are_refused(faces, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         viewer_html(faces)
 
 
 @pytest.mark.parametrize("fov", [89.9, 180.0, math.nan, -95.0])
-def test_faces_that_leave_gaps_are_refused(fov: float, noise: np.ndarray) -> None:
+def test_a_fov_that_leaves_gaps_is_refused(fov: float, noise: np.ndarray) -> None:
     with pytest.raises(ValueError, match=f"fov is {fov}"):
         viewer_html(noise, fov=fov)
 
 
-def test_prompt_and_title_are_text_and_stay_out_of_the_script(noise: np.ndarray) -> None:
+def test_prompt_and_title_are_escaped_and_not_in_the_script(noise: np.ndarray) -> None:
     plain, page = viewer_html(noise), viewer_html(noise, prompt=HOSTILE, title=HOSTILE)
     assert page.count(html.escape(HOSTILE)) == 3  # caption, title, and the canvas's label
     assert HOSTILE not in page
@@ -226,12 +225,12 @@ def test_prompt_and_title_are_text_and_stay_out_of_the_script(noise: np.ndarray)
     assert page.count("<script>") == page.count("</script>") == 1
 
 
-@pytest.mark.parametrize(("prompt", "there"), [("", False), (" \n", False), ("a hall", True)])
-def test_the_caption_is_there_when_there_is_a_prompt(noise: np.ndarray, prompt: str, there: bool) -> None:
-    assert ('dir="auto" hidden>' not in viewer_html(noise, prompt=prompt)) is there
+@pytest.mark.parametrize(("prompt", "visible"), [("", False), (" \n", False), ("a hall", True)])
+def test_the_caption_is_visible_with_a_prompt(noise: np.ndarray, prompt: str, visible: bool) -> None:
+    assert ('dir="auto" hidden>' not in viewer_html(noise, prompt=prompt)) is visible
 
 
-# ---- what is seen ----
+# ---- views ----
 
 
 def test_looking_along_an_axis_shows_that_face_pixel_for_pixel(open_page: Opener, noise: np.ndarray) -> None:
@@ -240,9 +239,7 @@ def test_looking_along_an_axis_shows_that_face_pixel_for_pixel(open_page: Opener
         assert np.abs(seen(page, *LOOKS[name], 90.0) - face).max() <= 2, name
 
 
-def test_overlapping_faces_are_seen_pixel_for_pixel_where_no_other_face_reaches(
-    open_page: Opener, noise: np.ndarray
-) -> None:
+def test_overlapping_faces_are_shown_pixel_for_pixel_outside_the_overlap(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, fov=95.0)
     u = math.tan(math.radians(47.5)) * ((2 * np.arange(128) + 1) / 128 - 1)
     own = np.flatnonzero(np.abs(u) < 1 / math.tan(math.radians(47.5)))
@@ -252,20 +249,20 @@ def test_overlapping_faces_are_seen_pixel_for_pixel_where_no_other_face_reaches(
         assert difference[np.ix_(own, own)].max() <= 2, name
 
 
-def test_every_direction_shows_the_world_there_across_edges_and_corners(open_page: Opener) -> None:
+def test_views_are_correct_across_edges_and_corners(open_page: Opener) -> None:
     page = open_page(world_faces(128, 95.0), width=160, height=160)
     for yaw, pitch, fov in [(45, 35.26, 40), (-135, -35.26, 70), (180, 0, 110), (45, 90, 60), (200, -70, 25)]:
         error = np.abs(seen(page, yaw, pitch, fov) - world(directions(160, yaw, pitch, fov)))
         assert error.max() <= 2, (yaw, pitch, fov)
 
 
-def test_faces_without_overlap_meet_without_a_line(open_page: Opener) -> None:
+def test_faces_without_overlap_have_no_seam(open_page: Opener) -> None:
     page = open_page(world_faces(128, 90.0), width=160, height=160, fov=90.0)
     error = np.abs(seen(page, 45, 35.26, 40) - world(directions(160, 45, 35.26, 40)))
     assert error.max() <= 3
 
 
-def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders(open_page: Opener) -> None:
+def test_blend_weights_fall_to_zero_at_the_borders(open_page: Opener) -> None:
     colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250], [250, 20, 250]])
     faces = np.broadcast_to(colors[:, None, None].astype(np.uint8), (6, 32, 32, 3))
     page = open_page(faces, width=200, height=200, fov=95.0)
@@ -283,7 +280,7 @@ def test_overlapping_faces_blend_with_weights_that_fall_to_zero_at_their_borders
         assert np.abs(seen(page, yaw, pitch, 60) - expected).max() <= 2
 
 
-def test_a_photograph_looks_as_it_does_in_the_panorama(open_page: Opener) -> None:
+def test_views_of_a_photograph_equal_those_of_the_panorama(open_page: Opener) -> None:
     with Image.open(SAMPLES / "potsdamer_platz.jpg") as image:
         panorama = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].double() / 127.5 - 1
     size = panorama.shape[-1] * 3 // 8
@@ -295,7 +292,7 @@ def test_a_photograph_looks_as_it_does_in_the_panorama(open_page: Opener) -> Non
         assert 10 * math.log10(255**2 / (error**2).mean()) > 36
 
 
-# ---- hands ----
+# ---- input ----
 
 
 @pytest.fixture(scope="module")
@@ -306,13 +303,13 @@ def shared_page(browser: Browser, noise: np.ndarray, tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def page(shared_page: Page) -> Page:
-    """A page of 400 by 300 pixels that looks to the front, 90 degrees wide."""
+    """A page of 400 × 300 pixels with the initial view: the front, 90° wide."""
     shared_page.evaluate("cubediffViewer.setView(0, 0, 90)")
     assert view(shared_page) == FRONT
     return shared_page
 
 
-def test_dragging_pulls_the_world_along(page: Page) -> None:
+def test_dragging_moves_the_panorama_with_the_pointer(page: Page) -> None:
     page.mouse.move(250, 150)
     page.mouse.down()
     page.mouse.move(240, 150)
@@ -355,7 +352,7 @@ def test_keys_turn_and_zoom(page: Page, key: str, name: str, sign: int) -> None:
     assert set(change.values()) == {0}
 
 
-def test_the_view_stops_at_the_pole_and_r_goes_back_to_the_front(page: Page) -> None:
+def test_the_view_stops_at_the_pole_and_r_resets_it(page: Page) -> None:
     page.evaluate("cubediffViewer.setView(170, 85, 40)")
     page.keyboard.press("Control+ArrowUp")  # the browser's own
     assert view(page) == {"yaw": 170, "pitch": 85, "fov": 40}
@@ -390,7 +387,7 @@ def test_full_screen_by_button_and_by_key(page: Page) -> None:
     page.wait_for_function("() => document.fullscreenElement === null")
 
 
-def test_keys_move_smoothly_unless_the_user_wants_no_motion(open_page: Opener, noise: np.ndarray) -> None:
+def test_keys_ease_unless_the_user_prefers_reduced_motion(open_page: Opener, noise: np.ndarray) -> None:
     """Frames are drawn by the test at made-up times, so that the speed of the machine does not matter."""
     shown = {}
     for motion in ("no-preference", "reduce"):
@@ -430,7 +427,7 @@ def test_one_finger_turns_and_two_fingers_zoom(open_page: Opener, noise: np.ndar
     assert pinched["yaw"] == pytest.approx(now["yaw"], abs=1)
 
 
-def test_the_address_carries_the_view(open_page: Opener, noise: np.ndarray) -> None:
+def test_the_url_contains_the_view(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, hash="#yaw=-90&pitch=12.5&fov=72")
     assert view(page) == {"yaw": -90, "pitch": 12.5, "fov": 72}
     page.keyboard.press("ArrowLeft")
@@ -440,10 +437,10 @@ def test_the_address_carries_the_view(open_page: Opener, noise: np.ndarray) -> N
     assert view(page) == {"yaw": 40, "pitch": -90, "fov": 72}
 
 
-# ---- what may go wrong ----
+# ---- failures ----
 
 
-def test_a_hostile_prompt_is_shown_and_not_run(open_page: Opener, noise: np.ndarray) -> None:
+def test_a_hostile_prompt_is_shown_as_text(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, prompt=HOSTILE + "\x00\x1b\x7f\x85\r\nnext line", title=HOSTILE)
     assert page.locator("#caption").text_content() == HOSTILE + "␀␛␡\ufffd\nnext line"
     assert page.locator("#caption").is_visible()
@@ -451,7 +448,7 @@ def test_a_hostile_prompt_is_shown_and_not_run(open_page: Opener, noise: np.ndar
     assert page.evaluate("typeof window.hacked") == "undefined"
 
 
-def test_without_webgl2_the_page_says_so_and_shows_the_faces_flat(open_page: Opener, noise: np.ndarray) -> None:
+def test_without_webgl2_the_page_shows_a_message_and_the_faces(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(
         noise,
         width=900,
@@ -464,7 +461,7 @@ def test_without_webgl2_the_page_says_so_and_shows_the_faces_flat(open_page: Ope
         assert page.get_by_role("img", name=f"{name} face").is_visible()
 
 
-def test_a_lost_context_is_announced_and_the_view_comes_back(open_page: Opener, noise: np.ndarray) -> None:
+def test_a_lost_context_shows_a_message_until_it_is_restored(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, fov=90.0)
     page.evaluate(
         "window.context = document.querySelector('canvas').getContext('webgl2');"

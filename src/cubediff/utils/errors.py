@@ -1,5 +1,5 @@
-"""Errors that a user can act on."""
+"""Errors that a user can fix."""
 
 
 class DataError(ValueError):
-    """Invalid input data. The message is one line that says what is wrong and what to change."""
+    """Invalid input data. Its message is one line: what was expected, what was found, what to do."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import uuid4
 
 
@@ -19,7 +19,13 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
         sync: Flush the file and its folder to the disk, so that the write survives a power loss.
 
     Raises:
-        OSError: If the file cannot be written; nothing is left beside `path`.
+        OSError: If the file cannot be written; no temporary file remains.
+
+    Example:
+        >>> with atomic_file(Path("notes.txt")) as file:
+        ...     _ = file.write(b"complete")
+        >>> Path("notes.txt").read_text()
+        'complete'
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
@@ -37,13 +43,13 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = False) -> None:
-    """Writes a whole file or nothing; text as UTF-8. See `atomic_file`."""
+    """Writes a file completely or not at all; text as UTF-8. See `atomic_file`."""
     with atomic_file(path, sync=sync) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes a folder's entries to the disk, so that new names survive a power loss."""
+    """Flushes a folder's entries to the disk, so that new and renamed files survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -52,7 +58,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
+    """Returns the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -60,31 +66,50 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 2, sync: bool = False) -> None:
-    """Writes a JSON file atomically; NaN and infinity are refused, since JSON has neither.
+def write_json(path: Path, value: object, *, indent: int | None = 2, sync: bool = False) -> None:
+    """Writes a JSON file atomically.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        value: The content.
+        indent: Spaces per level; None: one line.
+        sync: As in `atomic_file`.
 
     Raises:
-        ValueError: If `value` holds a number that is not finite.
+        ValueError: If `value` contains NaN or infinity, which JSON does not have.
+        TypeError: If `value` contains an object that JSON does not have.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text + "\n", sync=sync)
 
 
-def read_json_lines(text: str) -> Iterator[tuple[int, Any]]:
-    """Line numbers (from 1) and values of JSON lines; blank lines are skipped.
+def read_json_lines(text: str) -> Iterator[tuple[int, object]]:
+    """Parses JSON lines, skipping blank ones.
+
+    Yields:
+        Line number, from 1, and value.
 
     Raises:
         ValueError: If a line is not JSON; the message starts with its number.
+
+    Example:
+        >>> list(read_json_lines('{"a": 1}\\n\\n[2]'))
+        [(1, {'a': 1}), (3, [2])]
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value: object = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: not JSON ({error})") from error
             yield number, value
 
 
-def json_lines(records: Iterable[Any]) -> str:
-    """Records as JSON lines."""
+def json_lines(records: Iterable[object]) -> str:
+    """Formats records as JSON lines.
+
+    Example:
+        >>> json_lines([{"prompt": "größer"}])
+        '{"prompt": "größer"}\\n'
+    """
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -6,7 +6,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from jaxtyping import Int64
@@ -14,7 +14,7 @@ from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar
-from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION
+from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, IndexLine
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import read_json_lines
@@ -159,7 +159,7 @@ def _read_index(folder: str, manifest: _Manifest) -> dict[str, tuple[list[str], 
         raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None
     if hashlib.sha256(content).hexdigest() != manifest["index"]["sha256"]:
         raise DataError(f"{file} does not belong to {MANIFEST} (sha256 differs): {_REMEDY}")
-    lines = (line for _, line in read_json_lines(content.decode()))
+    lines = (cast(IndexLine, line) for _, line in read_json_lines(content.decode()))
     return {line["file"]: (line["keys"], line["offsets"]) for line in lines}
 
 
