@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.losses import PAPER
 from support.runs import FEW_SAMPLING_STEPS, QUICK, composed, train
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, build_shards, create_example_dataset
-from cubediff.diffusion.objective import CONDITIONS, Objective
+from cubediff.diffusion.objective import CONDITIONS
 from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.cost import cost
 from cubediff.train import main
@@ -262,10 +263,11 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     data = PanoramaDataModule(tiny_shards, batch_size=3, face_size=64)
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     pipeline = CubeDiffPipeline.from_pretrained(run / "export")
-    module = CubeDiffModule(pipeline, Objective(), optimizer=torch.optim.AdamW).eval()
-    module.empty_text = pipeline.encoders.encode_text([""])
+    module = CubeDiffModule(pipeline, PAPER, optimizer=torch.optim.AdamW).eval()
+    module.encode_null_text()
     with torch.no_grad():
-        losses, timesteps, conditions = module._denoised(batch, [(0, 1, place) for place in range(3)]).values()
+        output = module.compute_losses(batch, [(0, 1, index) for index in range(3)])
+    losses, timesteps, conditions = output["losses"], output["timesteps"], output["conditions"]
     logged = metrics(run)
     assert logged["val/loss"][1] == pytest.approx(losses.mean().item(), rel=1e-5)
     for number in range(4):

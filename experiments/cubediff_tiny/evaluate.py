@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cubediff import CubeDiffPipeline
 from cubediff.data import RandomPhotos
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective
-from cubediff.geometry.photos import Photo, faded, known_faces
+from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.images.writing import to_pil
 from cubediff.models.inputs import latent_mask
 
@@ -124,11 +124,11 @@ def main() -> None:
     from_view, view_faces = generate("view")
     from_text_small = F.interpolate(from_text, (HEIGHT, 2 * HEIGHT), mode="area")
 
-    pictures, covered = known_faces(views, size, pipeline.config.fov)
+    pictures, covered = project_photos(views, size, pipeline.config.fov)
     mask = latent_mask(covered, 8)
-    pasted = torch.lerp(view_faces, pictures, faded(covered, 8))  # as paste_image=True does
+    pasted = torch.lerp(view_faces, pictures, feather(covered, 8))  # as paste_image=True does
     pasted = cube_to_equirect(pasted, 2 * size, pipeline.config.fov, mode="bicubic")
-    encoded = pipeline.encoders.decode_faces(pipeline.encoders.encode_faces(faces.to(args.device))).cpu()
+    encoded = pipeline.backbone.decode(pipeline.backbone.encode(faces.to(args.device))).cpu()
     encoded = cube_to_equirect(encoded, 2 * size, pipeline.config.fov, mode="bicubic")
     view_report = {}
     for place, rim in {"where_known": 0, "two_latents_inside": 2}.items():

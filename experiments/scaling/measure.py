@@ -107,8 +107,8 @@ def buckets(trainable: str) -> list[int]:
     """Bytes of DDP's gradient buckets in the second step of SD 1.5's UNet with random weights."""
     from diffusers import UNet2DConditionModel
 
+    from cubediff.models.inflation import inflate_
     from cubediff.models.presets import SD15
-    from cubediff.models.stable_diffusion import inflate_
     from cubediff.models.trainable import select_trainable_
 
     with torch.device("meta"):

@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models, trainers
 from tqdm import tqdm
 from views import Views
 
-from cubediff.models.tiny import byte_tokenizer, sd_scheduler, small_text_encoder
+from cubediff.models.tiny import sd_scheduler, small_text_encoder
+from cubediff.models.tokenizer import byte_tokenizer
 
 SIZE = 128
 WIDTH = 128

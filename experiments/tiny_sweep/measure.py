@@ -22,8 +22,12 @@ DRAWS = 4  # of noise, timestep and drops for each panorama
 
 @torch.no_grad()
 def loss(module: CubeDiffModule, batches: list[dict]) -> float:
-    module.empty_text = module.encoders.encode_text([""])
-    losses = [module._losses(batch, (0, draw, i)) for draw in range(DRAWS) for i, batch in enumerate(batches)]
+    module.encode_null_text()
+    losses = []
+    for draw in range(DRAWS):
+        for i, batch in enumerate(batches):
+            seeds = [(0, draw, i, panorama) for panorama in range(len(batch["faces"]))]
+            losses.append(module.compute_losses(batch, seeds)["losses"])
     return torch.cat(losses).mean().item()
 
 

@@ -1,15 +1,17 @@
-"""Says before a GPU is rented whether a run fits and what it takes: python -m cubediff.plan experiment=sd15_l4x4."""
+"""Counts before a GPU is rented whether a run fits and what it costs: cubediff plan experiment=sd15_l4x4."""
 
 import sys
 
 from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command
-from cubediff.planning.report import report
 
 
 @command("plan")
 def main(config: DictConfig) -> None:
+    """Prints the plan of a run."""
+    from cubediff.planning.report import report  # imports torch, which --help does without
+
     try:
         print(report(config))
     except (ValueError, OSError) as error:

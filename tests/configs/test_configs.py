@@ -174,10 +174,10 @@ def test_an_objective_is_one_choice_and_reaches_the_noise_schedule(
     objective: str, settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
     module = build(composed("model=tiny_random", f"objective={objective}", DATA).model)
-    assert {name: module.noise_scheduler.config[name] for name in settings} == settings
+    assert {name: module.process.scheduler.config[name] for name in settings} == settings
     assert module.pipeline.scheduler.config.prediction_type == settings["prediction_type"]
     assert {name: getattr(module.objective, name) for name in options} == options
-    assert (module.noise_scheduler.alphas_cumprod[-1] < 1e-7) == settings.get("rescale_betas_zero_snr", False)
+    assert (module.process.scheduler.alphas_cumprod[-1] < 1e-7) == settings.get("rescale_betas_zero_snr", False)
 
 
 def test_the_objective_of_a_model_is_its_own_whatever_the_group() -> None:

@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 import safetensors.torch
 import torch
+from support.losses import losses_of
 from support.panoramas import keys, shards, spoil
 from support.runs import composed
 
@@ -85,12 +86,12 @@ def members_of(tar: Path, key: str) -> dict[str, bytes]:
 def test_the_loss_is_that_of_encoding_the_same_turns(source: Path, tmp_path: Path, dtype: str, near: float) -> None:
     cached(source, tmp_path / "out", "cache.turns=2", f"cache.dtype={dtype}")
     module = build(composed(*WORDS, f"data.path={source}").model)
-    module.empty_text = module.encoders.encode_text([""])
+    module.encode_null_text()
     stored, online = batches_of_the_same(source, tmp_path / "out")
     with torch.no_grad():
         for place in range(3):
             torch.testing.assert_close(
-                module._losses(stored, (place,)), module._losses(online, (place,)), rtol=near, atol=0
+                losses_of(module, stored, (place,)), losses_of(module, online, (place,)), rtol=near, atol=0
             )
 
 
@@ -114,7 +115,7 @@ def test_a_run_on_latents_has_no_encoders_and_exports_a_whole_model(
 
     class Look(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-            encoders = pl_module.encoders
+            encoders = pl_module.backbone.encoders
             on_the_way.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
 
     with pytest.MonkeyPatch.context() as patch:

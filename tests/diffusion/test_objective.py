@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from support.awake import awaken_
 from torch import Tensor, nn
 
-from cubediff.diffusion.objective import Drops, Objective
+from cubediff.diffusion.objective import ConditionDropout, Example, Losses, Objective
 from cubediff.geometry import position_map
+from cubediff.models.backbone import Conditioning
 from cubediff.models.inputs import front_mask, input_channels, positions, unet_input
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import tiny_random
 
+BACKBONE = tiny_random()  # only its UNet's input matters here
 PREDICTIONS = ["epsilon", "v_prediction"]
 KEEP = Objective(drop_text=0.0, drop_image=0.0, drop_both=0.0)
 LATENTS = torch.randn(4, 6, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -25,7 +26,9 @@ EMPTY = torch.full((1, 5, 16), 7.0)
 
 @dataclass(eq=False)
 class FakeUNet(nn.Module):
-    """Answers `answer(x, t)` and keeps what it was asked, as (B, 6, …)."""
+    """Predicts `answer(x, t)` and keeps its inputs in `asked`, as (B, 6, …)."""
+
+    dtype = torch.float32
 
     answer: Callable[[Tensor, Tensor], Tensor] = lambda x, t: torch.zeros_like(x[:, :, :4])
     asked: dict[str, Tensor] = field(default_factory=dict)
@@ -48,11 +51,23 @@ class FakeUNet(nn.Module):
         return (self.answer(self.asked["x"], self.asked["t"]).flatten(0, 1),)
 
 
-def loss(unet: nn.Module, objective: Objective = KEEP, prediction: str = "epsilon", seed: int = 0, **given: Any):
-    call = {"latents": LATENTS, "text": TEXT, "empty_text": EMPTY} | given
+def loss(
+    unet: nn.Module,
+    objective: Objective = KEEP,
+    prediction: str = "epsilon",
+    seed: int = 0,
+    image_drop: str = "noise",
+    **given: Any,
+) -> Losses:
+    """The objective's loss on Stable Diffusion's UNet input, with a UNet that the test chooses."""
+    call = {"latents": LATENTS, "text": TEXT, "null": EMPTY} | given
     call.setdefault("positions", position_map(call["latents"].shape[-1]))
-    scheduler = DDPMScheduler.from_config(sd_scheduler(prediction).config)
-    return objective.loss(unet, scheduler, generator=torch.Generator().manual_seed(seed), **call)
+    conditioning, null = Conditioning({"text": call.pop("text")}), Conditioning({"text": call.pop("null")[:, None]})
+    backbone = BACKBONE.backbone
+    backbone.unet = unet
+    example = Example(conditioning=conditioning, null=null, **call)
+    generator = torch.Generator().manual_seed(seed)
+    return objective.loss(backbone, objective.noising(sd_scheduler(prediction)), example, generator, image_drop)
 
 
 def alpha_bar(t: Tensor) -> Tensor:
@@ -154,7 +169,7 @@ def test_offset_noise_is_one_number_a_channel_of_a_panorama_and_part_of_the_targ
 @pytest.mark.parametrize("options", [{"min_snr_gamma": 0.0}, {"min_snr_gamma": -1.0}, {"offset_noise": -0.1}])
 def test_strengths_that_make_no_sense_raise(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}: give"):
-        Objective(**options)
+        Objective(0.1, 0.1, 0.1, **options)
 
 
 # --------------------------------------------------------------------------------------- condition, drops
@@ -164,7 +179,7 @@ def test_a_condition_may_be_any_latents_at_any_latent_pixels():
     known = torch.randn(4, 6, 4, 8, 8, generator=torch.Generator().manual_seed(8))
     mask = (torch.rand(4, 6, 1, 8, 8, generator=torch.Generator().manual_seed(9)) < 0.3).float()
     unet = FakeUNet()
-    losses, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, known=known, mask=mask)
+    losses, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, clean=known, mask=mask)
     assert 0 < drops.image.sum() < 4
     kept = mask * (~drops.image).view(-1, 1, 1, 1, 1)
     x = unet.asked["x"]
@@ -214,7 +229,9 @@ def test_text_is_replaced_by_the_empty_text_on_all_six_faces_of_dropped_panorama
 
 def test_drops_fall_on_single_panoramas_with_the_shares_asked_for():
     count = 40_000
-    drops = Objective(drop_text=0.1, drop_image=0.2, drop_both=0.05).draw_drops(count, torch.Generator().manual_seed(0))
+    drops = Objective(drop_text=0.1, drop_image=0.2, drop_both=0.05).sample_dropout(
+        count, torch.Generator().manual_seed(0)
+    )
     shares = {
         0.1: drops.text & ~drops.image,
         0.2: drops.image & ~drops.text,
@@ -232,15 +249,11 @@ def test_drops_fall_on_single_panoramas_with_the_shares_asked_for():
 @pytest.mark.parametrize("name", ["drop_text", "drop_image", "drop_both"])
 def test_a_share_of_nothing_drops_none_and_a_share_of_one_drops_all(name, share):
     shares = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0, name: share}
-    drops = Objective(**shares).draw_drops(1000, torch.Generator().manual_seed(0))
+    drops = Objective(**shares).sample_dropout(1000, torch.Generator().manual_seed(0))
     assert drops.text.all() == (share == 1 and name != "drop_image")
     assert drops.image.all() == (share == 1 and name != "drop_text")
     assert drops.text.any() == drops.text.all()
     assert drops.image.any() == drops.image.all()
-
-
-def test_the_defaults_drop_text_and_image_a_tenth_of_the_time_alone_and_together():
-    assert Objective() == Objective(drop_text=0.1, drop_image=0.1, drop_both=0.1)
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 0.0, 0.0), (0.5, 0.5, 0.1), (0.0, 0.0, 1.1)])
@@ -270,14 +283,14 @@ def test_position_and_mask_channels_act_after_one_optimizer_step_on_conv_in_and_
 
     assert [effect(channel) for channel in (4, 5, 6)] == [0, 0, 0]
     optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-3)
-    loss(unet, text=text, empty_text=torch.zeros(1, 5, 32))[0].mean().backward()
+    loss(unet, text=text, null=torch.zeros(1, 5, 32))[0].mean().backward()
     optimizer.step()
     assert min(effect(channel) for channel in (4, 5, 6)) > 1e-4
 
 
 def test_positions_first_asked_for_in_inference_mode_serve_training_too():
     unet = tiny_random().unet
-    call = {"text": torch.zeros(4, 6, 5, 32), "empty_text": torch.zeros(1, 5, 32)}
+    call = {"text": torch.zeros(4, 6, 5, 32), "null": torch.zeros(1, 5, 32)}
     with torch.inference_mode():
         positions(8, 97.0, "uv")
     loss(unet, **call, positions=positions(8, 97.0, "uv"))[0].mean().backward()
@@ -292,7 +305,7 @@ def test_the_generator_decides_everything(seed):
     torch.manual_seed(12345)  # the global state has no say
     again, _, same = loss(second, objective, seed=seed)
     assert torch.equal(losses, again)
-    assert isinstance(drops, Drops)
+    assert isinstance(drops, ConditionDropout)
     assert torch.equal(drops.text, same.text)
     assert torch.equal(drops.image, same.image)
     for name in ("x", "t", "text"):

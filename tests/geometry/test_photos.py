@@ -19,7 +19,7 @@ from cubediff.geometry import (
     perspective_to_cube,
     rotation_matrix,
 )
-from cubediff.geometry.photos import Photo, exif_fov, known_faces
+from cubediff.geometry.photos import Photo, exif_fov, project_photos
 from cubediff.pipelines.prompts import photos_by_panorama
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -56,7 +56,7 @@ def inside(size: int, photo: Photo, margin: float) -> Tensor:
 def test_a_photo_lands_where_it_was_taken_to(fov, yaw, pitch, roll, size):
     picture = equirect_to_perspective(direction_panorama(128), size, fov, yaw, pitch, roll)[0]
     photo = Photo(picture, fov, yaw, pitch, roll)
-    faces, covered = (one[0] for one in known_faces([[photo]], 48, 95.0))
+    faces, covered = (one[0] for one in project_photos([[photo]], 48, 95.0))
     assert inside(48, photo, 1e-3)[~covered].sum() == 0
     assert inside(48, photo, -1e-3)[covered].all()
     well_inside = inside(48, photo, 0.05).expand_as(faces)
@@ -71,7 +71,7 @@ def test_a_real_photo_gives_the_faces_that_the_panorama_gives(name, view):
     panorama = panorama_of(name)
     fov, *turn = (float(angle) for angle in view)
     picture = equirect_to_perspective(panorama, (480, 640), fov, *turn, mode="bicubic")[0].clamp(-1, 1)
-    faces, covered = known_faces([[Photo(picture, fov, *turn)]], 128, 95.0)
+    faces, covered = project_photos([[Photo(picture, fov, *turn)]], 128, 95.0)
     expected = equirect_to_cube(panorama, 128, mode="bicubic").clamp(-1, 1)
     error = (faces - expected).square()[covered.expand_as(faces)].mean()
     assert 10 * torch.log10(4 / error) > 38  # dB
@@ -80,7 +80,7 @@ def test_a_real_photo_gives_the_faces_that_the_panorama_gives(name, view):
 def test_a_picture_of_a_faces_size_and_view_is_the_front_face_and_nothing_else():
     picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for photo in (Photo(picture), Photo(picture, 95.0)):
-        faces, covered = known_faces([[photo]], 64, 95.0)
+        faces, covered = project_photos([[photo]], 64, 95.0)
         assert torch.equal(faces[0, 0], picture)
         assert covered[0, 0].all()
         assert not covered[0, 1:].any()
@@ -88,10 +88,10 @@ def test_a_picture_of_a_faces_size_and_view_is_the_front_face_and_nothing_else()
 
 def test_of_an_unknown_field_of_view_the_central_square_is_as_wide_as_a_face():
     wide = torch.rand(3, 64, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    faces, _ = known_faces([[Photo(wide)]], 64, 95.0)
+    faces, _ = project_photos([[Photo(wide)]], 64, 95.0)
     assert torch.equal(faces[0, 0], wide[:, :, 18:82])
-    turned, where = known_faces([[Photo(wide, yaw=90.0)]], 64, 95.0)
-    square, there = known_faces([[Photo(wide[:, :, 18:82], 95.0, yaw=90.0)]], 64, 95.0)
+    turned, where = project_photos([[Photo(wide, yaw=90.0)]], 64, 95.0)
+    square, there = project_photos([[Photo(wide[:, :, 18:82], 95.0, yaw=90.0)]], 64, 95.0)
     assert torch.equal(turned, square)
     assert torch.equal(where, there)
     assert where[0, 1].float().mean() > 0.99
@@ -107,8 +107,8 @@ def test_a_phones_exif_gives_the_field_of_view(tmp_path, size, focal, expected):
     with PIL.Image.open(tmp_path / "p.jpg") as opened:
         fov = exif_fov(opened)
         assert fov == pytest.approx(expected, abs=0.1)
-        by_exif = known_faces([[Photo(opened)]], 32, 95.0)
-        told = known_faces([[Photo(opened, fov)]], 32, 95.0)
+        by_exif = project_photos([[Photo(opened)]], 32, 95.0)
+        told = project_photos([[Photo(opened, fov)]], 32, 95.0)
     assert torch.equal(by_exif[1], told[1])
     assert 0 < by_exif[1][0, 0].float().mean() < 0.7
     wide, high = (math.tan(math.radians(a) / 2) for a in (67.3, 53.1))
@@ -126,14 +126,14 @@ def test_without_exif_nothing_is_known():
 def test_of_several_photos_each_pixel_shows_the_one_whose_centre_is_nearest():
     red, blue = (torch.tensor(c)[:, None, None].expand(3, 40, 40) for c in ([1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]))
     photos = [Photo(red, 90.0, yaw=-30.0), Photo(blue, 90.0, yaw=30.0)]
-    faces, covered = (one[0] for one in known_faces([photos], 64, 95.0))
-    alone = [known_faces([[photo]], 64, 95.0)[1][0] for photo in photos]
+    faces, covered = (one[0] for one in project_photos([photos], 64, 95.0))
+    alone = [project_photos([[photo]], 64, 95.0)[1][0] for photo in photos]
     assert torch.equal(covered, alone[0] | alone[1])
     x = face_directions(64, 95.0)[..., 0]
     assert torch.equal(faces[:, 0] > 0, x < 0)  # they overlap around the middle, which divides them
     either = alone[0] ^ alone[1]
     assert either.any()
-    other = known_faces([photos[::-1]], 64, 95.0)
+    other = project_photos([photos[::-1]], 64, 95.0)
     assert torch.equal(other[1][0], covered)
     assert torch.equal(other[0][0], faces)
 
@@ -141,7 +141,7 @@ def test_of_several_photos_each_pixel_shows_the_one_whose_centre_is_nearest():
 def test_outside_a_photo_is_continued_without_a_jump():
     panorama = panorama_of("courtyard")
     picture = equirect_to_perspective(panorama, 96, 70.0, 20.0, -10.0, mode="bicubic")[0].clamp(-1, 1)
-    faces, covered = (one[0] for one in known_faces([[Photo(picture, 70.0, 20.0, -10.0)]], 96, 95.0))
+    faces, covered = (one[0] for one in project_photos([[Photo(picture, 70.0, 20.0, -10.0)]], 96, 95.0))
     real = equirect_to_cube(panorama, 96, mode="bicubic")[0]
     jumps = max((faces.diff(dim=d).abs().amax()) for d in (2, 3))
     assert jumps < 1.1 * max(real.diff(dim=d).abs().amax() for d in (2, 3))
@@ -178,7 +178,7 @@ def test_a_picture_without_a_field_of_view_raises(fov):
 
 def test_gradients_and_batches():
     pictures = torch.rand(2, 3, 16, 24, requires_grad=True)
-    faces, _ = known_faces([[Photo(pictures[0], 60.0)], [Photo(pictures[1], 80.0, 40.0)]], 16, 95.0)
+    faces, _ = project_photos([[Photo(pictures[0], 60.0)], [Photo(pictures[1], 80.0, 40.0)]], 16, 95.0)
     assert faces.shape == (2, 6, 3, 16, 16)
     faces.sum().backward()
     assert (pictures.grad.flatten(1).abs().sum(1) > 0).all()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cubediff.geometry import equirect_to_cube
 from cubediff.models.encoders import FrozenEncoders
-from cubediff.models.tiny import byte_tokenizer
+from cubediff.models.tokenizer import byte_tokenizer
 from cubediff.pipelines.loading import tiny_random
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -51,7 +51,7 @@ def cubes() -> Tensor:
 def test_latents_of_six_equal_faces_are_the_stock_posterior_mean_times_the_scaling_factor(encoders, stock_vae, cubes):
     face = cubes[0, :1]
     expected = stock_vae.encode(face).latent_dist.mean * SCALING
-    got = encoders.encode_faces(face.expand(1, 6, -1, -1, -1))
+    got = encoders.encode(face.expand(1, 6, -1, -1, -1))
     assert got.shape == (1, 6, 4, 8, 8)
     assert (got - expected).abs().max() < 1e-5 < 1e-1 < expected.std()
 
@@ -60,46 +60,46 @@ def test_latents_of_six_equal_faces_are_the_stock_posterior_mean_times_the_scali
 def test_six_equal_latents_decode_as_the_stock_model_decodes_them_divided_by_the_scaling_factor(encoders, stock_vae):
     latent = 0.1 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = stock_vae.decode(latent / SCALING).sample.clamp(-1, 1)
-    got = encoders.decode_faces(latent.expand(1, 6, -1, -1, -1))
+    got = encoders.decode(latent.expand(1, 6, -1, -1, -1))
     assert (got - expected).abs().max() < 1e-4 < 1e-1 < expected.std()
     assert got.abs().max() <= 1
 
 
 def test_a_panorama_is_encoded_and_decoded_the_same_alone_and_among_others(encoders, cubes):
-    together = encoders.encode_faces(cubes)
+    together = encoders.encode(cubes)
     for i in range(2):
-        assert torch.equal(encoders.encode_faces(cubes[i : i + 1])[0], together[i])
-        assert torch.equal(encoders.decode_faces(together[i : i + 1])[0], encoders.decode_faces(together)[i])
+        assert torch.equal(encoders.encode(cubes[i : i + 1])[0], together[i])
+        assert torch.equal(encoders.decode(together[i : i + 1])[0], encoders.decode(together)[i])
 
 
 def test_every_face_takes_part_in_the_statistics_of_the_others(encoders, cubes):
-    latents = encoders.encode_faces(cubes[:1])
-    decoded = encoders.decode_faces(latents)
+    latents = encoders.encode(cubes[:1])
+    decoded = encoders.decode(latents)
     for face in range(6):
         there = cubes[:1].clone()
         there[0, face] = 1.0
-        assert ((encoders.encode_faces(there) - latents).abs().amax((0, 2, 3, 4)) > 1e-4).all()
+        assert ((encoders.encode(there) - latents).abs().amax((0, 2, 3, 4)) > 1e-4).all()
         turned = latents.clone()
         turned[0, face] *= -3
-        assert ((encoders.decode_faces(turned) - decoded).abs().amax((0, 2, 3, 4)) > 1e-4).all()
+        assert ((encoders.decode(turned) - decoded).abs().amax((0, 2, 3, 4)) > 1e-4).all()
 
 
 def test_both_models_are_frozen_and_in_evaluation_mode(encoders, cubes):
     for model in (encoders.vae, encoders.text_encoder):
         assert not any(p.requires_grad for p in model.parameters())
         assert not any(m.training for m in model.modules())
-    latents = encoders.encode_faces(cubes[:1].requires_grad_(True))
-    decoded = encoders.decode_faces(latents.requires_grad_(True))
+    latents = encoders.encode(cubes[:1].requires_grad_(True))
+    decoded = encoders.decode(latents.requires_grad_(True))
     assert not decoded.requires_grad
-    assert not encoders.encode_text(["a room"]).requires_grad
+    assert not encoders.encode_captions(["a room"]).requires_grad
     assert not isinstance(encoders, torch.nn.Module)
 
 
 def test_a_half_precision_vae_takes_and_gives_float32(encoders, cubes):
-    expected = encoders.encode_faces(cubes[:1])
+    expected = encoders.encode(cubes[:1])
     encoders.vae.to(torch.bfloat16)
-    latents = encoders.encode_faces(cubes[:1])
-    assert latents.dtype == encoders.decode_faces(latents).dtype == torch.float32
+    latents = encoders.encode(cubes[:1])
+    assert latents.dtype == encoders.decode(latents).dtype == torch.float32
     assert (latents - expected).abs().max() < 0.1 * expected.abs().max()
 
 
@@ -114,30 +114,30 @@ def test_text_states_equal_a_direct_call_of_the_text_encoder(encoders):
     rows = [[start, *tokenizer(prompt, add_special_tokens=False).input_ids, end] for prompt in prompts]
     ids = torch.tensor([row + [pad] * (tokenizer.model_max_length - len(row)) for row in rows])
     expected = encoders.text_encoder(ids).last_hidden_state
-    got = encoders.encode_text(prompts)
+    got = encoders.encode_captions(prompts)
     assert torch.equal(got, expected)
     assert (got[0] - got[1]).abs().max() > 0.1
 
 
 def test_a_prompt_as_long_as_the_text_encoder_takes_is_taken_and_a_longer_one_raises(encoders):
     limit = encoders.tokenizer.model_max_length - 2
-    assert encoders.encode_text(["x" * limit]).shape == (1, limit + 2, 32)
+    assert encoders.encode_captions(["x" * limit]).shape == (1, limit + 2, 32)
     with pytest.raises(
         ValueError, match=rf"'x{{40}}'… has {limit + 1} tokens and the text encoder takes {limit}: shor"
     ):
-        encoders.encode_text(["short", "x" * (limit + 1)])
+        encoders.encode_captions(["short", "x" * (limit + 1)])
 
 
 def test_truncation_keeps_the_beginning_and_is_told_once(encoders, caplog, monkeypatch):
-    monkeypatch.setattr(FrozenEncoders, "_told_truncated", False)
+    monkeypatch.setattr(FrozenEncoders, "_warned_truncation", False)
     limit = encoders.tokenizer.model_max_length - 2
     with caplog.at_level(logging.WARNING, "cubediff"):
-        cut = encoders.encode_text(["x " * (limit + 30), "y " * (limit + 1)], truncate=True)
-        encoders.encode_text(["z " * 500], truncate=True)
+        cut = encoders.encode_captions(["x " * (limit + 30), "y " * (limit + 1)], truncate=True)
+        encoders.encode_captions(["z " * 500], truncate=True)
         FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_text(["z " * 500], truncate=True)
-    assert torch.equal(cut, encoders.encode_text(["x " * limit, "y " * limit]))
+    assert torch.equal(cut, encoders.encode_captions(["x " * limit, "y " * limit]))
     assert len(caplog.records) == 1
-    assert "is cut, as others may be (told once)" in caplog.text
+    assert "is truncated, as others may be (this warning is shown once)" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["a street, at dusk!", "x=3 (~50 %)", "café ☕ 日本"])

@@ -30,10 +30,10 @@ from support.awake import awaken_
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
-from cubediff.diffusion.schedulers import rescheduled, use_sampler_
+from cubediff.diffusion.schedulers import convert_scheduler, use_sampler_
 from cubediff.geometry import FACES, cube_to_equirect, position_map
-from cubediff.geometry.photos import Photo, known_faces
-from cubediff.models.stable_diffusion import CubeAttnProcessor, CubeGroupNorm
+from cubediff.geometry.photos import Photo, project_photos
+from cubediff.models.inflation import CubeAttnProcessor, CubeGroupNorm
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import load_pipeline, tiny_random
 
@@ -96,9 +96,9 @@ def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
 
 def front_latents(pipeline: CubeDiffPipeline, photo: PIL.Image.Image) -> Tensor:
     """Of a cube that has the photo in front and its continuation around it."""
-    faces, _ = known_faces([[Photo(photo)]], 64, 95.0)
+    faces, _ = project_photos([[Photo(photo)]], 64, 95.0)
     assert torch.equal(faces[0, 0], tensor_of(photo))
-    return pipeline.encoders.encode_faces(faces)
+    return pipeline.backbone.encode(faces)
 
 
 def tensor_of(photo: PIL.Image.Image) -> Tensor:
@@ -248,8 +248,8 @@ def test_sampling_equals_a_float64_ddim_loop(
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
-    text = torch.stack([pipeline.encoders.encode_text([p])[0] for p in SIX]).double()
-    empty = pipeline.encoders.encode_text([""]).double().expand_as(text)
+    text = torch.stack([pipeline.backbone.encoders.encode_captions([p])[0] for p in SIX]).double()
+    empty = pipeline.backbone.encoders.encode_captions([""]).double().expand_as(text)
     known, unit = torch.zeros(1, 6, 4, 8, 8, dtype=torch.float64), noise.double()
     front = torch.zeros(1, 6, 1, 8, 8, dtype=torch.float64)
     if with_photo:
@@ -318,7 +318,7 @@ def test_each_face_is_given_the_text_states_of_its_own_prompt(awake):
     )
     sample(awake, [SIX, ["a hall"] * 6], num_inference_steps=1, generator=None, latents=unit_noise(2, 6))
     hook.remove()
-    empty, six, hall = (awake.encoders.encode_text(texts) for texts in ([""], SIX, ["a hall"]))
+    empty, six, hall = (awake.backbone.encoders.encode_captions(texts) for texts in ([""], SIX, ["a hall"]))
     expected = torch.cat([empty.expand(12, -1, -1), six, hall.expand(6, -1, -1)])  # both branches, panorama-major
     torch.testing.assert_close(given[0], expected, rtol=0, atol=1e-5)
 
@@ -355,7 +355,7 @@ def test_every_step_sees_the_photo_clean_with_its_mask_and_the_other_branch_sees
 def test_pasted_photos_are_there_to_the_pixel_and_fade_into_what_is_generated(awake, photos):
     view = Photo(photos[0], fov=60.0, yaw=30.0, pitch=10.0)
     plain, pasted = (sample(awake, image=view, output_type="pt", paste_image=paste) for paste in (False, True))
-    pictures, covered = known_faces([[view]], 64, 95.0)
+    pictures, covered = project_photos([[view]], 64, 95.0)
     assert torch.equal(pasted[covered.expand_as(pasted)], pictures[covered.expand_as(pasted)])
     beyond = F.max_pool2d(covered[0].float(), 33, 1, 16)[None] == 0  # 16 pixels, which are two of the latents
     assert beyond.any()
@@ -402,7 +402,7 @@ def test_the_three_kinds_of_output_show_the_same(awake, photos):
     tensors = awake("a hall", output_type="pt", **call)
     pictures = awake("a hall", **call)
     assert latent.panoramas is None
-    assert torch.equal(tensors.faces, awake.encoders.decode_faces(latent.faces))
+    assert torch.equal(tensors.faces, awake.backbone.encoders.decode(latent.faces))
     expected = cube_to_equirect(tensors.faces, 128, 95.0, mode="bicubic").clamp(-1, 1)
     assert torch.equal(tensors.panoramas, expected)
     assert [face.size for face in pictures.faces[0]] == [(64, 64)] * 6
@@ -575,7 +575,7 @@ def test_another_noise_schedule_is_taken_and_kept(folder_2d, tmp_path):
     with pytest.raises(ValueError, match="rescale_betas_zero_snr=True needs prediction_type='v_prediction'"):
         CubeDiffPipeline.from_2d(folder_2d, scheduler={"rescale_betas_zero_snr": True})
     with pytest.raises(ValueError, match="a DDIMScheduler has no settings beta_stop"):
-        rescheduled(made.scheduler, {"beta_stop": 1})
+        convert_scheduler(made.scheduler, {"beta_stop": 1})
     with pytest.raises(ValueError, match="was trained with prediction_type 'v_prediction' and not 'epsilon'"):
         load_pipeline(tmp_path, scheduler={"prediction_type": "epsilon"})
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.geometry import FACES
-from cubediff.geometry.photos import Photo, known_faces
+from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import tiny_random
 
@@ -120,9 +120,9 @@ def test_sampling_equals_the_description(pipeline, theirs, photo):
     for hook in hooks:
         hook.remove()
 
-    text = pipeline.encoders.encode_text([PROMPTS[i] for i in TO_THEIRS])
-    states = torch.cat([pipeline.encoders.encode_text([""]).expand_as(text), text])
-    front = pipeline.encoders.encode_faces(known_faces([[Photo(photo)]], 64, 95.0)[0])[0, 0]
+    text = pipeline.backbone.encoders.encode_captions([PROMPTS[i] for i in TO_THEIRS])
+    states = torch.cat([pipeline.backbone.encoders.encode_captions([""]).expand_as(text), text])
+    front = pipeline.backbone.encode(project_photos([[Photo(photo)]], 64, 95.0)[0])[0, 0]
     mask = torch.zeros(6, 1, 8, 8)
     mask[0] = 1
     attention.dropped = [True, False]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from support.losses import losses_of
 from support.runs import composed
 from torch import nn
 
@@ -25,7 +26,7 @@ FULL = (*TINY, "model.trainable=full")
 
 def real(config: DictConfig, batch: int) -> tuple[CubeDiffModule, dict[str, Any]]:
     module = build(config.model)
-    module.empty_text = module.encoders.encode_text([""])
+    module.encode_null_text()
     faces = torch.rand(batch, 6, 3, config.face_size, config.face_size) * 2 - 1
     return module, {"faces": faces, "prompts": [[f"{b} {f}" for f in range(6)] for b in range(batch)]}
 
@@ -40,7 +41,7 @@ def test_parameters_and_bytes_are_those_of_the_real_module(trainable: str) -> No
     assert planned.parameters == sum(p.numel() for p in module.unet.parameters())
     assert planned.weights == sum(t.nbytes for t in module.unet.state_dict().values())
     assert planned.average == sum(p.nbytes for p in trained)
-    module._losses(batch, (0,)).mean().backward()
+    losses_of(module, batch, (0,)).mean().backward()
     assert planned.gradients == sum(p.grad.nbytes for p in trained)
     optimizer = module.optimizer(trained)
     optimizer.step()
@@ -76,11 +77,15 @@ def test_operations_are_those_counted_by_hand() -> None:
 
         return hook
 
-    parts = {"unet": module.unet, "vae": module.encoders.vae.encoder, "text": module.encoders.text_encoder}
+    parts = {
+        "unet": module.unet,
+        "vae": module.backbone.encoders.vae.encoder,
+        "text": module.backbone.encoders.text_encoder,
+    }
     for part, network in parts.items():
         for layer in network.modules():
             layer.register_forward_hook(count(part))
-    module._losses(batch, (0,))
+    losses_of(module, batch, (0,))
     planned = cost(config, 2)
     encoders = counted["vae"] + counted["vae attention"] + counted["text"]
     assert planned.encode_flops == pytest.approx(encoders - counted["text"], rel=0.02)
@@ -93,8 +98,9 @@ import gc, json, re, sys
 sys.path[:0] = [TESTS, TESTS + '/planning']
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from test_plan import FULL, Path, composed, cost, real
-from cubediff.training.fsdp import shard_
+from functools import partial
+from test_plan import FULL, Path, composed, cost, losses_of, real
+from cubediff.training.fsdp import apply_fsdp
 
 def resident(kind):  # VmHWM is of this process alone; getrusage's maximum is also of what it was forked from
     return 1024 * int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -105,7 +111,7 @@ class Losses(torch.nn.Module):
         self.module = module
 
     def forward(self, *given):
-        return self.module._losses(*given)
+        return losses_of(self.module, *given)
 
 way, rank, file, *words = sys.argv[1:]
 world = 2 if way == "fsdp" else 1
@@ -117,8 +123,10 @@ mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
 
 def prepared(module):
     if way == "fsdp":
-        shard_(module.unet, mesh)
-    return DistributedDataParallel(Losses(module), gradient_as_bucket_view=True) if way == "ddp" else module._losses
+        apply_fsdp(module.unet, module.backbone.blocks(), mesh)
+    if way == "ddp":
+        return DistributedDataParallel(Losses(module), gradient_as_bucket_view=True)
+    return partial(losses_of, module)
 
 small, made = real(composed(*FULL), 1)
 prepared(small)(made, (0,)).mean().backward()  # loads what the first step of a process loads

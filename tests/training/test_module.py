@@ -16,11 +16,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
+from support.losses import PAPER, SHARES, losses_of
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, RandomPhotos
-from cubediff.diffusion.objective import Drops, Objective
+from cubediff.diffusion.objective import ConditionDropout, Objective
+from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.export import export_pipeline
@@ -38,7 +40,7 @@ def batch(tiny_shards: Path) -> Batch:
     return dict(data.on_after_batch_transfer(batch, 0))
 
 
-NONE_DROPPED = Drops(text=torch.zeros(4, dtype=torch.bool), image=torch.zeros(4, dtype=torch.bool))
+NONE_DROPPED = ConditionDropout(text=torch.zeros(4, dtype=torch.bool), image=torch.zeros(4, dtype=torch.bool))
 
 
 class Recorder(L.Callback):
@@ -55,7 +57,7 @@ class Recorder(L.Callback):
 
 
 def module_of(**options: Any) -> CubeDiffModule:
-    settings: dict[str, Any] = {"objective": Objective(), "optimizer": partial(torch.optim.AdamW, lr=1e-3)}
+    settings: dict[str, Any] = {"objective": PAPER, "optimizer": partial(torch.optim.AdamW, lr=1e-3)}
     return CubeDiffModule(tiny_random(), **settings | options)
 
 
@@ -193,7 +195,8 @@ def test_of_sd15_is_trained_what_its_widths_say(trainable: Any, of_block: Callab
     of seven channels."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(in_channels=7, cross_attention_dim=768, attention_head_dim=8)
-    select_trainable_(unet, trainable)
+    parts = tiny_random()
+    select_trainable_(StableDiffusion(parts.vae, parts.text_encoder, parts.tokenizer, unet), trainable)
     blocks = sum(n * of_block(width) for width, n in ((320, 5), (640, 5), (1280, 6)))
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == blocks + 320 * (7 * 9 + 1)
 
@@ -216,9 +219,9 @@ def test_channels_last_changes_no_gradient_beyond_rounding(batch: Batch) -> None
 COMPILED = """
 import torch
 from functools import partial
-from cubediff.module import CubeDiffModule
-from cubediff.objective import Drops, Objective
-from cubediff.tiny import tiny_random
+from cubediff.diffusion.objective import Objective
+from cubediff.pipelines.loading import tiny_random
+from cubediff.training.module import CubeDiffModule
 
 graphs = []
 original = torch.compile
@@ -240,9 +243,10 @@ for image_drop in ("noise", "attention"):
             gradient_checkpointing=True,
             compile=compile,
         )
-        module.empty_text = module.encoders.encode_text([""])
+        module.encode_null_text()
         for place in range(3):
-            module._losses(batch, (place,)).mean().backward()
+            seeds = [(place, index) for index in range(2)]
+            module.compute_losses(batch, seeds)["losses"].mean().backward()
         assert bool(graphs) == (compile is not None), (image_drop, compile)
         gradients.append({name: p.grad for name, p in module.trained_parameters.items()})
     for name, gradient in gradients[0].items():
@@ -272,8 +276,8 @@ def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
     monkeypatch.setattr(
         Objective, "loss", lambda self, *given, **options: (seen.append(options) or torch.zeros(4), 0, NONE_DROPPED)
     )
-    module._losses(batch, (0,))
-    assert torch.equal(seen[0]["known"], module.pipeline.encoders.encode_faces(batch["known"]))
+    losses_of(module, batch, (0,))
+    assert torch.equal(seen[0]["known"], module.pipeline.backbone.encode(batch["known"]))
     for b in range(4):
         for f in range(6):
             for i in range(8):
@@ -319,15 +323,15 @@ def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, objective: 
     schedule, options = OBJECTIVES[objective]
     module = CubeDiffModule(
         tiny_random(scheduler=schedule),
-        Objective(**options),
+        Objective(**SHARES | options),
         partial(torch.optim.AdamW, lr=rate),
         trainable=trainable,
     )
-    module.empty_text = module.pipeline.encoders.encode_text([""])
+    module.encode_null_text()
 
     def fixed_loss() -> float:
         with torch.no_grad():
-            return torch.stack([module._losses(one, (9, draw)) for draw in range(64)]).mean().item()
+            return torch.stack([losses_of(module, one, (9, draw)) for draw in range(64)]).mean().item()
 
     before = fixed_loss()
     fitted(module, [one], steps=30)
@@ -342,8 +346,8 @@ def test_the_same_place_draws_the_same_and_every_other_place_draws_otherwise(bat
     fitted(module, [batch], steps=1)
     places = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1), (0, 1, 0, 0)]
     with torch.no_grad():
-        losses = [module._losses(batch, place) for place in places]
-        again = [module._losses(batch, place) for place in places]
+        losses = [losses_of(module, batch, place) for place in places]
+        again = [losses_of(module, batch, place) for place in places]
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
     assert len({tuple(loss.tolist()) for loss in losses}) == len(places)
 
@@ -356,12 +360,12 @@ def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: p
     monkeypatch.setattr(
         Objective, "loss", lambda self, *given, **options: (seen.append(given) or torch.zeros(4), 0, NONE_DROPPED)
     )
-    module._losses(batch | {"prompts": prompts}, (0,))
+    losses_of(module, batch | {"prompts": prompts}, (0,))
     latents, text = seen[0][2:4]
-    assert torch.equal(latents, module.pipeline.encoders.encode_faces(batch["faces"]))
+    assert torch.equal(latents, module.pipeline.backbone.encode(batch["faces"]))
     for i, six in enumerate(prompts):
         for j, prompt in enumerate(six):
-            expected = module.pipeline.encoders.encode_text([prompt])[0]
+            expected = module.pipeline.backbone.encoders.encode_captions([prompt])[0]
             torch.testing.assert_close(text[i, j], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -404,7 +408,7 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out(
 
 def test_two_batches_of_one_accumulated_are_one_batch_of_two(batch: Batch) -> None:
     """The loss is divided by the accumulation once, and what a panorama draws depends on its position alone."""
-    options: dict[str, Any] = {"objective": Objective(), "optimizer": partial(torch.optim.SGD, lr=1e-3)}
+    options: dict[str, Any] = {"objective": PAPER, "optimizer": partial(torch.optim.SGD, lr=1e-3)}
     whole = fitted(module_of(**options), [part(batch, 0, 2), part(batch, 2, 4)], steps=2)
     singles = [part(batch, i, i + 1) for i in range(4)]
     split = fitted(module_of(**options), singles, steps=2, accumulate_grad_batches=2)

@@ -13,9 +13,11 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
+from support.losses import PAPER, SHARES
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import cubediff.training.module
+import cubediff.models.backbone
+import cubediff.models.encoders
 from cubediff.data import PanoramaDataModule, RandomPhotos
 from cubediff.diffusion.objective import Objective
 from cubediff.pipelines.loading import tiny_random
@@ -62,7 +64,7 @@ def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: in
     trainer: Any = Mock(spec=L.Trainer, global_step=place, log_every_n_steps=10, loggers=[Mock()])
     cubes = data.on_after_batch_transfer({n: v.to(module.device) if isinstance(v, torch.Tensor) else v
                                           for n, v in batch.items()}, 0)  # fmt: skip
-    each = module._denoised(dict(cubes), [(place, i) for i in range(4)])
+    each = module.compute_losses(cubes, [(place, i) for i in range(4)])
     each["losses"].mean().backward()
     metrics.on_train_batch_end(trainer, module, each, cubes, place)
 
@@ -74,14 +76,14 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
 ) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
-    module = CubeDiffModule(tiny_random(), Objective(**objective), partial(torch.optim.AdamW, lr=1e-3))
-    module.empty_text = module.encoders.encode_text([""])
+    module = CubeDiffModule(tiny_random(), Objective(**SHARES | objective), partial(torch.optim.AdamW, lr=1e-3))
+    module.encode_null_text()
     metrics = StepMetrics()
     step(module, data, next(batches), 0, metrics)  # what is made once
 
     module.to("meta")
-    module.encoders.to("meta")
-    module.empty_text = module.empty_text.to("meta")
+    module.backbone.to("meta")
+    module.null_text = module.null_text.map(lambda t: t.to("meta"))
     monkeypatch.setattr(torch, "Generator", Generator)
     sent: list[torch.Tensor] = []
 
@@ -89,8 +91,8 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
         sent.append(values)
         return torch.empty_like(values, device=device)
 
-    for room in (cubediff.training.module, cubediff.models.encoders):
-        monkeypatch.setattr(room, "sent", send)
+    for module_ in (cubediff.models.backbone, cubediff.models.encoders):
+        monkeypatch.setattr(module_, "to_device_async", send)
     step(module, data, next(batches), 1, metrics)
     copies = Copies()
     with copies:
@@ -106,9 +108,9 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
 def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomPhotos | None) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
-    module = CubeDiffModule(tiny_random(), Objective(), partial(torch.optim.AdamW, lr=1e-3)).cuda()
-    module.encoders.to("cuda")
-    module.empty_text = module.encoders.encode_text([""])
+    module = CubeDiffModule(tiny_random(), PAPER, partial(torch.optim.AdamW, lr=1e-3)).cuda()
+    module.backbone.to("cuda")
+    module.encode_null_text()
     metrics = StepMetrics()
     for place in range(3):
         batch = {n: v.cuda() if isinstance(v, torch.Tensor) else v for n, v in next(batches).items()}

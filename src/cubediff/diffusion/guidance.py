@@ -1,45 +1,96 @@
-"""Which conditions guidance combines, and with what weights (CubeDiff, section 4.3; InstructPix2Pix, arXiv 2211.09800,
-for two scales)."""
+"""Classifier-free guidance towards text and image (CubeDiff, section 4.3; with two scales arXiv 2211.09800).
+
+Legend: B panoramas, 6 faces, C latent channels, h w latent size.
+"""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 
 class Branch(NamedTuple):
-    """One of the conditions that guidance combines: whether it has the text, whether the image, and its weight."""
+    """One prediction that guidance combines: whether it is conditioned on the text and on the image, and its weight."""
 
     text: bool
     image: bool
     weight: float
 
 
-def guidance_branches(text: bool, image: bool, scale: float, image_scale: float | None) -> list[Branch]:
-    """What the UNet is asked at every step, the full condition last; the answers' weights add up to 1."""
+@dataclass(frozen=True)
+class Guidance:
+    """The predictions of a sampling step and how they are combined.
+
+    Attributes:
+        branches: The predictions to make, the fully conditioned one last; their weights add up to 1.
+        rescale: Share in [0, 1] by which the combination's standard deviation is rescaled to that of the fully
+            conditioned prediction ("Common Diffusion Noise Schedules…", arXiv 2305.08891, section 3.4).
+    """
+
+    branches: tuple[Branch, ...]
+    rescale: float = 0.0
+
+    def combine(
+        self, predictions: Sequence[Float[Tensor, "b 6 c h w"]], t: Tensor | None = None
+    ) -> Float[Tensor, "b 6 c h w"]:
+        """The guided prediction.
+
+        Args:
+            predictions: One prediction for each branch, in their order.
+            t: The timestep; this guidance is the same at all of them.
+        """
+        weighted = (branch.weight * p for branch, p in zip(self.branches, predictions, strict=True))
+        combined = sum(weighted, torch.zeros_like(predictions[-1]))
+        if not self.rescale or len(predictions) == 1:
+            return combined
+        ratio = predictions[-1].std((1, 2, 3, 4), keepdim=True) / combined.std((1, 2, 3, 4), keepdim=True)
+        return combined * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
+
+
+def make_guidance(
+    text: bool, image: bool, scale: float, image_scale: float | None = None, rescale: float = 0.0
+) -> Guidance:
+    """The guidance for a call that has a text, an image, both, or neither.
+
+    Args:
+        text: Whether the panorama is conditioned on a text.
+        image: Whether it is conditioned on an image.
+        scale: Guidance scale; 1 and below turns guidance off. With `image_scale` it is that of the text alone.
+        image_scale: Guidance scale of the image (InstructPix2Pix, equation 3); None for one scale over both.
+        rescale: See `Guidance`.
+
+    Example:
+        >>> [branch.weight for branch in make_guidance(text=True, image=False, scale=3.5).branches]
+        [-2.5, 3.5]
+    """
+    if not (text or image):
+        return Guidance((Branch(False, False, 1.0),), rescale)
     if text and image and image_scale is not None:
-        candidates = [
-            Branch(False, False, 1 - image_scale),
-            Branch(False, True, image_scale - scale),
-            Branch(True, True, scale),
-        ]
+        others = [Branch(False, False, 1 - image_scale), Branch(False, True, image_scale - scale)]
+        full = Branch(True, True, scale)
     else:
         s = image_scale if image and not text and image_scale is not None else scale
-        candidates = [Branch(False, False, 1 - s if s > 1 else 0.0), Branch(text, image, s if s > 1 else 1.0)]
-    *others, full = candidates
-    branches = [branch for branch in others if branch.weight and (text or image)] + [full]
-    if not (text or image):
-        branches = [Branch(False, False, 1.0)]
-    return branches
+        s = s if s > 1 else 1.0
+        others, full = [Branch(False, False, 1 - s)], Branch(text, image, s)
+    return Guidance((*(branch for branch in others if branch.weight), full), rescale)
 
 
-def warn_of_the_unknown(branches: list[Branch], drops: Sequence[float] | None) -> None:
-    """Says where a branch is a condition that the model has never seen in training; `drops` are its shares of panoramas
-    without text, without image, and without both, if they are known."""
-    if drops is None:
+def warn_untrained_conditions(branches: Sequence[Branch], dropout: Sequence[float] | None) -> None:
+    """Warns of branches with conditions that the model has never seen in training.
+
+    Args:
+        branches: The branches of a `Guidance`.
+        dropout: The shares of training panoramas without text, without image, and without both; None if unknown.
+    """
+    if dropout is None:
         return
-    drop_text, drop_image, drop_both = drops
+    drop_text, drop_image, drop_both = dropout
     shares = {
         (False, False): ("without text and image", drop_both),
         (False, True): ("without text", drop_text),
@@ -47,7 +98,7 @@ def warn_of_the_unknown(branches: list[Branch], drops: Sequence[float] | None) -
         (True, True): ("with text and image together", 1 - drop_text - drop_image - drop_both),
     }
     for branch in branches:
-        told, share = shares[branch.text, branch.image]
+        condition, share = shares[branch.text, branch.image]
         if share < 1e-9:
             remedy = "" if branch is branches[-1] else ", which guidance needs: use guidance_scale=1"
-            log.warning("this model was never trained %s%s", told, remedy)
+            log.warning("this model was never trained %s%s", condition, remedy)

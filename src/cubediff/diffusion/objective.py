@@ -1,133 +1,172 @@
-"""The training objective: one timestep per panorama, clean condition pixels, dropping, loss on the rest
+"""The training objective: noisy latents, a clean condition, condition dropout, the loss on everything else
 (CubeDiff, sections 4.2 and 4.3).
 
-Legend: B panoramas, 6 faces, C latent channels, h w latent size, L text tokens, D text width.
+Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from diffusers.schedulers import SchedulerMixin
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
 
 from cubediff.diffusion.conditions import CONDITIONS as CONDITIONS
-from cubediff.models.inputs import front_mask, seen_faces, unet_input
+from cubediff.diffusion.processes import GaussianDiffusion, NoisingProcess
+from cubediff.diffusion.random import Generators, draw
+from cubediff.diffusion.timesteps import TimestepSampler, UniformTimesteps
+from cubediff.diffusion.weightings import LossWeighting, MinSNR
+from cubediff.models.backbone import Conditioning, CubeInput
+from cubediff.models.inputs import front_mask, hidden_faces
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A `Backbone`, as far as the objective needs it."""
+
+    def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Drops:
-    """Which panoramas of a batch lose their text and their image."""
+class Example:
+    """B panoramas to train on.
+
+    Attributes:
+        latents: Clean latents of all faces.
+        conditioning: Their text.
+        null: The conditioning on no text, of one panorama.
+        positions: Position channels.
+        clean: Clean latents of the condition, used where `mask` is 1; None for the front face of `latents`.
+        mask: 1 on latent pixels of the condition; None for the front face.
+    """
+
+    latents: Float[Tensor, "b 6 c h w"]
+    conditioning: Conditioning
+    null: Conditioning
+    positions: Float[Tensor, "6 p h w"]
+    clean: Float[Tensor, "b 6 c h w"] | None = None
+    mask: Float[Tensor, "b 6 1 h w"] | None = None
+
+
+@dataclass(frozen=True)
+class ConditionDropout:
+    """Which panoramas of a batch are trained without their text and without their image."""
 
     text: Bool[Tensor, " b"]
     image: Bool[Tensor, " b"]
 
     @property
     def conditions(self) -> Int[Tensor, " b"]:
-        """Which of `CONDITIONS` each panorama keeps."""
+        """The remaining condition of each panorama, as an index into `CONDITIONS`."""
         return self.image.long() + 2 * self.text.long()
+
+
+class Losses(NamedTuple):
+    """The loss of each panorama, its timestep, and its condition dropout."""
+
+    losses: Float[Tensor, " b"]
+    timesteps: Shaped[Tensor, " b"]
+    dropout: ConditionDropout
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Denoising loss of CubeDiff for a UNet whose pipeline predicts noise or velocity (its scheduler says which).
+    """Denoising loss of CubeDiff.
 
-    drop_text, drop_image and drop_both are the shares of panoramas that lose only their text, only their image, or
-    both; drawn for each panorama. min_snr_gamma clamps the weight of a timestep's signal-to-noise ratio (Min-SNR,
-    arXiv 2303.09556; 5 is usual). offset_noise is the strength of noise that a channel of a panorama has everywhere
-    (0.05 is usual); it teaches very dark and very bright pictures.
+    Attributes:
+        drop_text, drop_image, drop_both: Shares of panoramas that are trained without their text, without their image,
+            or without both; drawn for each panorama.
+        min_snr_gamma: Short for `weighting=MinSNR(gamma)`; None for none.
+        offset_noise: Short for `process=GaussianDiffusion(offset_noise)`.
+        timesteps: Draws the timesteps; None for uniform ones.
+        process: Makes the noising process from the pipeline's scheduler; None for Gaussian diffusion.
+        weighting: Weights the losses by timestep; None for equal weights.
+
+    Raises:
+        ValueError: If a value is out of range, or a component is given together with its short form.
     """
 
-    drop_text: float = 0.1
-    drop_image: float = 0.1
-    drop_both: float = 0.1
+    drop_text: float
+    drop_image: float
+    drop_both: float
     min_snr_gamma: float | None = None
     offset_noise: float = 0.0
+    timesteps: TimestepSampler | None = None
+    process: Callable[[SchedulerMixin], NoisingProcess] | None = None
+    weighting: LossWeighting | None = None
+    _timesteps: TimestepSampler = field(init=False, repr=False, compare=False)
+    _process: Callable[[SchedulerMixin], NoisingProcess] = field(init=False, repr=False, compare=False)
+    _weighting: LossWeighting | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
-            raise ValueError(
-                f"min_snr_gamma={self.min_snr_gamma}: give a positive number (5 is usual), or null for none"
-            )
-        if self.offset_noise < 0:
-            raise ValueError(f"offset_noise={self.offset_noise}: give 0 (none) or a positive strength")
         shares = (self.drop_text, self.drop_image, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
                 f"drop_text, drop_image, drop_both = {shares} must each be at least 0 and add up to at most 1"
             )
+        if self.weighting is not None and self.min_snr_gamma is not None:
+            raise ValueError("objective has a weighting and min_snr_gamma: set min_snr_gamma=null, or no weighting")
+        if self.process is not None and self.offset_noise:
+            raise ValueError("objective has a process and offset_noise: set offset_noise=0, or no process")
+        set_ = object.__setattr__  # the dataclass is frozen
+        set_(self, "_timesteps", self.timesteps or UniformTimesteps())
+        set_(self, "_process", self.process or GaussianDiffusion(self.offset_noise))
+        set_(self, "_weighting", self.weighting if self.min_snr_gamma is None else MinSNR(self.min_snr_gamma))
 
-    def draw_drops(self, count: int, generator: torch.Generator | list[torch.Generator]) -> Drops:
-        draw = _drawn(torch.rand, (count,), generator)
-        both = draw < self.drop_both
-        text = (draw >= self.drop_both) & (draw < self.drop_both + self.drop_text)
-        image = (draw >= self.drop_both + self.drop_text) & (draw < self.drop_both + self.drop_text + self.drop_image)
-        return Drops(text=both | text, image=both | image)
+    def noising(self, scheduler: SchedulerMixin) -> NoisingProcess:
+        """The noising process on the noise schedule of a pipeline's scheduler."""
+        return self._process(scheduler)
+
+    def sample_dropout(self, count: int, generator: Generators) -> ConditionDropout:
+        """Draws the condition dropout of `count` panoramas."""
+        u = draw(torch.rand, (count,), generator)
+        both = u < self.drop_both
+        text = (u >= self.drop_both) & (u < self.drop_both + self.drop_text)
+        image = (u >= self.drop_both + self.drop_text) & (u < self.drop_both + self.drop_text + self.drop_image)
+        return ConditionDropout(text=both | text, image=both | image)
 
     def loss(
         self,
-        unet: nn.Module,
-        scheduler: DDPMScheduler,
-        latents: Float[Tensor, "b 6 c h w"],
-        text: Float[Tensor, "b 6 l d"],
-        empty_text: Float[Tensor, "1 l d"],
-        *,
-        positions: Float[Tensor, "6 p h w"],
-        generator: torch.Generator | list[torch.Generator],
-        known: Float[Tensor, "b 6 c h w"] | None = None,
-        mask: Float[Tensor, "b 6 1 h w"] | None = None,
+        backbone: Predicts,
+        process: NoisingProcess,
+        example: Example,
+        generator: Generators,
         image_drop: str = "noise",
-    ) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"], Drops]:
-        """Mean squared error of each panorama over the latent pixels that are no condition, its timestep and drops.
+    ) -> Losses:
+        """Mean squared error of each panorama over the latent pixels that are not part of its condition.
 
-        The condition is `known` where `mask` is 1: by default the clean latent of the front face. A dropped image is
-        noised like the rest and its mask 0 (image_drop "noise"), or stays and no query sees its face ("attention").
-        Each panorama counts the same whatever it was conditioned on, so the batch's loss is their mean. A generator is
-        on the latents' device; with one for each panorama its draws do not depend on the others in the batch.
+        Every panorama has the same weight whatever it is conditioned on, so the loss of a batch is the mean.
+
+        Args:
+            backbone: Predicts the target.
+            process: See `noising`.
+            example: The panoramas.
+            generator: On the latents' device. With one generator for each panorama its draws do not depend on the
+                others in the batch.
+            image_drop: How an image is dropped: "noise" (its faces are noised and its mask is 0) or "attention" (it
+                stays, and no query attends to its faces).
         """
-        batch = latents.shape[0]
-        drops = self.draw_drops(batch, generator)
-        timesteps = _drawn(partial(torch.randint, scheduler.config.num_train_timesteps), (batch,), generator)
-        noise = _drawn(torch.randn, latents.shape, generator)
-        if self.offset_noise:
-            shape = (batch, 1, latents.shape[2], 1, 1)
-            noise = noise + self.offset_noise * _drawn(torch.randn, shape, generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        velocity = scheduler.config.prediction_type == "v_prediction"
-        if not velocity and scheduler.config.prediction_type != "epsilon":
-            raise ValueError(f"prediction_type={scheduler.config.prediction_type!r} in the model's scheduler: "
-                             "train from a model that predicts 'epsilon' or 'v_prediction'")  # fmt: skip
-        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-        if known is None or mask is None:
-            known, mask = latents, front_mask(latents)
-        seen = {}
+        latents = example.latents
+        dropout = self.sample_dropout(len(latents), generator)
+        timesteps = self._timesteps(len(latents), process.num_timesteps, generator)
+        noise = process.sample_noise(latents, generator)
+        noisy = process.add_noise(latents, noise, timesteps)
+        target = process.target(latents, noise, timesteps)
+        clean, mask = example.clean, example.mask
+        if clean is None or mask is None:
+            clean, mask = latents, front_mask(latents)
+        hidden = None
         if image_drop == "attention":
-            seen = {"attention_mask": seen_faces(mask, drops.image)}
+            hidden = hidden_faces(mask, dropout.image)
         else:
-            mask = mask * (~drops.image).view(-1, 1, 1, 1, 1)
-        text = torch.where(drops.text.view(-1, 1, 1, 1), empty_text, text)
-        prediction = unet(
-            unet_input(torch.where(mask.bool(), known, noisy), mask, positions),
-            timesteps.repeat_interleave(6),
-            encoder_hidden_states=text.flatten(0, 1),
-            return_dict=False,
-            **seen,
-        )[0].unflatten(0, (-1, 6))
+            mask = mask * (~dropout.image).view(-1, 1, 1, 1, 1)
+        cube = CubeInput(noisy, clean, mask, example.positions, hidden)
+        prediction = backbone.predict(cube, timesteps, example.conditioning.where(dropout.text, example.null))
         weight = (1 - mask).expand_as(latents)
-        error = (prediction.float() - target).square() * weight
+        error = (prediction - target).square() * weight
         losses = error.flatten(1).sum(1) / weight.flatten(1).sum(1)
-        if self.min_snr_gamma is not None:
-            snr = compute_snr(scheduler, timesteps)
-            losses = losses * snr.clamp(max=self.min_snr_gamma) / (snr + 1 if velocity else snr)
-        return losses, timesteps, drops
-
-
-def _drawn(
-    draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator | list[torch.Generator]
-) -> Tensor:
-    if isinstance(generator, list):
-        return torch.cat([draw((1, *shape[1:]), generator=one, device=one.device) for one in generator])
-    return draw(tuple(shape), generator=generator, device=generator.device)
+        if self._weighting is not None:
+            losses = self._weighting(losses, timesteps, process)
+        return Losses(losses, timesteps, dropout)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import diffusers
 import PIL.Image
@@ -17,7 +18,8 @@ from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.jobs import Job, open_photo
 from cubediff.generation.outputs import write_generation
 from cubediff.geometry.photos import Photo
-from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.prompts import six_prompts
 
 
@@ -77,7 +79,7 @@ def generate(
     else:
         pending = list(jobs)
     device = _usable_device(device)
-    pipeline = CubeDiffPipeline.from_pretrained(model).to(device)
+    pipeline = load_for_generation(model).to(device)
     if sampling.sampler is not None:
         use_sampler_(pipeline, sampling.sampler)
     output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
@@ -124,7 +126,7 @@ def _usable_device(device: str | None) -> str:
     return device
 
 
-def _environment(pipeline: CubeDiffPipeline, device: str) -> dict[str, object]:
+def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
     """The scheduler, device and library versions, for `generation.json`."""
     return {
         "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
@@ -146,7 +148,7 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _sample(
-    pipeline: CubeDiffPipeline, jobs: list[Job], photos: list[list[Photo]], sampling: Sampling
+    pipeline: CubePipeline, jobs: list[Job], photos: list[list[Photo]], sampling: Sampling
 ) -> list[tuple[PIL.Image.Image, list[PIL.Image.Image]]]:
     """Panorama and faces of each job."""
     settings = asdict(sampling)
@@ -158,4 +160,5 @@ def _sample(
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         **settings,
     )
-    return list(zip(images.panoramas, images.faces, strict=True))
+    panoramas = cast(list[PIL.Image.Image], images.panoramas)  # output_type is "pil"
+    return list(zip(panoramas, cast(list[list[PIL.Image.Image]], images.faces), strict=True))

@@ -1,5 +1,8 @@
-"""What a panorama is made from, as people give it: prompts become six texts each, photos become what is known of the
-faces (CubeDiff, section 4.3: text and image conditioning; photos that look elsewhere than straight ahead are ours)."""
+"""Photos as conditions: projects perspective images onto the faces of a cube (CubeDiff, section 4.3, conditions on the
+front face alone; photos in other directions are an extension).
+
+Legend: B panoramas, N photos of one panorama, 6 faces, S face size.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,21 +18,35 @@ from torch import Tensor
 from cubediff.geometry.conventions import face_rays, rotation_matrix
 from cubediff.geometry.perspective import perspective_to_cube
 
-Picture = PIL.Image.Image | Tensor
+PhotoImage = PIL.Image.Image | Tensor
 
 EXIF_IFD, FOCAL_LENGTH_35MM = 0x8769, 0xA405
-DIAGONAL_35MM = math.hypot(36, 24)  # mm; what a focal length "in 35 mm film" refers to
+DIAGONAL_35MM = math.hypot(36, 24)  # mm, of the film that a "focal length in 35 mm film" refers to
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture and where it was taken to: horizontal field of view, yaw, pitch and roll of the camera, in degrees.
+    """An image and its camera: field of view, yaw, pitch, roll.
 
-    picture: PIL image, or float tensor (3, H, W) in [−1, 1]. Without `fov` it is what the picture's EXIF data say;
-    where they say nothing, its central square is taken and has the field of view of a face.
+    Attributes:
+        picture: PIL image, or float tensor (3, H, W) in [−1, 1].
+        fov: Horizontal field of view, degrees. None takes it from the image's EXIF data; without EXIF data the central
+            square of the image gets the field of view of a face.
+        yaw: Rotation of the camera to the right, degrees.
+        pitch: Rotation upwards, degrees.
+        roll: Rotation clockwise as the viewer sees it, degrees.
+
+    Raises:
+        ValueError: If the field of view is not between 0° and 180°, or an angle is not finite.
+
+    Example:
+        >>> photo = Photo(PIL.Image.new("RGB", (640, 480)), fov=70.0, yaw=30.0)
+        >>> faces, covered = project_photos([[photo]], size=64, face_fov=95.0)
+        >>> faces.shape
+        torch.Size([1, 6, 3, 64, 64])
     """
 
-    picture: Picture
+    picture: PhotoImage
     fov: float | None = None
     yaw: float = 0.0
     pitch: float = 0.0
@@ -42,73 +59,81 @@ class Photo:
             raise ValueError(f"a photo's yaw, pitch and roll are {self.yaw}, {self.pitch}, {self.roll}: give degrees")
 
 
-def known_faces(
+def project_photos(
     photos: Sequence[Sequence[Photo]], size: int, face_fov: float
 ) -> tuple[Float[Tensor, "b 6 3 s s"], Bool[Tensor, "b 6 1 s s"]]:
-    """What the photos of each panorama show on its faces, in [−1, 1], and which pixels that is.
+    """Projects the photos of B panoramas onto their faces.
 
-    The other pixels continue the photos. Where several photos see a pixel, the one whose centre is nearest has it. A
-    square photo of the faces' field of view that looks straight ahead is the front face and nothing else, unchanged if
-    it has the faces' size.
+    A square photo with the faces' field of view that looks straight ahead becomes the front face and covers nothing
+    else; at the faces' size its pixels do not change.
+
+    Args:
+        photos: One or more photos for each panorama. If several cover a pixel, the one whose centre is nearest wins.
+        size: Face size S in pixels.
+        face_fov: Field of view of the faces, degrees.
+
+    Returns:
+        Faces in [−1, 1], in which the pixels that no photo covers continue the nearest photo; and the pixels that are
+        covered.
     """
-    faces, covered = zip(*(_known(own, size, face_fov) for own in photos), strict=True)
+    faces, covered = zip(*(_merge_photos(own, size, face_fov) for own in photos), strict=True)
     return torch.stack(faces), torch.stack(covered)
 
 
-def _known(photos: Sequence[Photo], size: int, face_fov: float) -> tuple[Tensor, Tensor]:
-    placed = [_placed(photo, size, face_fov) for photo in photos]
-    faces = torch.stack([six for six, _, _ in placed])  # (N, 6, 3, S, S)
-    covered = torch.stack([where for _, where, _ in placed])
-    near = torch.stack([axis for _, _, axis in placed])  # (N, 6, 1, S, S), cosines
-    chosen = (near + 2 * covered).argmax(0, keepdim=True)
-    return faces.gather(0, chosen.expand(1, -1, 3, -1, -1))[0], covered.any(0)
+def _merge_photos(photos: Sequence[Photo], size: int, face_fov: float) -> tuple[Tensor, Tensor]:
+    projected = [_project_photo(photo, size, face_fov) for photo in photos]
+    faces, covered, cosines = (torch.stack(parts) for parts in zip(*projected, strict=True))  # (N, 6, C, S, S)
+    nearest = (cosines + 2 * covered).argmax(0, keepdim=True)
+    return faces.gather(0, nearest.expand(1, -1, 3, -1, -1))[0], covered.any(0)
 
 
-def _placed(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Faces (6, 3, S, S), covered (6, 1, S, S) and how near each pixel is to the photo's centre (6, 1, S, S)."""
+def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Faces (6, 3, S, S), covered pixels (6, 1, S, S), and cosines of the angles to the camera's axis (6, 1, S, S)."""
     fov = photo.fov if photo.fov is not None else exif_fov(photo.picture)
     pixels = _pixels(photo.picture)
     if fov is None:
         side = min(pixels.shape[1:])
         top, left = ((n - side) // 2 for n in pixels.shape[1:])
         pixels, fov = pixels[:, top : top + side, left : left + side], face_fov
-    turn = (photo.yaw, photo.pitch, photo.roll)
-    faces, covered = perspective_to_cube(pixels[None], size, face_fov, fov, *turn, mode="bicubic")
+    angles = (photo.yaw, photo.pitch, photo.roll)
+    faces, covered = perspective_to_cube(pixels[None], size, face_fov, fov, *angles, mode="bicubic")
     faces, covered = faces[0].clamp(-1, 1), covered[0]
-    if not any(turn) and fov == face_fov and pixels.shape[1] == pixels.shape[2]:
+    if not any(angles) and fov == face_fov and pixels.shape[1] == pixels.shape[2]:
         if pixels.shape[1] != size:
             pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
         faces[0] = pixels
         covered = torch.zeros_like(covered)
         covered[0] = True
-    axis = rotation_matrix(*turn)[:, 2].tolist()
+    axis = rotation_matrix(*angles)[:, 2].tolist()
     rays = face_rays(size, face_fov, faces.dtype, faces.device).unbind(-1)
-    near = sum((a * along for a, along in zip(axis, rays, strict=True)), torch.zeros_like(rays[0]))
-    return faces, covered, near[:, None]
+    cosines = sum((a * along for a, along in zip(axis, rays, strict=True)), torch.zeros_like(rays[0]))
+    return faces, covered, cosines[:, None]
 
 
-def faded(covered: Tensor, reach: int) -> Tensor:
-    """1 on `covered` pixels (B, 6, 1, S, S), falling to 0 over 2·`reach` pixels around them."""
-    wide = F.max_pool2d(covered.flatten(0, 1).float(), 2 * reach + 1, 1, reach)
-    padded = F.pad(wide, (reach,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, 2 * reach + 1, 1).unflatten(0, (-1, 6))
+def feather(mask: Bool[Tensor, "b 6 1 s s"], radius: int) -> Float[Tensor, "b 6 1 s s"]:
+    """1 inside the mask, falling to 0 over 2·`radius` pixels around it."""
+    wide = F.max_pool2d(mask.flatten(0, 1).float(), 2 * radius + 1, 1, radius)
+    padded = F.pad(wide, (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * radius + 1, 1).unflatten(0, (-1, 6))
 
 
-def exif_fov(picture: Picture) -> float | None:
-    """The horizontal field of view in degrees that a camera wrote into the picture, if any: its focal length in 35 mm
-    film (EXIF 2.3, tag 0xA405), which refers to the diagonal (CIPA DCG-001)."""
+def exif_fov(picture: PhotoImage) -> float | None:
+    """The horizontal field of view of an image by its EXIF data, degrees; None without such data.
+
+    It follows from the focal length in 35 mm film (EXIF 2.3, tag 0xA405), which refers to the diagonal (CIPA DCG-001).
+    """
     if not isinstance(picture, PIL.Image.Image):
         return None
     focal = picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_LENGTH_35MM)
     if not focal:
         return None
-    wide = picture.width / math.hypot(picture.width, picture.height)
-    return math.degrees(2 * math.atan(DIAGONAL_35MM / 2 * wide / float(focal)))
+    width = picture.width / math.hypot(picture.width, picture.height)
+    return math.degrees(2 * math.atan(DIAGONAL_35MM / 2 * width / float(focal)))
 
 
-def _pixels(picture: Picture) -> Float[Tensor, "3 h w"]:
+def _pixels(picture: PhotoImage) -> Float[Tensor, "3 h w"]:
     if isinstance(picture, PIL.Image.Image):
-        if picture.mode[0] in "IF":  # convert() would cut everything above 255 off
+        if picture.mode[0] in "IF":  # convert() would clip everything above 255
             raise ValueError(f"image has mode {picture.mode!r}, more than 8 bits a channel: save it as 8-bit RGB")
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:

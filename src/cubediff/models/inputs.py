@@ -1,4 +1,4 @@
-"""The UNet's input channels: latents, position map, mask (CubeDiff, section 4.2).
+"""The network's input channels beside the noisy latents: position map and mask (CubeDiff, sections 4.2 and 4.3).
 
 Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size, S face size.
 """
@@ -16,16 +16,20 @@ POSITION_CHANNELS = {"uv": 2, "uv_pi": 2, "xyz": 3}
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # a tensor first asked for while sampling must serve training too
+@torch.inference_mode(False)  # a map that is first requested while sampling must serve training too
 def positions(
     size: int, fov: float, encoding: str, samples: str = "centers", device: torch.device | None = None
 ) -> Float[Tensor, "6 p s s"]:
-    """`position_map`, kept on the device."""
+    """`position_map`, cached on the device."""
     return position_map(size, fov, encoding, samples).to(device)
 
 
 def input_channels(latent_channels: int, encoding: str) -> int:
-    """Channels of the CubeDiff UNet's input: latents, position map, mask."""
+    """Input channels of a CubeDiff network: latents, position map, mask.
+
+    Raises:
+        ValueError: If `encoding` is no position encoding.
+    """
     if encoding not in POSITION_CHANNELS:
         raise ValueError(f"position_encoding={encoding!r}: use one of {', '.join(POSITION_CHANNELS)}")
     return latent_channels + POSITION_CHANNELS[encoding] + 1
@@ -34,9 +38,9 @@ def input_channels(latent_channels: int, encoding: str) -> int:
 def unet_input(
     latents: Float[Tensor, "b 6 c h w"], mask: Float[Tensor, "b 6 1 h w"], positions: Float[Tensor, "6 p h w"]
 ) -> Float[Tensor, "b6 i h w"]:
-    """Latents, position map and mask (1 = clean condition) as the UNet takes them, (B·6, C + positions + 1, h, w)."""
-    places = positions.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
-    return torch.cat([latents, places, mask.to(latents.dtype)], dim=2).flatten(0, 1)
+    """Concatenates latents, position map and mask (1 = clean condition) and folds the faces into the batch."""
+    expanded = positions.to(latents.dtype).expand(latents.shape[0], -1, -1, -1, -1)
+    return torch.cat([latents, expanded, mask.to(latents.dtype)], dim=2).flatten(0, 1)
 
 
 def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"]:
@@ -46,12 +50,16 @@ def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"
     return mask
 
 
-def seen_faces(mask: Float[Tensor, "b 6 1 h w"], dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b6 1"]:
-    """The UNet's `attention_mask` that drops the image of the `dropped` panoramas: none of their queries sees a key of
-    a face with a condition."""
-    return (~(mask.flatten(2).any(-1) & dropped[:, None])).flatten()[:, None]
+def hidden_faces(mask: Float[Tensor, "b 6 1 h w"], dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b 6"]:
+    """The faces with a condition of the `dropped` panoramas: with image_drop="attention" no query attends to them."""
+    return mask.flatten(2).any(-1) & dropped[:, None]
 
 
-def latent_mask(covered: Tensor, scale: int) -> Tensor:
-    """1 where all `scale` × `scale` pixels under a latent pixel are known, (B, 6, 1, h, w), of `covered` pixels."""
+def face_attention_mask(hidden: Bool[Tensor, "b 6"]) -> Bool[Tensor, "b6 1"]:
+    """The UNet's `attention_mask`: whether queries attend to each face (True) or not."""
+    return (~hidden).flatten()[:, None]
+
+
+def latent_mask(covered: Bool[Tensor, "b 6 1 s s"], scale: int) -> Float[Tensor, "b 6 1 h w"]:
+    """1 on latent pixels whose `scale` × `scale` face pixels are all covered, 0 elsewhere."""
     return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))

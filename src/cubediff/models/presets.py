@@ -1,9 +1,22 @@
-"""The networks of the Stable Diffusion models that training usually starts from, so that a run can be planned without
-their weights (the `config.json` files of their public repositories)."""
+"""Model configs of common Stable Diffusion checkpoints, so that a run can be planned without their weights.
 
-from typing import Any
+Source: the `config.json` files of their public repositories.
+"""
 
-SD15: dict[str, dict[str, Any]] = {
+from typing import Any, TypedDict
+
+ModelConfig = dict[str, Any]  # a config.json of diffusers or transformers, whose keys depend on the model class
+
+
+class ModelConfigs(TypedDict):
+    """The configs of a Stable Diffusion pipeline's models, by component."""
+
+    unet: ModelConfig
+    vae: ModelConfig
+    text_encoder: ModelConfig
+
+
+SD15: ModelConfigs = {
     "unet": {
         "sample_size": 64,
         "in_channels": 4,
@@ -32,7 +45,7 @@ SD15: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 77,
     },
 }
-SD21: dict[str, dict[str, Any]] = {
+SD21: ModelConfigs = {
     "unet": {
         **SD15["unet"],
         "cross_attention_dim": 1024,
@@ -50,7 +63,7 @@ SD21: dict[str, dict[str, Any]] = {
     },
 }
 # By Hub id, in lower case.
-KNOWN = {
+PRESETS: dict[str, ModelConfigs] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": SD15,
     "runwayml/stable-diffusion-v1-5": SD15,
     "compvis/stable-diffusion-v1-4": SD15,

@@ -1,129 +1,188 @@
-"""Turns a 2D diffusion UNet and VAE into ones that see the six faces of a cube at once (CubeDiff, sections 3 and 4).
+"""Stable Diffusion 1.x and 2.x as a `Backbone`: a UNet that attends to six faces, a VAE, a CLIP text encoder."""
 
-Everything works in place and leaves classes, state-dict keys and pretrained weights as they are, so that the files on
-disk stay those of stock diffusers models. Faces travel as a batch (B·6, …), panorama-major.
-"""
-
-from typing import Any, TypeVar
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, cast
 
 import torch
-import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cubediff.geometry.conventions import FACES
+from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable
+from cubediff.models.encoders import FrozenEncoders
+from cubediff.models.inflation import inflate_, sync_group_norm_, widen_conv_in_
+from cubediff.models.inputs import face_attention_mask, input_channels, unet_input
+from cubediff.models.presets import PRESETS, ModelConfigs
+from cubediff.models.tokenizer import byte_tokenizer
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-def _by_panorama(faces: Tensor) -> Tensor:
-    """(B·6, …) as (B, 6, …)."""
-    if faces.shape[0] % len(FACES):
-        raise ValueError(
-            f"a batch of {faces.shape[0]} faces is no multiple of six: give all six faces of each panorama"
-        )
-    return faces.unflatten(0, (-1, len(FACES)))
+TEXT = "text"  # the conditioning's only tensor, (B, 6, L, D)
 
 
-class CubeAttnProcessor:
-    """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C); `inner` does the attention.
+class Components(TypedDict):
+    """The models of a Stable Diffusion pipeline by their diffusers names."""
 
-    On cross-attention the text tokens of the six faces are joined likewise. The UNet's `attention_mask` says for each
-    face, (B·6, 1), whether its keys are seen (1) or barred from every query (0), as CubeDiff, section 4.3, drops the
-    image; it arrives here as diffusers' bias (B·6, 1, 1).
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+
+
+class StableDiffusion(Backbone):
+    """Stable Diffusion 1.x or 2.x on cubemaps.
+
+    Args:
+        vae, text_encoder, tokenizer, unet: Stock components of a Stable Diffusion pipeline.
+        sync_group_norm, cross_attention: See `inflate_`.
     """
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    network_name = "unet"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __call__(
+    def __init__(
         self,
-        attn: nn.Module,
-        hidden_states: Float[Tensor, "b6 n c"],
-        encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Float[Tensor, "b6 n c"]:
-        joined = _by_panorama(hidden_states).flatten(1, 2)
-        if encoder_hidden_states is not None:
-            if attention_mask is not None:
-                raise ValueError("joint cross-attention takes no mask: leave encoder_attention_mask out of the call")
-            encoder_hidden_states = _by_panorama(encoder_hidden_states).flatten(1, 2)
-        elif attention_mask is not None:
-            if attention_mask.shape != (len(hidden_states), 1, 1):
-                raise ValueError(f"attention_mask must be (B·6, 1), whether a face is seen, not "
-                                 f"{tuple(attention_mask.shape[::2])}")  # fmt: skip
-            barred = _by_panorama(attention_mask).flatten(1).repeat_interleave(hidden_states.shape[1], 1) < 0
-            attention_mask = torch.zeros_like(barred, dtype=joined.dtype).masked_fill(barred, -torch.inf)[:, None]
-        attended = self.inner(attn, joined, encoder_hidden_states, attention_mask)
-        return attended.reshape(hidden_states.shape)
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        sync_group_norm: bool = True,
+        cross_attention: str = "per_face",
+    ) -> None:
+        self.unet = unet
+        self.encoders = FrozenEncoders(vae, text_encoder, tokenizer)
+        self.sync_group_norm = sync_group_norm
+        self.cross_attention = cross_attention
 
+    # ------------------------------------------------------------------------------------------- components
 
-class CubeGroupNorm(nn.GroupNorm):
-    """GroupNorm whose mean and variance are taken over the six faces of each panorama."""
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "vae": self.encoders.vae, "text_encoder": self.encoders.text_encoder}
 
-    def forward(self, input: Float[Tensor, "b6 c *space"]) -> Float[Tensor, "b6 c *space"]:
-        by_channel = _by_panorama(input).transpose(1, 2)  # (B, C, 6, …)
-        normed = F.group_norm(by_channel, self.num_groups, self.weight, self.bias, self.eps)
-        return normed.transpose(1, 2).reshape(input.shape)
+    def inflate_(self) -> None:
+        inflate_(self.unet, self.sync_group_norm, self.cross_attention)
+        sync_group_norm_(self.encoders.vae)
 
-
-def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
-    """Makes every GroupNorm inside `module` (a UNet, an AutoencoderKL) a CubeGroupNorm, or plain again."""
-    old, new = (nn.GroupNorm, CubeGroupNorm) if enabled else (CubeGroupNorm, nn.GroupNorm)
-    for child in module.modules():
-        if type(child) is old:
-            child.__class__ = new
-    return module
-
-
-def inflate_(
-    unet: UNet2DConditionModel, sync_group_norm: bool = True, cross_attention: str = "per_face"
-) -> UNet2DConditionModel:
-    """Lets every self-attention of `unet` see all six faces; the UNet then takes batches of B·6 faces.
-
-    cross_attention: "per_face" (each face reads its own caption) or "joint" (all faces read the captions of all,
-    the paper's inflated cross-attention). Calling it again with other options replaces the first call's.
-    """
-    if cross_attention not in ("per_face", "joint"):
-        raise ValueError(f"cross_attention={cross_attention!r}: use 'per_face' or 'joint'")
-    processors = {}
-    for name, processor in unet.attn_processors.items():
-        plain = processor.inner if isinstance(processor, CubeAttnProcessor) else processor
-        layer = name.split(".")[-2]
-        if layer not in ("attn1", "attn2"):
-            raise ValueError(f"cannot inflate a {type(unet).__name__} with the attention layer {name!r}: only the "
-                             "transformer blocks of Stable Diffusion UNets (attn1, attn2) are known")  # fmt: skip
-        if layer == "attn2" and cross_attention == "per_face":
-            processors[name] = plain
-        else:  # one that is there already stays: compiled code is bound to it
-            processors[name] = processor if isinstance(processor, CubeAttnProcessor) else CubeAttnProcessor(plain)
-    if not processors:
-        raise ValueError(f"this {type(unet).__name__} has no attention layers, so its faces could never see each other")
-    if unet.config["only_cross_attention"] is True:
-        raise ValueError("cannot inflate a UNet with only_cross_attention=True: it has no self-attention")
-    if any(unet.attn_processors[name] is not processor for name, processor in processors.items()):
-        unet.set_attn_processor(processors)
-    return sync_group_norm_(unet, sync_group_norm)
-
-
-def widen_conv_in_(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
-    """Gives the UNet's first convolution `in_channels` inputs: its own kernels first, zeros for the new channels.
-
-    Until it is trained the widened UNet therefore gives the same output whatever is in the new channels.
-    """
-    old = unet.conv_in
-    if in_channels < old.in_channels:
-        raise ValueError(f"cannot narrow conv_in from {old.in_channels} to {in_channels} channels")
-    if in_channels == old.in_channels:
+    def fresh_network(self, weights: Mapping[str, Tensor]) -> ModelMixin:
+        unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet.load_state_dict(weights)
         return unet
-    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
-    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
-    with torch.no_grad():
-        new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
-    unet.conv_in = new.requires_grad_(old.weight.requires_grad)
-    unet.register_to_config(in_channels=in_channels)
-    return unet
+
+    def fingerprint(self) -> str:
+        return self.encoders.fingerprint()
+
+    # ---------------------------------------------------------------------------------------------- latents
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.encoders.vae.config.latent_channels)
+
+    @property
+    def latent_scale(self) -> int:
+        return int(2 ** (len(self.encoders.vae.config.block_out_channels) - 1))
+
+    @property
+    def sample_size(self) -> int:
+        return int(self.unet.config.sample_size)
+
+    def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
+        return self.encoders.encode(faces)
+
+    def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
+        return self.encoders.decode(latents)
+
+    def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> dict[str, Tensor]:
+        return {TEXT: self.encoders.encode_captions(captions, truncate)}
+
+    # ---------------------------------------------------------------------------------------------- network
+
+    def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Float[Tensor, "b 6 c h w"]:
+        latents = torch.where(cube.mask.bool(), cube.clean, cube.noisy)
+        inputs = unet_input(latents, cube.mask, cube.positions).to(self.unet.dtype)
+        attention = {} if cube.hidden is None else {"attention_mask": face_attention_mask(cube.hidden)}
+        output = self.unet(
+            inputs,
+            timesteps.repeat_interleave(6) if timesteps.ndim else timesteps,
+            encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(self.unet.dtype),
+            return_dict=False,
+            **attention,
+        )[0]
+        return cast(Tensor, output).unflatten(0, (-1, 6)).float()
+
+    def trainable(self, name: str, mode: Trainable) -> bool:
+        layers = name.split(".")
+        if layers[0] == "conv_in" or mode == "full":
+            return True
+        if mode == "lora":
+            return "lora_A" in layers or "lora_B" in layers
+        attention = "attn1" in layers or "attn2" in layers
+        return attention and (mode == "attention" or "to_v" in layers or "to_out" in layers)
+
+    def blocks(self) -> list[nn.Module]:
+        return [module for module in self.unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
+
+    # ---------------------------------------------------------------------------------------------- loading
+
+    @staticmethod
+    def load(path: str | Path, dtype: torch.dtype) -> Components:
+        """The components of a Stable Diffusion folder or Hub id, of a 2D model or a CubeDiff; safetensors only."""
+        options = {"torch_dtype": dtype, "use_safetensors": True}
+        return Components(
+            vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
+            text_encoder=CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **options),
+            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+            unet=UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options),
+        )
+
+    @staticmethod
+    def load_2d(path: str | Path, dtype: torch.dtype, position_encoding: str) -> Components:
+        """The components of a 2D Stable Diffusion, the UNet widened by position and mask channels.
+
+        Raises:
+            ValueError: If the UNet is not that of a 2D text-to-image model.
+        """
+        components = StableDiffusion.load(path, dtype)
+        unet, latent_channels = components["unet"], components["vae"].config.latent_channels
+        channels = input_channels(latent_channels, position_encoding)
+        if unet.config.in_channels != latent_channels:
+            raise ValueError(
+                f"{path}: expected a UNet with {latent_channels} input channels, as 2D text-to-image models have, got "
+                f"{unet.config.in_channels}: use a base model, or load a CubeDiff with from_pretrained or "
+                "from_opencubediff"
+            )
+        widen_conv_in_(unet, channels)
+        return components
+
+    @staticmethod
+    def on_meta(path: str | Path, position_encoding: str) -> Components:
+        """The components on the meta device, which holds no weights: of a folder, or of a known Hub id.
+
+        Raises:
+            ValueError: If `path` is neither.
+        """
+        configs = _model_configs(path)
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(configs["vae"])
+            channels = input_channels(vae.config.latent_channels, position_encoding)
+            unet = UNet2DConditionModel.from_config({**configs["unet"], "in_channels": channels})
+            text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
+        tokenizer = byte_tokenizer(max_length=configs["text_encoder"]["max_position_embeddings"])
+        return Components(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+
+
+def _model_configs(path: str | Path) -> ModelConfigs:
+    """The models' `config.json` files of a folder, or of a known Hub id."""
+    if (preset := PRESETS.get(str(path).lower())) is not None:
+        return preset
+    files = {part: Path(path) / part / "config.json" for part in ModelConfigs.__annotations__}
+    missing = [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"model.pipeline.path={path} is no local model folder ({missing[0]} does not exist) and none of "
+            f"{', '.join(PRESETS)}: use one of these"
+        )
+    return cast(ModelConfigs, {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()})

@@ -1,10 +1,13 @@
-"""A CubeDiff of stock classes with random weights and no files, small enough for tests and dry runs on a laptop."""
+"""A small CubeDiff of stock classes with random weights, for tests and dry runs on a laptop; it needs no files."""
 
-from collections.abc import Sequence
-
-from diffusers import DDIMScheduler
-from tokenizers.pre_tokenizers import ByteLevel
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from cubediff.models.inflation import widen_conv_in_
+from cubediff.models.inputs import input_channels
+from cubediff.models.stable_diffusion import Components
+from cubediff.models.tokenizer import byte_tokenizer
 
 
 def sd_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
@@ -20,17 +23,8 @@ def sd_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def byte_tokenizer(merges: Sequence[tuple[str, str]] = (), max_length: int = 77) -> CLIPTokenizer:
-    """A CLIP tokenizer whose vocabulary is every byte, inside and at the end of a word, and what `merges` make."""
-    symbols = sorted(ByteLevel.alphabet())
-    specials = ["<|startoftext|>", "<|endoftext|>"]
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), *specials]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in merges], model_max_length=max_length)
-
-
 def small_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
-    """An untrained CLIP text encoder with one head per 32 channels, for the tokenizer's vocabulary and length."""
+    """An untrained CLIP text encoder for a tokenizer, with one attention head per 32 channels of its `width`."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -44,3 +38,34 @@ def small_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)
+
+
+def tiny_components(seed: int, position_encoding: str) -> Components:
+    """The models of a Stable Diffusion for 64-pixel faces with about 0.3 M parameters, equal for equal seeds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=32,
+            attention_head_dim=2,
+        )
+        tokenizer = byte_tokenizer(max_length=128)
+        text_encoder = small_text_encoder(tokenizer, width=32, layers=1)
+        widen_conv_in_(unet, input_channels(4, position_encoding))
+    return Components(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)

@@ -1,36 +1,27 @@
-"""Which parameters are trained."""
+"""Selects the parameters that are trained (CubeDiff, section 4.1: the inflated attention layers)."""
 
-from typing import Literal
-
-from diffusers import UNet2DConditionModel
-
-Trainable = Literal["attention", "value_output", "lora", "full"]
+from cubediff.models.backbone import TRAINABLE, Backbone, Trainable
 
 
-LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+def select_trainable_(backbone: Backbone, trainable: Trainable, lora_rank: int = 16) -> None:
+    """Sets `requires_grad` of every parameter of the backbone's network.
 
+    Args:
+        backbone: The model family; it says which of its parameters each mode trains.
+        trainable: "attention" (every attention layer), "value_output" (their value and output projections), "lora"
+            (low-rank matrices added to their projections, arXiv 2106.09685, with alpha = rank), or "full". Input layers
+            that read the position and mask channels are always trained.
+        lora_rank: Rank of the low-rank matrices.
 
-def select_trainable_(unet: UNet2DConditionModel, trainable: Trainable, lora_rank: int = 16) -> UNet2DConditionModel:
-    """Freezes all of `unet` but what is trained, which always takes in conv_in: without it the position and mask
-    channels, whose kernels start at zero, could never act.
-
-    "attention": every attention layer. "value_output": their value and output projections alone. "lora": low-rank
-    additions to their projections (peft; arXiv 2106.09685), with alpha = rank. "full": everything.
+    Raises:
+        ValueError: If `trainable` is none of these.
     """
-    if trainable not in ("attention", "value_output", "lora", "full"):
+    if trainable not in TRAINABLE:
         raise ValueError(f"trainable={trainable!r}: use 'attention', 'value_output', 'lora' or 'full'")
     if trainable == "lora":
         from peft import LoraConfig  # takes a second to import
 
-        unet.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=list(LORA_LAYERS)))
-    for name, parameter in unet.named_parameters():
-        layers = name.split(".")
-        attention = "attn1" in layers or "attn2" in layers
-        chosen = {
-            "attention": attention,
-            "value_output": attention and ("to_v" in layers or "to_out" in layers),
-            "lora": "lora_A" in layers or "lora_B" in layers,
-            "full": True,
-        }[trainable]
-        parameter.requires_grad_(chosen or layers[0] == "conv_in")
-    return unet
+        targets = list(backbone.lora_targets)
+        backbone.network.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets))
+    for name, parameter in backbone.network.named_parameters():
+        parameter.requires_grad_(backbone.trainable(name, trainable))

@@ -1,83 +1,133 @@
-"""Loads pipelines: what training starts from, and a small random one."""
+"""Loads pipelines: which class a model folder needs, what training starts from, and pipelines without weights."""
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import SchedulerMixin
+from typing_extensions import Unpack
 
-from cubediff.diffusion.schedulers import rescheduled
-from cubediff.models.inputs import input_channels
-from cubediff.models.stable_diffusion import widen_conv_in_
-from cubediff.models.tiny import byte_tokenizer, sd_scheduler, small_text_encoder
-from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.diffusion.schedulers import convert_scheduler
+from cubediff.models.stable_diffusion import StableDiffusion
+from cubediff.models.tiny import sd_scheduler, tiny_components
+from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings
 from cubediff.pipelines.folders import find_model
 
+BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
 
-def load_pipeline(path: str | Path, scheduler: Mapping[str, Any] | None = None, **options: Any) -> CubeDiffPipeline:
-    """What a training run starts from: a CubeDiff folder as it is, or a new CubeDiff on a 2D Stable Diffusion folder.
 
-    `scheduler` (settings of the noise schedule) and `options` (fov, position_encoding, position_samples,
-    sync_group_norm, cross_attention, image_drop) must be those a CubeDiff folder was made with.
+def pipeline_classes() -> dict[str, type[CubePipeline]]:
+    """Pipeline classes by their class name: this package's and those of the entry-point group `cubediff.backbones`.
+
+    Raises:
+        ValueError: If an entry point cannot be imported or is no subclass of CubePipeline.
+    """
+    classes: dict[str, type[CubePipeline]] = {CubeDiffPipeline.__name__: CubeDiffPipeline}
+    for entry in entry_points(group=BACKBONES):
+        try:
+            kind = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"the backbone {entry.name} = {entry.value} cannot be imported ({error}): repair or remove its package"
+            ) from error
+        if not (isinstance(kind, type) and issubclass(kind, CubePipeline)):
+            raise ValueError(f"the backbone {entry.name} = {entry.value}: expected a subclass of "
+                             f"cubediff.pipelines.base.CubePipeline, got {kind!r}")  # fmt: skip
+        if "backbone" not in vars(kind):
+            raise ValueError(f"the backbone {entry.name} = {entry.value}: {kind.__name__} has no property `backbone`")
+        classes[kind.__name__] = kind
+    return classes
+
+
+def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
+    """The class that a local CubeDiff folder was saved with; None for other folders and Hub ids.
+
+    The folder names a class, which is looked up among the installed ones: a folder brings no code.
+    """
+    index = Path(find_model(path)) / "model_index.json"
+    if not index.is_file():
+        return None
+    return pipeline_classes().get(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+
+
+def load_for_generation(path: str | Path) -> CubePipeline:
+    """Loads a trained CubeDiff of any installed backbone, from a folder or the Hub; see `from_pretrained`."""
+    return (pipeline_class(path) or CubeDiffPipeline).from_pretrained(path)
+
+
+def load_pipeline(
+    path: str | Path, scheduler: Mapping[str, object] | None = None, **options: Unpack[Settings]
+) -> CubePipeline:
+    """Loads what training starts from: a CubeDiff folder, or a new CubeDiff on a 2D Stable Diffusion folder or Hub id.
+
+    Args:
+        path: The folder or Hub id.
+        scheduler: Settings of the noise schedule to replace.
+        **options: Settings of the pipeline (fov, position_encoding, position_samples, sync_group_norm,
+            cross_attention, image_drop).
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a CubeDiff folder was trained with other settings.
     """
     path = find_model(path)
-    index = Path(path) / "model_index.json"
-    if not (index.is_file() and json.loads(index.read_text()).get("_class_name") == CubeDiffPipeline.__name__):
+    kind = pipeline_class(path)
+    if kind is None:
         return CubeDiffPipeline.from_2d(path, scheduler=scheduler, **options)
-    pipeline = CubeDiffPipeline.from_pretrained(path)
-    differing = {k: (v, pipeline.config[k]) for k, v in options.items() if pipeline.config[k] != v}
+    pipeline = kind.from_pretrained(path)
+    differing = {k: (pipeline.config[k], v) for k, v in options.items() if pipeline.config[k] != v}
     noise_schedule = pipeline.scheduler.config
-    differing |= {k: (v, noise_schedule[k]) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
+    differing |= {k: (noise_schedule[k], v) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
     if differing:
-        told = ", ".join(f"{k} {theirs!r} and not {ours!r}" for k, (ours, theirs) in differing.items())
-        raise ValueError(f"{path} was trained with {told}: give the same options, or start from a 2D model")
+        settings = ", ".join(f"{k}={theirs!r}, not {ours!r}" for k, (theirs, ours) in differing.items())
+        raise ValueError(f"{path} was trained with {settings}: give the same options, or start from a 2D model")
     return pipeline
 
 
 def tiny_random(
-    seed: int = 0,
-    position_encoding: str = "uv",
-    scheduler: Mapping[str, Any] | None = None,
-    **options: Any,
+    seed: int = 0, scheduler: Mapping[str, object] | None = None, **options: Unpack[Settings]
 ) -> CubeDiffPipeline:
-    """An untrained CubeDiff for 64-pixel faces with about 0.3 M parameters, the same for the same seed.
+    """An untrained CubeDiff for 64-pixel faces with about 0.3 M parameters, equal for equal seeds.
 
-    `scheduler` and `options` are those of CubeDiffPipeline.from_2d.
+    Args:
+        seed: Of the random weights.
+        scheduler, **options: As for `CubeDiffPipeline.from_2d`.
+
+    Example:
+        >>> tiny_random().unet.config.in_channels
+        7
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 16, 16),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=32,
-            attention_head_dim=2,
-        )
-        tokenizer = byte_tokenizer(max_length=128)
-        text_encoder = small_text_encoder(tokenizer, width=32, layers=1)
-        widen_conv_in_(unet, input_channels(4, position_encoding))
-    return CubeDiffPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=rescheduled(sd_scheduler(), scheduler or {}),
-        position_encoding=position_encoding,
-        **options,
-    )
+    components = tiny_components(seed, options.get("position_encoding", "uv"))
+    noise_schedule = convert_scheduler(sd_scheduler(), scheduler or {})
+    return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)
+
+
+def meta_pipeline(target: str, settings: Mapping[str, Any]) -> CubePipeline:
+    """A pipeline on the meta device, whose models hold no weights.
+
+    Args:
+        target: The dotted name of the callable that makes the pipeline, as in `model.pipeline._target_`.
+        settings: Its arguments.
+
+    Raises:
+        ValueError: If `settings["path"]` is neither a local folder nor a known Hub id.
+    """
+    from hydra.utils import get_method  # takes time to import, and only planning needs it
+
+    make = get_method(target)
+    if make is not load_pipeline:
+        with torch.device("meta"):
+            pipeline: CubePipeline = make(**settings)
+        return pipeline
+    options = dict(settings)
+    path, scheduler = find_model(options.pop("path")), options.pop("scheduler", None) or {}
+    kind = pipeline_class(path) or CubeDiffPipeline
+    if kind is not CubeDiffPipeline:
+        return kind.from_pretrained(path).to("meta")
+    noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
+    components = StableDiffusion.on_meta(path, str(options["position_encoding"]))
+    return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

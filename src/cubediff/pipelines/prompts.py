@@ -1,34 +1,46 @@
-"""Prompts and photos as users pass them to the pipeline, in one form: six prompts and a list of photos per panorama."""
+"""Prompts and photos of a pipeline call in one form: six prompts and a list of photos for each panorama."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias, cast
 
 import PIL.Image
 from torch import Tensor
 
 from cubediff.geometry.conventions import FACES
-from cubediff.geometry.photos import Photo, Picture
+from cubediff.geometry.photos import Photo, PhotoImage
 
-Prompt = str | Sequence[str] | Mapping[str, str]
+Prompt: TypeAlias = str | Sequence[str] | Mapping[str, str]  # of one panorama
+Prompts: TypeAlias = Prompt | Sequence[Sequence[str] | Mapping[str, str]]  # of one or of several
+Image: TypeAlias = PhotoImage | Photo | Sequence[PhotoImage | Photo] | Sequence[Sequence[PhotoImage | Photo]]
 
 
-Image = Picture | Photo | Sequence[Picture | Photo] | Sequence[Sequence[Picture | Photo]]
+def prompts_by_panorama(prompt: Prompts | None) -> list[list[str]]:
+    """Six prompts for each panorama, in the order of `FACES`; empty ones for None.
 
-
-def prompts_by_panorama(prompt: Any) -> list[list[str]]:
-    """Six texts for each panorama."""
+    Raises:
+        ValueError: As `six_prompts`.
+    """
     if prompt is None:
         return [[""] * 6]
-    if isinstance(prompt, str):
-        return [six_prompts(prompt)]
-    if isinstance(prompt, Mapping) or all(isinstance(p, str) for p in prompt):
-        return [six_prompts(prompt)]
+    if isinstance(prompt, str | Mapping) or all(isinstance(p, str) for p in prompt):
+        return [six_prompts(cast(Prompt, prompt))]
     return [six_prompts(one) for one in prompt]
 
 
 def six_prompts(prompt: Prompt) -> list[str]:
-    """A text for each face, in FACES order."""
+    """One prompt per face, in the order of `FACES`.
+
+    Args:
+        prompt: One text for all faces, six texts, or a dict from face name to text.
+
+    Raises:
+        ValueError: If there are not six texts, or one is empty.
+
+    Example:
+        >>> six_prompts("a meadow")
+        ['a meadow', 'a meadow', 'a meadow', 'a meadow', 'a meadow', 'a meadow']
+    """
     if isinstance(prompt, str):
         texts = [prompt] * 6
     elif isinstance(prompt, Mapping):
@@ -40,12 +52,16 @@ def six_prompts(prompt: Prompt) -> list[str]:
         if len(texts) != 6:
             raise ValueError(f"{len(texts)} prompts for one panorama: give one, or six ({', '.join(FACES)})")
     if any(not text.strip() for text in texts):
-        raise ValueError("a prompt is empty: write what the panorama shows, or give prompt=None for none")
+        raise ValueError("a prompt is empty: describe the panorama, or give prompt=None for no text")
     return texts
 
 
-def photos_by_panorama(image: Any) -> list[list[Photo]]:
-    """One or more photos for each panorama, of an image as CubeDiffPipeline takes it."""
+def photos_by_panorama(image: Image) -> list[list[Photo]]:
+    """One or more photos for each panorama.
+
+    Raises:
+        ValueError: If there is no photo, or a tensor's values are not in [−1, 1].
+    """
     if isinstance(image, Tensor) and image.ndim == 4:
         return [[_photo(one)] for one in image]
     if isinstance(image, PIL.Image.Image | Tensor | Photo):
@@ -53,14 +69,14 @@ def photos_by_panorama(image: Any) -> list[list[Photo]]:
     if not image:
         raise ValueError("image is an empty list: give a photo, or image=None for none")
     if all(isinstance(one, PIL.Image.Image | Tensor | Photo) for one in image):
-        return [[_photo(one) for one in image]]
-    return [[_photo(one) for one in photos] for photos in image]
+        return [[_photo(cast(PhotoImage | Photo, one)) for one in image]]
+    return [[_photo(one) for one in photos] for photos in cast(Sequence[Sequence[PhotoImage | Photo]], image)]
 
 
-def _photo(image: Picture | Photo) -> Photo:
+def _photo(image: PhotoImage | Photo) -> Photo:
     photo = image if isinstance(image, Photo) else Photo(image)
     if isinstance(photo.picture, Tensor):
-        low, high = photo.picture.aminmax() if photo.picture.numel() else (0, 0)
+        low, high = (float(v) for v in photo.picture.aminmax()) if photo.picture.numel() else (0.0, 0.0)
         if not (math.isfinite(low) and math.isfinite(high) and low >= -1.001 and high <= 1.001):
             raise ValueError(f"image has values from {low:.3g} to {high:.3g}: scale it to [-1, 1]")
     return photo

@@ -1,54 +1,90 @@
-"""What a training step takes, counted: it runs on tensors without storage (torch's fake tensors), and every allocation
-and floating-point operation is added up. The numbers are those of the code, not of a formula; what they leave out is
-the allocator's rounding and what CUDA keeps for itself (`CUDA_RESERVE`).
+"""Memory and operations of a training step, counted without weights or GPU.
+
+The step of the config runs on fake tensors, which hold no data, and every allocation and floating-point operation is
+added up. The numbers are those of the code, not of a formula; they leave out the allocator's rounding and what CUDA
+keeps for itself (`CUDA_RESERVE`).
 """
 
-import json
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.utils import get_class
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cubediff.configs import build
+from cubediff.configs.targets import rename_targets_
+from cubediff.data.batches.types import CubeBatch, LatentBatch
+from cubediff.models.inputs import positions
+from cubediff.pipelines.loading import meta_pipeline
+from cubediff.planning.counting import AllocationCounter, attention_flops, cuda_autocast, to_fake_parameters_
+from cubediff.training.fsdp import ShardedStrategy
+from cubediff.training.module import TRAINING, Batch, CubeDiffModule
 
 GIB = 2**30
 CUDA_RESERVE = 0.6 * GIB  # context, cuDNN and cuBLAS workspaces
+# Bytes of optimizer state per byte of trained parameters.
+_STATE_RATIO = {"torch.optim.AdamW": 2.0, "torch.optim.Adam": 2.0, "bitsandbytes.optim.AdamW8bit": 0.5}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one micro-batch on one device: bytes by kind, and floating-point operations. Under trainer=fsdp weights,
-    gradients, optimizer and average are the device's part."""
+    """Bytes and floating-point operations of one micro-batch on one device.
+
+    Under trainer=fsdp weights, gradients, optimizer and EMA are the device's shards.
+    """
 
     batch: int
     parameters: int
     trained: int
-    weights: int  # the UNet's
-    gathered: int  # of them and their gradients what is whole at a time, under trainer=fsdp
-    encoders: int  # VAE and text encoder
+    weights: int  # of the network
+    unsharded: int  # peak bytes of all-gathered parameters and gradients under trainer=fsdp
+    encoders: int  # weights of the frozen components
     gradients: int
     optimizer: int
-    average: int
-    encode_peak: int  # what encoding the faces takes on top of the weights
-    step_peak: int  # what loss, gradients included, and backward take on top of them
+    ema: int
+    encode_peak: int  # of encoding the faces, on top of the weights
+    step_peak: int  # of loss and backward, gradients included, on top of the weights
     flops: float  # of the micro-batch, recomputation included
     encode_flops: float
-    checkpoint: int  # bytes of the whole network's
-    exported: int  # bytes of the whole UNet
+    checkpoint: int  # bytes of a checkpoint, of all devices' parameters
+    exported: int  # bytes of the exported network
 
     @property
     def resident(self) -> int:
-        return self.weights + self.gathered + self.encoders + self.optimizer + self.average
+        """Bytes that are allocated between steps."""
+        return self.weights + self.unsharded + self.encoders + self.optimizer + self.ema
 
     @property
     def peak(self) -> float:
+        """Peak bytes of a device."""
         return CUDA_RESERVE + self.resident + max(self.encode_peak, self.step_peak)
 
 
+@dataclass(frozen=True)
+class _Parallelism:
+    """How a strategy spreads parameters over the devices."""
+
+    shards: int
+    keeps_gradients: bool  # between micro-batches
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "_Parallelism":
+        strategy = config.trainer.get("strategy")
+        kind = get_class(strategy._target_) if isinstance(strategy, DictConfig) else type(None)
+        sharded = issubclass(kind, ShardedStrategy)
+        keeps = sharded or issubclass(kind, DDPStrategy)  # DDP's buckets hold the gradients
+        return cls(devices(config) if sharded else 1, keeps or config.trainer.accumulate_grad_batches > 1)
+
+
 def devices(config: DictConfig) -> int:
-    """Of all machines together, as far as the config says how many."""
+    """The number of devices of all machines, as far as the config says it."""
     each = config.trainer.devices
     return (each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1) * config.trainer.get(
         "num_nodes", 1
@@ -56,91 +92,71 @@ def devices(config: DictConfig) -> int:
 
 
 def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
-    """What one training step of `batch` panoramas takes on one device; its operations only if asked for, as counting
-    them takes as long as all else."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
+    """Counts one training step of `batch` panoramas on one device.
 
-    from cubediff.models.inputs import positions
-    from cubediff.planning.counting import Memory, attention_flops, precision_as_on_cuda, take_fake_weights_
+    Args:
+        config: The config of `cubediff train`.
+        batch: Panoramas.
+        operations: Count floating-point operations too, which takes as long as everything else.
 
-    module = _module(config)
+    Raises:
+        ValueError: If the model is not known, or precision or optimizer cannot be counted.
+    """
+    rename_targets_(config)
+    module = _meta_module(config)
+    backbone, parallelism = module.backbone, _Parallelism.of(config)
     with ExitStack() as stack:
-        stack.callback(positions.cache_clear)  # of fake tensors
+        stack.callback(positions.cache_clear)  # it caches fake tensors
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        for network in (module.unet, module.encoders.vae, module.encoders.text_encoder):
-            take_fake_weights_(network)
+        for component in backbone.components().values():
+            to_fake_parameters_(component)
+        module.encode_null_text()
+        stack.enter_context(cuda_autocast(config.trainer.precision))
         trained = list(module.trained_parameters.values())
-        module.empty_text = module.encoders.encode_text([""])
-        size = config.face_size
-        faces = torch.empty(batch, 6, 3, size, size)
-        prompts = [[f"{panorama} {face}" for face in range(6)] for panorama in range(batch)]
-        stack.enter_context(precision_as_on_cuda(config.trainer.precision))
-        weights, encoders = _bytes(module.unet), _bytes(module.encoders.vae) + _bytes(module.encoders.text_encoder)
-
-        given: dict[str, Any] = {"faces": faces, "prompts": prompts}
-        if cached := config.data._target_.endswith("LatentDataModule"):
-            latents, text, _ = module._encoded({"faces": faces[:1], "prompts": prompts[:1]})
-            given = {"latents": latents.half().expand(batch, -1, -1, -1, -1).contiguous()}
-            given |= {"text": text.half().expand(batch, -1, -1, -1).contiguous()}
-            encoders = 0
-
-        strategy = (config.trainer.get("strategy") or {}).get("_target_", "")
-        in_parts = strategy.endswith("ShardedStrategy")
-        parts = devices(config) if in_parts else 1
-        # A later micro-batch, and in DDP's buckets every one, begins with gradients of all that is trained.
-        stay = in_parts or strategy.endswith("DDPStrategy") or config.trainer.accumulate_grad_batches > 1
-        if stay:
+        weights, encoders = _bytes([module.network]), _bytes(backbone.frozen_components().values())
+        step_batch, faces = _batch(config, module, batch)
+        encoders = 0 if faces is None else encoders
+        if parallelism.keeps_gradients:  # each micro-batch begins with the gradients of the one before
             for parameter in trained:
-                parameter.register_post_accumulate_grad_hook(_forget)
+                parameter.register_post_accumulate_grad_hook(_free_gradient)
 
         def encode() -> None:
-            if not cached:
-                module.encoders.encode_faces(faces)
+            if faces is not None:
+                backbone.encode(faces)
 
         def step() -> None:
             module.zero_grad(set_to_none=True)
-            module._losses(given, (0,)).mean().backward()
+            seeds = [(0, TRAINING, index) for index in range(batch)]
+            module.compute_losses(step_batch, seeds)["losses"].mean().backward()
 
-        peaks, flops = [], []
-        for run in (encode, step):
-            memory = Memory()
-            with memory:
-                run()
-            peaks.append(memory.peak)
-            counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
-            if operations:
-                with counter:  # by itself, since it holds on to tensors
-                    run()
-            flops.append(float(counter.get_total_flops()))
-        whole = sum(p.nbytes for p in trained)
-        gradients = whole // parts
-        optimizer = _optimizer_bytes(config, trained)
-        average = whole if config.callbacks.get("ema") else 0
+        (encode_peak, encode_flops), (step_peak, flops) = (_count(run, operations) for run in (encode, step))
+        full = sum(p.nbytes for p in trained)
+        shards, optimizer = parallelism.shards, _optimizer_bytes(config, full)
+        gradients, ema = full // shards, full if config.callbacks.get("ema") else 0
+        blocks = backbone.blocks()
         return Cost(
             batch=batch,
-            parameters=sum(p.numel() for p in module.unet.parameters()),
+            parameters=sum(p.numel() for p in module.network.parameters()),
             trained=sum(p.numel() for p in trained),
-            weights=weights // parts,
-            gathered=_gathered_bytes(module.unet, config.trainer.precision) if in_parts else 0,
+            weights=weights // shards,
+            unsharded=_unsharded_bytes(module.network, blocks, config.trainer.precision) if shards > 1 else 0,
             encoders=encoders,
             gradients=gradients,
-            optimizer=optimizer // parts,
-            average=average // parts,
-            encode_peak=peaks[0],
-            step_peak=peaks[1] + gradients * stay,
-            flops=flops[1],
-            encode_flops=flops[0],
-            checkpoint=whole + optimizer + average,
+            optimizer=optimizer // shards,
+            ema=ema // shards,
+            encode_peak=encode_peak,
+            step_peak=step_peak + gradients * parallelism.keeps_gradients,
+            flops=flops,
+            encode_flops=encode_flops,
+            checkpoint=full + optimizer + ema,
             exported=weights,
         )
 
 
 def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
-    """The most panoramas whose step fits `memory` bytes, and its peak; 0 and 0.0 if not even one does.
+    """The largest batch whose step fits `memory` bytes, and its peak; 0 and 0.0 if not even one panorama does.
 
-    Up to 16 each candidate is counted; beyond, the peak is taken to grow as from 8 to 16.
+    Up to 16 panoramas each candidate is counted; beyond, the peak is extrapolated from 8 and 16.
     """
     peaks = {0: 0.0}
 
@@ -161,90 +177,68 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
     return low, peaks[low]
 
 
-def _module(config: DictConfig) -> Any:
-    """The LightningModule of the config, on networks without storage."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from cubediff.diffusion.schedulers import rescheduled
-    from cubediff.models.inputs import input_channels
-    from cubediff.models.tiny import byte_tokenizer, sd_scheduler
-    from cubediff.pipelines.cubediff import CubeDiffPipeline
-    from cubediff.training.module import CubeDiffModule
-
+def _meta_module(config: DictConfig) -> CubeDiffModule:
+    """The config's LightningModule on the meta device."""
     settings: Any = OmegaConf.to_container(config.model, resolve=True)
-    options = {k: v for k, v in settings["pipeline"].items() if k not in ("_target_", "path", "seed", "scheduler")}
-    networks = _networks(settings["pipeline"])
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(networks["vae"])
-        channels = input_channels(vae.config.latent_channels, options["position_encoding"])
-        unet = UNet2DConditionModel.from_config({**networks["unet"], "in_channels": channels})
-        text_encoder = CLIPTextModel(CLIPTextConfig(**networks["text_encoder"]))
-    pipeline = CubeDiffPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=byte_tokenizer(max_length=networks["text_encoder"]["max_position_embeddings"]),
-        unet=unet,
-        scheduler=rescheduled(sd_scheduler(), settings["pipeline"].get("scheduler") or {}),
-        **options,
-    )
-    rest = {k: v for k, v in settings.items() if k not in ("_target_", "pipeline", "objective", "optimizer")}
-    rest["compile"] = None  # changes what is kept between the passes, by less than it costs to find out
-    return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **rest)
+    pipeline = settings.pop("pipeline")
+    options = {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")}
+    options["compile"] = None  # compilation changes what the passes keep, by less than it costs to compile
+    pipeline = meta_pipeline(pipeline.pop("_target_"), pipeline)
+    return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
 
 
-def _networks(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """The three networks' configurations: of the folder, or of a model known by its Hub id."""
-    from cubediff.models.presets import KNOWN
-    from cubediff.pipelines.folders import find_model
+def _batch(config: DictConfig, module: CubeDiffModule, batch: int) -> tuple[Batch, Tensor | None]:
+    """A batch of the config's data module, and its faces; none if its batches are encoded already."""
+    faces, prompts = module.backbone.example(batch, config.face_size)
+    keys = [str(index) for index in range(batch)]
+    cubes = CubeBatch(faces=faces, yaw=torch.zeros(batch), prompts=prompts, key=keys)
+    if getattr(get_class(config.data._target_), "content", "panoramas") != "latents":
+        return cubes, faces
+    first = CubeBatch(faces=faces[:1], yaw=torch.zeros(1), prompts=prompts[:1], key=keys[:1])
+    example = module.example(first)
 
-    if pipeline["_target_"].endswith("tiny_random"):
-        from cubediff.pipelines.loading import tiny_random
+    def cached(tensor: Tensor) -> Tensor:
+        return tensor.half().expand(batch, *tensor.shape[1:]).contiguous()
 
-        made = tiny_random()
-        return {"unet": made.unet.config, "vae": made.vae.config, "text_encoder": made.text_encoder.config.to_dict()}
-    path = pipeline["path"]
-    if str(path).lower() in KNOWN:
-        return KNOWN[str(path).lower()]
-    files = {part: Path(find_model(path)) / part / "config.json" for part in ("unet", "vae", "text_encoder")}
-    missing = [str(file) for file in files.values() if not file.is_file()]
-    if missing:
-        raise ValueError(
-            f"model.pipeline.path={path} is no local model folder ({missing[0]} is not there), nor one of "
-            f"{', '.join(KNOWN)}: give one of these"
-        )
-    return {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()}
+    text = {name: cached(tensor) for name, tensor in example.conditioning.state().items()}
+    return LatentBatch(latents=cached(example.latents), text=text, yaw=torch.zeros(batch), key=keys), None
 
 
-def _bytes(module: Any) -> int:
-    return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+def _count(run: Callable[[], None], operations: bool) -> tuple[int, float]:
+    """Peak bytes and floating-point operations of a call."""
+    allocations = AllocationCounter()
+    with allocations:
+        run()
+    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
+    if operations:
+        with counter:  # in a run of its own, because it keeps tensors alive
+            run()
+    return allocations.peak, float(counter.get_total_flops())
 
 
-def _forget(parameter: Any) -> None:
+def _bytes(modules: Iterable[nn.Module]) -> int:
+    return sum(tensor.nbytes for module in modules for tensor in [*module.parameters(), *module.buffers()])
+
+
+def _free_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _gathered_bytes(unet: Any, precision: str) -> int:
-    """What `shard_` has whole at most: what is in no block, and of two blocks (the next one is fetched while one runs)
-    weights, and gradients to be sent."""
-    from cubediff.training.fsdp import blocks
+def _unsharded_bytes(network: nn.Module, blocks: list[nn.Module], precision: str) -> int:
+    """Peak bytes that FSDP gathers: weights outside the blocks, and weights and gradients of two blocks (the next one
+    is prefetched while one runs)."""
+    weight_bytes = 2 if precision == "bf16-mixed" else 4
 
-    each_weight = 2 if precision == "bf16-mixed" else 4
+    def size(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * (weight_bytes + 4 * p.requires_grad) for p in parameters)
 
-    def size(parameters: Any) -> int:
-        return sum(p.numel() * (each_weight + 4 * p.requires_grad) for p in parameters)
-
-    each = [size(block.parameters()) for block in blocks(unet)]
-    return size(unet.parameters()) - sum(each) + sum(sorted(each)[-2:])
+    each = [size(block.parameters()) for block in blocks]
+    return size(network.parameters()) - sum(each) + sum(sorted(each)[-2:])
 
 
-def _optimizer_bytes(config: DictConfig, trained: list[Any]) -> int:
-    """What the optimizer keeps: two moments as large as what it trains, or of a byte a number."""
-    count = sum(p.numel() for p in trained)
-    if config.model.optimizer["_target_"] == "bitsandbytes.optim.AdamW8bit":
-        return 2 * count
-    if config.model.optimizer["_target_"] in ("torch.optim.AdamW", "torch.optim.Adam"):
-        return 2 * sum(p.nbytes for p in trained)
-    raise ValueError(f"model.optimizer._target_={config.model.optimizer['_target_']}: the plan knows AdamW, Adam and "
-                     "AdamW8bit")  # fmt: skip
+def _optimizer_bytes(config: DictConfig, trained: int) -> int:
+    """Bytes of the optimizer's state for `trained` bytes of parameters."""
+    target = config.model.optimizer["_target_"]
+    if target not in _STATE_RATIO:
+        raise ValueError(f"model.optimizer._target_={target}: the plan supports AdamW, Adam and AdamW8bit")
+    return int(_STATE_RATIO[target] * trained)

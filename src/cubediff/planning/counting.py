@@ -1,42 +1,42 @@
-"""Counting what runs on tensors without storage (torch's fake tensors) as if it ran on CUDA: bytes alive at once, the
-precision that autocast gives, the operations of attention."""
+"""Counts on fake tensors as if they were on CUDA: allocated bytes, autocast's dtypes, operations of attention."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-class Memory:
-    """Bytes of the storages made inside the block that are alive at once, at most."""
+# torch's operators and the counter's formulas take and return what each operator does.
+Operator = Callable[..., Any]
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of the storages that are allocated inside the block.
+
+    Attributes:
+        live: Bytes that are allocated now.
+        peak: The maximum of `live`.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.live = self.peak = 0
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 
-    def __enter__(self) -> "Memory":
-        import torch
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
+    def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
 
-        memory = self
-
-        class Mode(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                result = func(*args, **(kwargs or {}))
-                for tensor in tree_leaves(result):
-                    if isinstance(tensor, torch.Tensor):
-                        memory._count(tensor)
-                return result
-
-        self._mode = Mode()
-        self._mode.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
-
-    def _count(self, tensor: Any) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
         if key not in self._seen:
@@ -50,35 +50,34 @@ class Memory:
         del self._seen[key]
 
 
-def take_fake_weights_(network: Any) -> None:
-    """Gives every parameter and buffer the CPU as its device, still without storage; call it where tensors are fake."""
-    import torch
-
+def to_fake_parameters_(network: nn.Module) -> None:
+    """Replaces parameters and buffers by fake tensors on the CPU, in place; call it in a FakeTensorMode."""
     for module in network.modules():
         for name, p in module._parameters.items():
             if p is not None:
                 fake = torch.empty_strided(p.size(), p.stride(), dtype=p.dtype)
-                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=p.requires_grad)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = torch.empty_strided(b.size(), b.stride(), dtype=b.dtype)
 
 
 @contextmanager
-def precision_as_on_cuda(precision: str) -> Iterator[None]:
-    """Autocast as on CUDA: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16."""
-    import torch
-    import torch.nn.functional as F
+def cuda_autocast(precision: str) -> Iterator[None]:
+    """Autocast with CUDA's rules: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16.
 
+    Raises:
+        ValueError: If `precision` is neither "32-true" nor "bf16-mixed".
+    """
     if precision == "32-true":
         yield
         return
     if precision != "bf16-mixed":
-        raise ValueError(f"trainer.precision={precision}: the plan knows 32-true and bf16-mixed")
+        raise ValueError(f"trainer.precision={precision}: the plan supports 32-true and bf16-mixed")
     originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
 
-    def in_float32(function: Any) -> Any:
-        def call(input: Any, *args: Any, **kwargs: Any) -> Any:
+    def in_float32(function: Operator) -> Operator:
+        def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
             return function(input.float(), *args, **kwargs)
 
         return call
@@ -93,12 +92,9 @@ def precision_as_on_cuda(precision: str) -> Iterator[None]:
             setattr(F, name, function)
 
 
-def attention_flops() -> dict[Any, Any]:
-    """The counter's formulas for flash attention, for the operator that it is on the CPU."""
-    import torch
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
-
-    aten: Any = torch.ops.aten
+def attention_flops() -> dict[Operator, Operator]:
+    """The flop counter's formulas for flash attention, for the operators that compute it on the CPU."""
+    aten = torch.ops.aten
 
     def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))

@@ -1,65 +1,87 @@
-"""The plan as text."""
+"""The plan of a run as text: memory, largest batch, operations, hours, data rate, disk."""
 
 from omegaconf import DictConfig
 
 from cubediff.configs import build
-from cubediff.planning.cost import CUDA_RESERVE, GIB, cost, devices, largest_batch
+from cubediff.planning.cost import CUDA_RESERVE, GIB, Cost, cost, devices, largest_batch
 from cubediff.planning.gpus import GPUS
 
 
 def report(config: DictConfig) -> str:
-    """The plan as text."""
-    trainer, batch = config.trainer, config.data.batch_size
-    number = devices(config)
-    memory = config.plan.memory_gb * GIB
-    made = cost(config, batch)
-    step_panoramas = batch * number * trainer.accumulate_grad_batches
-    flops = made.flops * trainer.accumulate_grad_batches
-    lines = [
+    """The plan of a run.
+
+    Args:
+        config: The config of `cubediff plan`.
+
+    Raises:
+        ValueError: If the config cannot be counted; see `cost`.
+    """
+    counted = cost(config, config.data.batch_size)
+    lines = [_recipe(config), "", *_memory(config, counted), "", *_compute(config, counted)]
+    disk = f"disk: {counted.checkpoint / 1e9:.2f} GB a checkpoint, {counted.exported / 1e9:.2f} GB the exported network"
+    return "\n".join([*lines, "", disk])
+
+
+def _recipe(config: DictConfig) -> str:
+    trainer, batch, number = config.trainer, config.data.batch_size, devices(config)
+    return (
         f"{config.name}: {number} × {batch} panoramas of 6 × {config.face_size}² pixels × "
-        f"{trainer.accumulate_grad_batches} micro-batches = {step_panoramas} a step, {trainer.max_steps} steps, "
-        f"{trainer.precision}, gradient checkpointing {'on' if config.model.gradient_checkpointing else 'off'}",
-        "",
-        f"UNet: {made.parameters / 1e6:.1f} M parameters, {made.trained / 1e6:.1f} M of them trained",
+        f"{trainer.accumulate_grad_batches} micro-batches = {_panoramas_per_step(config)} a step, "
+        f"{trainer.max_steps} steps, {trainer.precision}, gradient checkpointing "
+        f"{'on' if config.model.gradient_checkpointing else 'off'}"
+    )
+
+
+def _panoramas_per_step(config: DictConfig) -> int:
+    return int(config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches)
+
+
+def _memory(config: DictConfig, counted: Cost) -> list[str]:
+    memory = config.plan.memory_gb * GIB
+    rows = [
+        ("network weights", counted.weights + counted.unsharded),
+        *([("  of which all-gathered", counted.unsharded)] if counted.unsharded else []),
+        ("VAE and text encoder", counted.encoders),
+        ("optimizer", counted.optimizer),
+        ("EMA", counted.ema),
+        ("loss, backward, gradients", counted.step_peak),
+        ("  of which gradients", counted.gradients),
+        ("encoding the faces", counted.encode_peak),
+        ("CUDA context", int(CUDA_RESERVE)),
+        ("peak", counted.peak),
+    ]
+    fits, largest = largest_batch(config, memory)
+    verdict = "fits" if counted.peak <= memory else "does NOT fit"
+    return [
+        f"network: {counted.parameters / 1e6:.1f} M parameters, {counted.trained / 1e6:.1f} M of them trained",
         "",
         "memory of a device, GiB",
+        *(f"  {name:28s}{value / GIB:8.2f}" for name, value in rows),
+        f"  a batch of {config.data.batch_size} per device {verdict} {memory / GIB:.0f} GiB; the largest that fits is "
+        f"{fits} ({largest / GIB:.1f} GiB)",
     ]
-    rows = [
-        ("UNet weights", made.weights + made.gathered),
-        *([("  of which whole at a time", made.gathered)] if made.gathered else []),
-        ("VAE and text encoder", made.encoders),
-        ("optimizer", made.optimizer),
-        ("average of the weights", made.average),
-        ("loss, backward, gradients", made.step_peak),
-        ("  of which gradients", made.gradients),
-        ("encoding the faces", made.encode_peak),
-        ("CUDA itself", int(CUDA_RESERVE)),
-        ("peak", made.peak),
+
+
+def _compute(config: DictConfig, counted: Cost) -> list[str]:
+    number, utilisation = devices(config), config.plan.utilisation
+    flops = counted.flops * config.trainer.accumulate_grad_batches
+    panoramas, size = _panoramas_per_step(config), _panorama_bytes(config)
+    lines = [
+        f"compute: {flops * number / 1e12:.1f} TFLOP a step, {counted.encode_flops / counted.flops:.0%} of it "
+        f"encoding; at an MFU of {utilisation:.0%} of the dense bf16 rate",
     ]
-    lines += [f"  {name:28s}{value / GIB:8.2f}" for name, value in rows]
-    fits, largest = largest_batch(config, memory)
-    verdict = "fits" if made.peak <= memory else "does NOT fit"
-    lines += [
-        f"  {batch} a device {verdict} {memory / GIB:.0f} GiB; the largest batch that does is {fits} "
-        f"({largest / GIB:.1f} GiB)",
-        "",
-        f"compute: {flops * number / 1e12:.1f} TFLOP a step, {made.encode_flops / made.flops:.0%} of it encoding; "
-        f"at {config.plan.utilisation:.0%} of the dense bf16 rate",
-    ]
-    size = _panorama_bytes(config)
     for name, rate in GPUS.items():
-        seconds = flops / (rate * config.plan.utilisation)
-        per_second = step_panoramas / seconds
+        seconds = flops / (rate * utilisation)
+        per_second = panoramas / seconds
         lines.append(
             f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
-            f"{seconds * trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
+            f"{seconds * config.trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
         )
-    lines += ["", f"disk: {made.checkpoint / 1e9:.2f} GB a checkpoint, {made.exported / 1e9:.2f} GB the exported UNet"]
-    return "\n".join(lines)
+    return lines
 
 
 def _panorama_bytes(config: DictConfig) -> float:
-    """The mean of the shards, where they are given."""
+    """The mean size of a panorama in the shards, or the config's estimate without shards."""
     if not config.data.path:
         return float(config.plan.panorama_kb) * 1000
     data = build(config.data)

@@ -39,12 +39,12 @@ def cache(config: DictConfig) -> LatentManifest | None:
     target = f"{CachingDataModule.__module__}.{CachingDataModule.__qualname__}"
     data = build(config.data, _target_=target, turns=config.cache.turns)
     data.setup()  # raises what it must before anything is written
-    encoders = build(config.model.pipeline).encoders
-    record = _record(config, encoders.fingerprint())
+    backbone = build(config.model.pipeline).backbone
+    record = _record(config, backbone.fingerprint())
     output = Path(config.cache.output)
     data.done = begin_or_resume(output, record)
     trainer = build(config.trainer, callbacks=[ShardWriter(output)], logger=False, enable_checkpointing=False)
-    trainer.predict(LatentEncoder(encoders, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
+    trainer.predict(LatentEncoder(backbone, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
     trainer.strategy.barrier()
     manifest = write_manifest(output, record) if trainer.is_global_zero else None
     trainer.strategy.barrier()

@@ -5,11 +5,10 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
 from torch.distributed.fsdp import FSDPModule
 
 from cubediff.training.callbacks import UNetEMA
-from cubediff.training.fsdp import whole
+from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
 
 
@@ -20,23 +19,25 @@ def export_pipeline(module: CubeDiffModule, folder: Path, average: UNetEMA | Non
     Low-rank additions (trainable="lora") are added up into the weights they belong to, and written by themselves too,
     to unet_lora/.
     """
-    pipeline, unet = module.pipeline, module.pipeline.unet
-    sharded = isinstance(unet, FSDPModule)
+    pipeline, network, name = module.pipeline, module.network, module.backbone.network_name
+    sharded = isinstance(network, FSDPModule)
     if module.global_rank != 0 and not sharded:
         return
     with average.averaged(module) if average else nullcontext():
-        if getattr(unet, "peft_config", None):
-            unet.save_lora_adapter(folder / "unet_lora")
-            pipeline.unet = copy.deepcopy(unet)
-            pipeline.unet.fuse_lora()
-            pipeline.unet.unload_lora()
+        exported = network
+        if getattr(network, "peft_config", None):
+            network.save_lora_adapter(folder / f"{name}_lora")
+            exported = copy.deepcopy(network)
+            exported.fuse_lora()
+            exported.unload_lora()
         if sharded:
-            weights = {name: whole(value).cpu() for name, value in unet.state_dict().items()}
-            pipeline.unet = UNet2DConditionModel.from_config(unet.config)
-            pipeline.unet.load_state_dict(weights)
+            exported = module.backbone.fresh_network(
+                {key: full_tensor(value).cpu() for key, value in network.state_dict().items()}
+            )
+        setattr(pipeline, name, exported)
         if module.global_rank == 0:
             pipeline.save_pretrained(folder)
-        pipeline.unet = unet
+        setattr(pipeline, name, network)
     if module.global_rank != 0:
         return
     record = {"weights": "ema" if average else "raw", "steps": steps, "seed": module.seed}

@@ -76,7 +76,7 @@ def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Pa
         batch = config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         print(
             f"{config.name}: {sum(p.numel() for p in module.trained_parameters.values()):,} of "
-            f"{sum(p.numel() for p in module.unet.parameters()):,} UNet parameters, "
+            f"{sum(p.numel() for p in module.network.parameters()):,} UNet parameters, "
             f"{datamodule.samples('train')} panoramas and {datamodule.samples('val')} to validate with, "
             f"{batch} a step; everything goes to {run_dir}" + (f"; it goes on from {begin}" if begin else "")
         )
@@ -95,7 +95,7 @@ def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Pa
     average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
     if trainer.is_global_zero and encoded:
         fresh = build(config.model.pipeline)
-        module.pipeline.register_modules(vae=fresh.vae, text_encoder=fresh.text_encoder)
+        module.pipeline.register_modules(**fresh.backbone.frozen_components())
     export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
     if trainer.is_global_zero:
         for logger in loggers:

@@ -61,7 +61,7 @@ def _plan(config: DictConfig, trainer: Any, module: Any) -> dict[str, Any]:
     import torch
 
     plan = {
-        "parameters": sum(p.numel() for p in module.unet.parameters()),
+        "parameters": sum(p.numel() for p in module.network.parameters()),
         "trained_parameters": sum(p.numel() for p in module.trained_parameters.values()),
         "panoramas_per_step": config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "steps": trainer.max_steps,

@@ -64,7 +64,7 @@ def identity(config: DictConfig, module: CubeDiffModule) -> dict[str, Any]:
         part = OmegaConf.select(config, key)
         plain = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
         fixed |= _flat(key, plain)
-    sums = module.encoders.fingerprint(), fingerprint(module.frozen)
+    sums = module.backbone.fingerprint(), fingerprint(module.frozen)
     container: Any = OmegaConf.to_container(config)
     uncounted = added_at_default(container)
     kept = {

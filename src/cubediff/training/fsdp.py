@@ -1,14 +1,10 @@
-"""A network's weights in parts, one on each device, for those that do not fit whole (fully sharded data parallel,
-arXiv 2304.11277, as PyTorch's `fully_shard`)."""
+"""Fully sharded data parallel (PyTorch's FSDP2; arXiv 2304.11277), for networks that do not fit on one device."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,31 +18,36 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard_(unet: UNet2DConditionModel, mesh: DeviceMesh, gathered: torch.dtype | None = None) -> None:
-    """Leaves each device of a one-dimensional mesh its part of every weight. A block's are put together, as `gathered`
-    or as they are, when it is its turn, and let go after it. Gradients are added up as float32. A second call does
-    nothing."""
-    if isinstance(unet, FSDPModule):
+def apply_fsdp(
+    network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, param_dtype: torch.dtype | None = None
+) -> None:
+    """Shards a network's parameters over a one-dimensional mesh, in place. A second call changes nothing.
+
+    All-gather per block, in `param_dtype` if given, and reshard after the block's forward pass; gradients are reduced
+    in float32.
+
+    Args:
+        network: The network.
+        blocks: The submodules that are gathered one at a time; everything else is gathered together.
+        mesh: The devices.
+        param_dtype: The dtype of gathered parameters; None for their own.
+    """
+    if isinstance(network, FSDPModule):
         return
-    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-    for block in blocks(unet):
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # By default the outermost stays whole until its backward pass.
-    fully_shard(unet, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # By default the root module stays unsharded until its backward pass.
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def blocks(unet: UNet2DConditionModel) -> list[nn.Module]:
-    """What is put together at a time."""
-    return [module for module in unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or where it is in parts all of it; then every rank must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a DTensor, a collective call; returns other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def parted_as(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
-    """Whole tensors, which every rank has, in parts where the others are."""
+def shard_like(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Shards full tensors, which every rank has, as the `others` are sharded."""
     return [
         distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
         if isinstance(other, DTensor)
@@ -56,8 +57,10 @@ def parted_as(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tenso
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy over all devices of all machines, with the checkpoints of a run on whole networks: they
-    number what the optimizer has, where Lightning's would count frozen weights too."""
+    """FSDP2 over all devices, with the same checkpoints as other strategies: full tensors, in one file.
+
+    An optimizer state numbers the trained parameters; Lightning's own strategy numbers frozen ones too.
+    """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -67,19 +70,20 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Whole on rank 0, and nothing on the others."""
+        """The full state on rank 0, an empty one on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(self._module, getattr(optimizer, "optimizer", optimizer), options=options)
         numbers = {name: number for number, name in enumerate(self._module.checkpointed)}
-        return _renamed(state, numbers) if self.global_rank == 0 else {}
+        return _rename_parameters(cast(dict[str, Any], state), numbers) if self.global_rank == 0 else {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads the full tensors and shards them."""
         checkpoint: dict[str, Any] = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
-        options = StateDictOptions(full_state_dict=True, strict=False)  # it has only what is trained
+        options = StateDictOptions(full_state_dict=True, strict=False)  # it holds trained weights only
         set_model_state_dict(self._module, checkpoint["state_dict"], options=options)
         names = dict(enumerate(self._module.checkpointed))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self._module, optimizer, _renamed(state, names), options=options)
+            set_optimizer_state_dict(self._module, optimizer, _rename_parameters(state, names), options=options)
         return checkpoint
 
     @property
@@ -87,7 +91,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.lightning_module
 
 
-def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+def _rename_parameters(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
     """An optimizer's state with other names of its parameters."""
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[p]: value for p, value in state["state"].items()}, "param_groups": groups}

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from cubediff.training.fsdp import whole
+from cubediff.training.fsdp import full_tensor
 from cubediff.training.metric_table import GRADIENT_NORMS, LOSS_GROUPS, QUARTERS
 
 
@@ -110,7 +110,7 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     for norm in GRADIENT_NORMS[1:]:
         matching = [p.grad for name, p in parameters.items() if p.grad is not None and re.search(norm.parameters, name)]
         each = [torch.linalg.vector_norm(gradient) for gradient in matching]
-        norms[norm.name] = whole(torch.linalg.vector_norm(torch.stack(each)))
+        norms[norm.name] = full_tensor(torch.linalg.vector_norm(torch.stack(each)))
     return norms
 
 

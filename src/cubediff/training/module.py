@@ -1,103 +1,175 @@
-"""CubeDiffModule: the LightningModule that trains a pipeline's UNet (CubeDiff, section 4.3).
+"""CubeDiffModule: the LightningModule that trains a pipeline's network (CubeDiff, section 4.3).
 
-It owns the UNet alone; VAE and text encoder stay in the pipeline, outside Lightning's sight, and are never
-checkpointed.
+It holds the network alone; autoencoder and text encoders stay in the pipeline, where Lightning neither moves nor
+checkpoints them.
+
+Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from typing_extensions import NotRequired, Unpack
 
-from cubediff.diffusion.objective import Objective
-from cubediff.models.encoders import sent
+from cubediff.data.batches.types import CubeBatch, LatentBatch
+from cubediff.diffusion.objective import Example, Objective
+from cubediff.models.backbone import Conditioning, Trainable
 from cubediff.models.inputs import latent_mask
-from cubediff.models.trainable import Trainable, select_trainable_
-from cubediff.pipelines.cubediff import CubeDiffPipeline
-from cubediff.training.fsdp import shard_, whole
+from cubediff.models.trainable import select_trainable_
+from cubediff.pipelines.base import CubePipeline
+from cubediff.training.fsdp import apply_fsdp, full_tensor
 from cubediff.training.metric_table import GRADIENT_NORMS
 from cubediff.training.metrics import gradient_norms
 
+Batch = CubeBatch | LatentBatch
+# What a panorama's random draws depend on: the run's seed, training or validation, and its sample index in the stream.
+Seed = tuple[int, ...]
+TRAINING, VALIDATION = 0, 1
+
+
+class StepOutput(TypedDict):
+    """What a step gives callbacks, of each panorama.
+
+    Attributes:
+        losses: (B,).
+        timesteps: (B,).
+        conditions: (B,), indices into `cubediff.diffusion.objective.CONDITIONS`.
+        loss: Their mean, with its graph; of a training step.
+    """
+
+    losses: Tensor
+    timesteps: Tensor
+    conditions: Tensor
+    loss: NotRequired[Tensor]
+
+
+class Options(TypedDict, total=False):
+    """The optional settings of `CubeDiffModule`; see there."""
+
+    lr_schedule: str
+    warmup_steps: int
+    trainable: Trainable
+    lora_rank: int
+    gradient_checkpointing: bool
+    compile: Literal["regional"] | None
+    channels_last: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    lr_schedule: str = "constant_with_warmup"
+    warmup_steps: int = 0
+    trainable: Trainable = "attention"
+    lora_rank: int = 16
+    gradient_checkpointing: bool = False
+    compile: Literal["regional"] | None = None
+    channels_last: bool = False
+    seed: int = 0
+
 
 class CubeDiffModule(L.LightningModule):
-    """Trains `pipeline.unet` on batches of the DataModule: `faces` (B, 6, 3, S, S) in [−1, 1] and `prompts`, or
-    `latents` (B, 6, C, h, w) and `text` (B, 6, L, D) that were encoded before; and `position`, of each in the stream.
+    """Trains a pipeline's network on the batches of a data module.
 
-    optimizer: called with the trained parameters. lr_schedule and warmup_steps: a name of
-    diffusers.optimization.get_scheduler, stepped once per optimizer step. compile: the UNet's transformer blocks
-    ("regional", compiled once for all of them) or none. seed: of noise, timesteps and drops, which depend on nothing
-    but it and the panorama's position in the run's stream: not on the number of ranks, and a resumed run repeats none.
+    Args:
+        pipeline: The pipeline; its network is trained in place.
+        objective: The training objective.
+        optimizer: Called with the trained parameters.
+        lr_schedule: A name of `diffusers.optimization.get_scheduler`, stepped once per optimizer step.
+        warmup_steps: Optimizer steps of linear warm-up.
+        trainable, lora_rank: See `select_trainable_`.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        compile: "regional" compiles the repeated blocks, once for all of them; None compiles nothing.
+        channels_last: Store the network's weights in the channels_last memory format.
+        seed: Of noise, timesteps and condition dropout, which depend on it and on the panorama's sample index in the
+            stream alone: not on the number of ranks, and a resumed run repeats none.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
     def __init__(
         self,
-        pipeline: CubeDiffPipeline,
+        pipeline: CubePipeline,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        lr_schedule: str = "constant_with_warmup",
-        warmup_steps: int = 0,
-        trainable: Trainable = "attention",
-        lora_rank: int = 16,
-        gradient_checkpointing: bool = False,
-        compile: Literal["regional"] | None = None,
-        channels_last: bool = False,
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__()
+        settings = _Settings(**options)
         self.pipeline = pipeline
-        self.encoders = pipeline.encoders
-        self.unet = select_trainable_(pipeline.unet, trainable, lora_rank).train()
-        if channels_last:
-            self.unet.to(memory_format=torch.channels_last)
-        if gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
-        if compile not in (None, "regional"):
-            raise ValueError(f"compile={compile!r}: use 'regional', or null for none")
-        if compile == "regional":
-            self.unet.compile_repeated_blocks()
+        self.backbone = pipeline.backbone
+        network = self.backbone.network
+        select_trainable_(self.backbone, settings.trainable, settings.lora_rank)
+        setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if settings.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if settings.compile not in (None, "regional"):
+            raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
+        if settings.compile == "regional":
+            network.compile_repeated_blocks()
         self.objective = objective
         pipeline.register_to_config(drops=[objective.drop_text, objective.drop_image, objective.drop_both])
-        self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.process = objective.noising(pipeline.scheduler)
         self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.warmup_steps = warmup_steps
-        self.seed = seed
-        self.strict_loading = False  # a checkpoint has what is trained
-        # self.log's own mean over devices is wrong where they see unequal numbers
-        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it drops what is no number
+        self.lr_schedule = settings.lr_schedule
+        self.warmup_steps = settings.warmup_steps
+        self.seed = settings.seed
+        self.strict_loading = False  # a checkpoint holds trained weights only
+        # self.log averages over devices without weights, which is wrong if they have unequal numbers of panoramas.
+        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it ignores NaN
+
+    @property
+    def network(self) -> ModelMixin:
+        """The network that is trained."""
+        return getattr(self, self.backbone.network_name)
 
     @property
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        """The trained parameters by their names in the network."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    # ------------------------------------------------------------------------------------------------ setup
 
     def setup(self, stage: str) -> None:
+        """Moves the encoders to the device, or frees them if the batches are encoded already."""
         device = self.trainer.strategy.root_device
         encoded_by = getattr(getattr(self.trainer, "datamodule", None), "encoded_by", None)
         if encoded_by is None:
-            self.encoders.to(device)
-        elif encoded_by != self.encoders.fingerprint():
+            self.backbone.to(device)
+        elif encoded_by != self.backbone.fingerprint():
             raise ValueError("the latents of data.path were made by other encoders than those of model.pipeline.path: "
                              "train from the model that they were cached with, or cache them again")  # fmt: skip
-        self.empty_text = self.encoders.encode_text([""]).to(device)  # (1, L, D)
+        self.encode_null_text(device)
         if encoded_by is not None:
-            self.encoders.release()
+            self.backbone.release()
+
+    def encode_null_text(self, device: torch.device | None = None) -> None:
+        """Encodes the empty prompt, which condition dropout puts in place of a text; before the first step."""
+        self.null_text = self.backbone.null_text().map(lambda t: t.to(device or t.device))
 
     def configure_model(self) -> None:
-        """Lightning's ModelParallelStrategy, which gives a mesh of devices, has the UNet in parts."""
+        """Shards the network if the strategy is Lightning's ModelParallelStrategy, which provides a device mesh."""
         if self.device_mesh is not None:
-            if getattr(self.unet, "peft_config", None):
-                raise ValueError("trainer=fsdp with model.trainable=lora: what lora trains is small, use trainer=ddp")
-            # Autocast would make the same of them after they were sent.
-            gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-            shard_(self.unet, self.device_mesh["data_parallel"], gathered)
+            if getattr(self.network, "peft_config", None):
+                raise ValueError("trainer=fsdp does not support model.trainable=lora, which trains few parameters: use "
+                                 "trainer=ddp")  # fmt: skip
+            # All-gather in bf16: autocast would cast the weights anyway.
+            param_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            apply_fsdp(self.network, self.backbone.blocks(), self.device_mesh["data_parallel"], param_dtype)
 
     def configure_optimizers(self) -> Any:
+        """The optimizer of the trained parameters, and the learning-rate schedule."""
         optimizer = self.optimizer(self.trained_parameters.values())
         schedule = get_scheduler(
             self.lr_schedule,
@@ -105,24 +177,28 @@ class CubeDiffModule(L.LightningModule):
             num_warmup_steps=self.warmup_steps,
             num_training_steps=int(self.trainer.estimated_stepping_batches),
         )
-        # The name is what LearningRateMonitor logs it by.
+        # LearningRateMonitor logs it under this name.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "optim/lr"}}
 
+    # ------------------------------------------------------------------------------------------ checkpoints
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of the weights what is trained: the others are those of the model that the run began with, whose fingerprint
-        `cubediff.training.checkpoint_io` compares."""
-        weights = checkpoint["state_dict"]  # which a sharded network has on rank 0 alone
+        """Saves trained weights only; frozen ones come from the base model, whose fingerprint a resume compares."""
+        weights = checkpoint["state_dict"]  # a sharded network's are on rank 0 alone
         checkpoint["state_dict"] = {key: weights[key] for key in self.checkpointed if key in weights}
 
     @property
     def checkpointed(self) -> dict[str, Tensor]:
-        """What a checkpoint has of the weights, by its names."""
-        return {f"unet.{name}": parameter for name, parameter in self.trained_parameters.items()}
+        """The weights that a checkpoint holds, by their keys there."""
+        return {f"{self.backbone.network_name}.{name}": p for name, p in self.trained_parameters.items()}
 
     @property
     def frozen(self) -> dict[str, Tensor]:
+        """The network's weights that are not trained."""
         trained = self.trained_parameters.keys()
-        return {name: value for name, value in self.unet.state_dict().items() if name not in trained}
+        return {name: value for name, value in self.network.state_dict().items() if name not in trained}
+
+    # ----------------------------------------------------------------------------------------------- steps
 
     def configure_gradient_clipping(
         self,
@@ -130,14 +206,17 @@ class CubeDiffModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """By norm, always measured; Lightning's own clipping refuses fused optimizers under mixed precision. Where the
-        norm is not finite the step is left out: a fused optimizer heeds `found_inf` on the device, as it does for a
-        gradient scaler; for another the gradients are taken away, for which the device is waited for."""
+        """Clips by the norm, which is always logged, and skips the step if the norm is not finite.
+
+        Lightning's own clipping refuses fused optimizers under mixed precision. A fused optimizer skips a step by
+        `found_inf` on the device, as it does for a gradient scaler; for another one the gradients are removed, which
+        synchronizes with the device.
+        """
         if gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is known")
+            raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is supported")
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         others = gradient_norms(self.trained_parameters)  # before clipping
-        norm = whole(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
         self.log_dict({GRADIENT_NORMS[0].name: norm, **others})
         self.found_inf = (~norm.isfinite()).float()
         if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -145,62 +224,53 @@ class CubeDiffModule(L.LightningModule):
         elif self.found_inf:
             optimizer.zero_grad(set_to_none=True)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The loss and, for callbacks, what `_denoised` gives of each panorama."""
-        each = self._denoised(batch, [(self.seed, 0, position) for position in batch["position"]])
-        loss = each["losses"].mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """The loss, and what callbacks need of each panorama."""
+        output = self.compute_losses(batch, [(self.seed, TRAINING, index) for index in batch["position"]])
+        loss = output["losses"].mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
-        return {**each, "losses": each["losses"].detach(), "loss": loss}
+        return {**output, "losses": output["losses"].detach(), "loss": loss}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The loss at the same noise, timesteps and drops every time; returns what `_denoised` does, of what counts."""
-        each = self._denoised(batch, [(self.seed, 1, position) for position in batch["position"]])
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
+        """The loss with the same noise, timesteps and condition dropout every time; padding batches do not count."""
+        output = self.compute_losses(batch, [(self.seed, VALIDATION, index) for index in batch["position"]])
         if not batch.get("counted", True):
-            each = {name: values[:0] for name, values in each.items()}
-        self.val_loss.update(each["losses"])
+            output = StepOutput(losses=output["losses"][:0], timesteps=output["timesteps"][:0],
+                                conditions=output["conditions"][:0])  # fmt: skip
+        self.val_loss.update(output["losses"])
         self.log("val/loss", self.val_loss, prog_bar=True)
-        return each
+        return output
 
-    def _losses(self, batch: dict[str, Any], place: tuple[int, ...]) -> Tensor:
-        """The loss (B,) of each panorama, with noise drawn from `place` and its number in the batch alone."""
-        count = len(batch["latents" if "latents" in batch else "faces"])
-        return self._denoised(batch, [(*place, i) for i in range(count)])["losses"]
-
-    def _denoised(self, batch: dict[str, Any], places: list[tuple[int, ...]]) -> dict[str, Tensor]:
-        """Of each panorama, with noise drawn from its place alone: `losses`, `timesteps`, and `conditions`, which of
-        `cubediff.diffusion.objective.CONDITIONS` it was denoised from; each (B,)."""
-        states = [np.random.SeedSequence(place).generate_state(1, np.uint64)[0] for place in places]
+    def compute_losses(self, batch: Batch, seeds: Sequence[Seed]) -> StepOutput:
+        """The losses of B panoramas, with random draws that depend on each panorama's own seed alone."""
+        states = [np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] for seed in seeds]
         generators = [torch.Generator(self.device).manual_seed(int(state >> 1)) for state in states]
-        condition: dict[str, Tensor] = {}
+        losses, timesteps, dropout = self.objective.loss(
+            self.backbone, self.process, self.example(batch), generators, self.pipeline.config.image_drop
+        )
+        return StepOutput(losses=losses, timesteps=timesteps, conditions=dropout.conditions)
+
+    def example(self, batch: Batch) -> Example:
+        """Encodes a batch, unless it is encoded already."""
         if "latents" in batch:
-            latents, text = batch["latents"].float(), batch["text"].float()
+            encoded = cast(LatentBatch, batch)
+            latents, conditioning = encoded["latents"].float(), Conditioning(encoded["text"])
+            condition: dict[str, Tensor] = {}
         else:
-            latents, text, condition = self._encoded(batch)
-        losses, timesteps, drops = self.objective.loss(
-            self.unet,
-            self.noise_scheduler,
-            latents,
-            text,
-            self.empty_text.float(),
+            conditioning = self.backbone.encode_text(batch["prompts"], truncate=True)
+            latents = self.backbone.encode(batch["faces"])
+            condition = self._photo_condition(batch)
+        return Example(
+            latents=latents,
+            conditioning=conditioning.map(Tensor.float),
+            null=self.null_text.map(Tensor.float),
             positions=self.pipeline.positions(latents.shape[-1], latents.device),
-            image_drop=self.pipeline.config.image_drop,
-            generator=generators,
             **condition,
         )
-        return {"losses": losses, "timesteps": timesteps, "conditions": drops.conditions}
 
-    def _encoded(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Latents (B, 6, C, h, w), text states (B, 6, L, D), and the condition where it is not the front face."""
-        prompts = [prompt for faces in batch["prompts"] for prompt in faces]
-        texts = sorted(set(prompts))
-        states = self.encoders.encode_text(texts, truncate=True)
-        order = sent(torch.tensor([texts.index(prompt) for prompt in prompts]), states.device)
-        latents = self.encoders.encode_faces(batch["faces"])
-        condition = {}
-        if "known" in batch:  # photos that look anywhere; else the front face's own latent
-            scale = batch["faces"].shape[-1] // latents.shape[-1]
-            condition = {
-                "known": self.encoders.encode_faces(batch["known"]),
-                "mask": latent_mask(batch["covered"], scale),
-            }
-        return latents, states[order].unflatten(0, (-1, 6)).float(), condition
+    def _photo_condition(self, batch: CubeBatch) -> dict[str, Tensor]:
+        """The condition of a batch whose photos look anywhere; nothing if it is the front face."""
+        if "known" not in batch:
+            return {}
+        mask = latent_mask(batch["covered"], self.backbone.latent_scale)
+        return {"clean": self.backbone.encode(batch["known"]), "mask": mask}

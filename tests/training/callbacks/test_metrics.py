@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from cubediff.diffusion.objective import CONDITIONS, Drops
+from cubediff.diffusion.objective import CONDITIONS, ConditionDropout
 from cubediff.training import metric_table
 from cubediff.training import metrics as training_metrics
 from cubediff.training.callbacks import StepMetrics, metrics
@@ -49,8 +49,7 @@ class Run:
         )  # fmt: skip
         self.gather = Mock(side_effect=lambda row: torch.stack([row] * ranks) if ranks > 1 else row)
         self.trainer.strategy.all_gather = self.gather
-        scheduler = Mock(config=Mock(num_train_timesteps=STEPS))
-        self.module: Any = Mock(spec=CubeDiffModule, device=torch.device("cpu"), noise_scheduler=scheduler)
+        self.module: Any = Mock(spec=CubeDiffModule, device=torch.device("cpu"), process=Mock(num_timesteps=STEPS))
         self.callback = StepMetrics()
         self.callback.on_train_start(self.trainer, self.module)
 
@@ -135,7 +134,7 @@ def test_quarters_have_exact_bounds_and_empty_groups_are_not_logged(timestep: in
 def test_conditions_are_named_by_the_inputs_that_are_kept() -> None:
     text = torch.tensor([False, False, True, True])
     image = torch.tensor([False, True, False, True])
-    kept = [CONDITIONS[i] for i in Drops(text=text, image=image).conditions]
+    kept = [CONDITIONS[i] for i in ConditionDropout(text=text, image=image).conditions]
     assert kept == ["text_photo", "text", "photo", "none"]
 
 

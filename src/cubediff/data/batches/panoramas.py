@@ -16,7 +16,7 @@ from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions, stream_options
 from cubediff.geometry.conventions import FACE_FOV, rotation_matrix
 from cubediff.geometry.perspective import equirect_to_perspective
-from cubediff.geometry.photos import Photo, known_faces
+from cubediff.geometry.photos import Photo, project_photos
 from cubediff.geometry.projections import equirect_to_cube
 
 
@@ -88,7 +88,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         if any(batch["cameras"]):
             panoramas = zip(batch["cameras"], cubes["faces"], panorama, batch["yaw"], strict=True)
             photos = [[self._photo(camera, cube[0], image, yaw)] for camera, cube, image, yaw in panoramas]
-            cubes["known"], cubes["covered"] = known_faces(photos, self.face_size, self.fov)
+            cubes["known"], cubes["covered"] = project_photos(photos, self.face_size, self.fov)
         return cubes
 
     def _photo(self, camera: PhotoCamera | None, front: Tensor, panorama: Tensor, yaw: Tensor) -> Photo:

@@ -38,5 +38,5 @@ class LatentBatch(StreamBatch):
     """Cached latents and text states as the training step receives them, in the precision of the cache."""
 
     latents: Tensor  # (B, 6, C, h, w), posterior means × scaling factor
-    text: Tensor  # (B, 6, L, D), text states of each face's caption
+    text: dict[str, Tensor]  # encodings (B, 6, …) of each face's caption, by the backbone's names
     yaw: Tensor  # (B,) float32, degrees

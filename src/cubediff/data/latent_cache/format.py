@@ -13,8 +13,8 @@ class CachedPanorama(NamedTuple):
     """A panorama encoded at K yaw rotations, whose faces show M different captions."""
 
     yaws: list[float]  # degrees, one per rotation
-    latents: Float[Tensor, "k 6 c h w"]  # posterior means × scaling factor
-    text: Float[Tensor, "m l d"]  # text states of `texts`
+    latents: Float[Tensor, "k 6 c h w"]  # as `Backbone.encode` returns them
+    text: dict[str, Tensor]  # encodings (M, …) of `texts`, as `Backbone.encode_captions` names them
     captions: Int[Tensor, "k 6"]  # for each face, an index into `texts`
     texts: list[str]  # the M captions
 
@@ -25,7 +25,7 @@ def pack_sample(key: str, panorama: CachedPanorama) -> dict[str, bytes]:
     Returns:
         The content of its tar members by suffix: "safetensors" and "json".
     """
-    tensors = {"latents": panorama.latents, "text": panorama.text, "captions": panorama.captions}
+    tensors = {"latents": panorama.latents, "captions": panorama.captions, **panorama.text}
     packed = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     record = {"key": key, "yaws": panorama.yaws, "captions": panorama.texts, "crc32": zlib.crc32(packed)}
     return {

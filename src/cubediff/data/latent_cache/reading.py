@@ -26,7 +26,7 @@ class DecodedLatents(NamedTuple):
     key: str
     yaw: float  # degrees
     latents: Float[Tensor, "6 c h w"]
-    text: Float[Tensor, "6 l d"]
+    text: dict[str, Tensor]  # encodings (6, …) of the faces' captions, by name
 
 
 class LatentDecoder:
@@ -45,12 +45,13 @@ class LatentDecoder:
         rotation = rng.randrange(len(yaws)) if rng else 0
         tensors = safetensors.torch.load(packed)
         latents, captions = tensors["latents"][rotation], tensors["captions"][rotation]
-        return DecodedLatents(str(sample["__key__"]), yaws[rotation], latents, tensors["text"][captions])
+        text = {name: tensors[name][captions] for name in sorted(tensors) if name not in ("latents", "captions")}
+        return DecodedLatents(str(sample["__key__"]), yaws[rotation], latents, text)
 
     def collate(self, samples: Sequence[DecodedLatents]) -> LatentBatch:
         return LatentBatch(
             latents=torch.stack([s.latents for s in samples]),
-            text=torch.stack([s.text for s in samples]),
+            text={name: torch.stack([s.text[name] for s in samples]) for name in samples[0].text},
             yaw=torch.tensor([s.yaw for s in samples], dtype=torch.float32),
             key=[s.key for s in samples],
         )

@@ -18,7 +18,7 @@ from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.latent_cache.source import file_name
 from cubediff.data.streaming.catalog import LatentsRecord
-from cubediff.models.encoders import FrozenEncoders
+from cubediff.models.backbone import Backbone
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
 
@@ -47,17 +47,17 @@ class LatentEncoder(L.LightningModule):
     """Encodes the rotations of one panorama, and its captions.
 
     Args:
-        encoders: The frozen encoders.
+        backbone: The model family, whose frozen components encode.
         dtype: The precision of the stored latents and text states.
     """
 
-    def __init__(self, encoders: FrozenEncoders, dtype: torch.dtype) -> None:
+    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
         super().__init__()
-        self.encoders, self.stored_dtype = encoders, dtype
+        self.backbone, self.stored_dtype = backbone, dtype
 
     def setup(self, stage: str) -> None:
         """Moves the encoders to the device."""
-        self.encoders.to(self.trainer.strategy.root_device)
+        self.backbone.to(self.trainer.strategy.root_device)
 
     def predict_step(self, batch: CubeBatch, batch_idx: int) -> CachedPanorama:
         """Encodes a batch of one panorama.
@@ -67,14 +67,14 @@ class LatentEncoder(L.LightningModule):
         """
         captions = list(dict.fromkeys(caption for prompts in batch["prompts"] for caption in prompts))
         indices = torch.tensor([[captions.index(caption) for caption in prompts] for prompts in batch["prompts"]])
-        text, latents = self.encoders.encode_text(captions, truncate=True), self.encoders.encode_faces(batch["faces"])
+        text, latents = self.backbone.encode_captions(captions, truncate=True), self.backbone.encode(batch["faces"])
         if not latents.isfinite().all():
             raise FloatingPointError(
                 f"the latents of {batch['key'][0]} in {batch['shard']} are not finite: encode in "
                 "trainer.precision=32-true"
             )
-        latents, text = (tensor.to("cpu", self.stored_dtype) for tensor in (latents, text))
-        return CachedPanorama(batch["yaw"].tolist(), latents, text, indices, captions)
+        stored = {name: tensor.to("cpu", self.stored_dtype) for name, tensor in text.items()}
+        return CachedPanorama(batch["yaw"].tolist(), latents.to("cpu", self.stored_dtype), stored, indices, captions)
 
 
 class ShardWriter(Callback):

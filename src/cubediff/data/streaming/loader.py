@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout  # an alias of the 
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ class Loader(Generic[PositionT, BatchT]):
         batch = self.load(position)
         if not isinstance(batch, dict) or not torch.cuda.is_available():
             return batch
-        pinned = {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        return cast(BatchT, pinned)
+        return cast(BatchT, tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch))
 
 
 def _result(position: PositionT, future: "Future[BatchT | None]") -> BatchT | None:

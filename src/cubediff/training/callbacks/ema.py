@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
-from cubediff.training.fsdp import parted_as, whole
+from cubediff.training.fsdp import full_tensor, shard_like
 from cubediff.training.metrics import is_logging_step
 from cubediff.training.module import CubeDiffModule
 
@@ -61,7 +61,7 @@ class UNetEMA(Callback):
         pairs = zip(self.average.shadow_params, module.trained_parameters.values(), strict=True)
         norms = [(torch.linalg.vector_norm(a - w), torch.linalg.vector_norm(w)) for a, w in pairs]
         apart, long = (torch.linalg.vector_norm(torch.stack(column)) for column in zip(*norms, strict=True))
-        return whole(apart) / whole(long)
+        return full_tensor(apart) / full_tensor(long)
 
     @contextmanager
     def averaged(self, module: CubeDiffModule) -> Iterator[None]:
@@ -88,7 +88,7 @@ class UNetEMA(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.average is None:
             return {}
-        return {**self.average.state_dict(), "shadow_params": [whole(p) for p in self.average.shadow_params]}
+        return {**self.average.state_dict(), "shadow_params": [full_tensor(p) for p in self.average.shadow_params]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Before the fit starts, or after, as with a network in parts."""
@@ -100,4 +100,4 @@ class UNetEMA(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         assert self.average is not None
         own = self.average.shadow_params
-        self.average.load_state_dict({**state, "shadow_params": parted_as(state["shadow_params"], own)})
+        self.average.load_state_dict({**state, "shadow_params": shard_like(state["shadow_params"], own)})

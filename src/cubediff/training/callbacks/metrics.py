@@ -176,7 +176,7 @@ class DataWaitTimer:
 
 
 def _update(losses: GroupedLosses, outputs: StepOutputs, module: CubeDiffModule) -> None:
-    steps = module.noise_scheduler.config.num_train_timesteps
+    steps = module.process.num_timesteps
     losses.update(outputs["losses"], outputs["timesteps"], outputs["conditions"], steps)
 
 

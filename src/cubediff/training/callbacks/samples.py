@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -56,7 +56,7 @@ class SampleLogger(Callback):
                 output_type="pt",
                 truncate_prompts=True,
             )
-            shares = (gather_ranks(trainer, each) for each in (output.faces, output.panoramas))
+            shares = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Each rank has every `world`-th.
             faces, panoramas = (share.transpose(0, 1).flatten(0, 1)[:count] for share in shares)
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)

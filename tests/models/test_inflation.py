@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from support.awake import awaken_
 from torch import Tensor, nn
 
-from cubediff.models.stable_diffusion import (
+from cubediff.models.inflation import (
     CubeAttnProcessor,
     CubeGroupNorm,
     inflate_,
     sync_group_norm_,
     widen_conv_in_,
 )
+from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
+from cubediff.pipelines.loading import tiny_random
 
 TEXT = 24  # width of the small UNets' text states
 KINDS = {
@@ -311,13 +313,13 @@ def test_it_wraps_the_processors_that_are_there_sliced_ones_too(stock):
 def test_a_batch_that_is_no_multiple_of_six_raises(stock, sync_group_norm):
     unet = inflate_(stock, sync_group_norm=sync_group_norm)
     latents, text = draws((8, 4, 8, 8), (8, 5, TEXT))
-    with pytest.raises(ValueError, match="batch of 8 faces is no multiple of six"):
+    with pytest.raises(ValueError, match="got 8, which is no multiple of six"):
         unet(latents, 500, text)
 
 
 def test_a_mask_of_another_kind_raises(unet):
     latents, text = draws((6, 4, 8, 8), (6, 5, TEXT))
-    with pytest.raises(ValueError, match=r"attention_mask must be \(B·6, 1\), whether a face is seen, not \(6, 64\)"):
+    with pytest.raises(ValueError, match=r"expected an attention_mask \(B·6, 1\), one value per face, got \(6, 64\)"):
         unet(latents, 500, text, attention_mask=torch.ones(6, 64))
 
 
@@ -384,7 +386,7 @@ def test_cube_group_norm_equals_the_reference_on_any_shape(panoramas, groups, pe
 
 @pytest.mark.parametrize("faces", [1, 5, 7])
 def test_cube_group_norm_never_falls_back_to_single_faces(faces):
-    with pytest.raises(ValueError, match=f"batch of {faces} faces is no multiple of six"):
+    with pytest.raises(ValueError, match=f"got {faces}, which is no multiple of six"):
         CubeGroupNorm(2, 4)(torch.zeros(faces, 4, 3, 3))
 
 
@@ -454,7 +456,8 @@ def test_sd15_leaks_nothing_between_panoramas_and_its_layers_equal_the_reference
 def test_sd15_gets_gradients_in_attention_and_conv_in_alone(sd15):
     unet, _, _ = sd15
     latents, text = draws((6, 7, 8, 8), (6, 7, 768), seed=5, dtype=torch.float32)
-    select_trainable_(unet, "attention")
+    parts = tiny_random()
+    select_trainable_(StableDiffusion(parts.vae, parts.text_encoder, parts.tokenizer, unet), "attention")
     unet(latents, 500, text).sample.square().mean().backward()
     with_gradient = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
     assert with_gradient == {n for n, _ in unet.named_parameters() if ".attn" in n or n.startswith("conv_in.")}

@@ -1,0 +1,163 @@
+"""Inflates a 2D diffusion UNet and VAE to the six faces of a cube (CubeDiff, sections 3 and 4).
+
+Everything works in place and keeps classes, state-dict keys and pretrained weights, so that the files on disk remain
+those of stock diffusers models. Faces are folded into the batch as (B·6, …), panorama-major.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cubediff.geometry.conventions import FACES
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def _by_panorama(faces: Tensor) -> Tensor:
+    """Unfolds (B·6, …) to (B, 6, …)."""
+    if faces.shape[0] % len(FACES):
+        raise ValueError(
+            f"expected a batch of B·6 faces, got {faces.shape[0]}, which is no multiple of six: pass all six faces of "
+            "each panorama"
+        )
+    return faces.unflatten(0, (-1, len(FACES)))
+
+
+class CubeAttnProcessor:
+    """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C).
+
+    On cross-attention the text tokens of the six faces are concatenated likewise. The UNet's `attention_mask` (B·6, 1)
+    says of each face whether queries attend to its keys (1) or not (0), as CubeDiff, section 4.3, drops the image; it
+    arrives here as diffusers' additive bias (B·6, 1, 1).
+
+    Args:
+        inner: The processor that computes the attention.
+    """
+
+    def __init__(self, inner: Callable[..., Tensor]) -> None:
+        self.inner = inner
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "b6 n c"],
+        encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "b6 n c"]:
+        joint = _by_panorama(hidden_states).flatten(1, 2)
+        if encoder_hidden_states is not None:
+            if attention_mask is not None:
+                raise ValueError("joint cross-attention takes no mask: leave encoder_attention_mask out of the call")
+            encoder_hidden_states = _by_panorama(encoder_hidden_states).flatten(1, 2)
+        elif attention_mask is not None:
+            if attention_mask.shape != (len(hidden_states), 1, 1):
+                raise ValueError(f"expected an attention_mask (B·6, 1), one value per face, got "
+                                 f"{tuple(attention_mask.shape[::2])}")  # fmt: skip
+            hidden = _by_panorama(attention_mask).flatten(1).repeat_interleave(hidden_states.shape[1], 1) < 0
+            attention_mask = torch.zeros_like(hidden, dtype=joint.dtype).masked_fill(hidden, -torch.inf)[:, None]
+        attended = self.inner(attn, joint, encoder_hidden_states, attention_mask)
+        return attended.reshape(hidden_states.shape)
+
+
+class CubeGroupNorm(nn.GroupNorm):
+    """GroupNorm whose mean and variance are those of the six faces of a panorama together (CubeDiff, section 4.1)."""
+
+    def forward(self, input: Float[Tensor, "b6 c *space"]) -> Float[Tensor, "b6 c *space"]:
+        by_channel = _by_panorama(input).transpose(1, 2)  # (B, C, 6, …)
+        normed = F.group_norm(by_channel, self.num_groups, self.weight, self.bias, self.eps)
+        return normed.transpose(1, 2).reshape(input.shape)
+
+
+def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
+    """Synchronizes every GroupNorm inside a module over the six faces of each panorama, in place.
+
+    Args:
+        module: A UNet, an AutoencoderKL or any other module. Its weights and state-dict keys do not change.
+        enabled: False makes the norms plain again.
+
+    Returns:
+        The module.
+
+    Example:
+        >>> vae = sync_group_norm_(nn.Sequential(nn.GroupNorm(2, 4)))
+        >>> type(vae[0]).__name__
+        'CubeGroupNorm'
+    """
+    old, new = (nn.GroupNorm, CubeGroupNorm) if enabled else (CubeGroupNorm, nn.GroupNorm)
+    for child in module.modules():
+        if type(child) is old:
+            child.__class__ = new
+    return module
+
+
+def inflate_(
+    unet: UNet2DConditionModel, sync_group_norm: bool = True, cross_attention: str = "per_face"
+) -> UNet2DConditionModel:
+    """Makes every self-attention of a UNet attend to all six faces, in place; it then takes batches of B·6 faces.
+
+    Args:
+        unet: A Stable Diffusion UNet. Its weights and state-dict keys do not change.
+        sync_group_norm: Synchronize its GroupNorms too (see `sync_group_norm_`).
+        cross_attention: "per_face" (each face attends to its own caption) or "joint" (every face attends to all
+            captions, the paper's inflated cross-attention). A second call replaces the options of the first.
+
+    Returns:
+        The UNet.
+
+    Raises:
+        ValueError: If `cross_attention` is neither, or the UNet's attention layers are not those of Stable Diffusion.
+    """
+    if cross_attention not in ("per_face", "joint"):
+        raise ValueError(f"cross_attention={cross_attention!r}: use 'per_face' or 'joint'")
+    processors = {}
+    for name, processor in unet.attn_processors.items():
+        plain = processor.inner if isinstance(processor, CubeAttnProcessor) else processor
+        layer = name.split(".")[-2]
+        if layer not in ("attn1", "attn2"):
+            raise ValueError(f"cannot inflate a {type(unet).__name__} with the attention layer {name!r}: only the "
+                             "transformer blocks of Stable Diffusion UNets (attn1, attn2) are supported")  # fmt: skip
+        if layer == "attn2" and cross_attention == "per_face":
+            processors[name] = plain
+        else:  # an existing one is kept: compiled code is bound to it
+            processors[name] = processor if isinstance(processor, CubeAttnProcessor) else CubeAttnProcessor(plain)
+    if not processors:
+        raise ValueError(f"this {type(unet).__name__} has no attention layers, so its faces could never attend to "
+                         "each other")  # fmt: skip
+    if unet.config["only_cross_attention"] is True:
+        raise ValueError("cannot inflate a UNet with only_cross_attention=True: it has no self-attention")
+    if any(unet.attn_processors[name] is not processor for name, processor in processors.items()):
+        unet.set_attn_processor(processors)
+    return sync_group_norm_(unet, sync_group_norm)
+
+
+def widen_conv_in_(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """Widens the UNet's first convolution to `in_channels` inputs, in place: pretrained kernels first, then zeros.
+
+    Until it is trained, the widened UNet ignores the new channels and so computes what it computed before.
+
+    Returns:
+        The UNet, whose config has the new number of channels.
+
+    Raises:
+        ValueError: If the UNet has more input channels already.
+    """
+    old = unet.conv_in
+    if in_channels < old.in_channels:
+        raise ValueError(f"cannot narrow conv_in from {old.in_channels} to {in_channels} channels")
+    if in_channels == old.in_channels:
+        return unet
+    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    unet.conv_in = new.requires_grad_(old.weight.requires_grad)
+    unet.register_to_config(in_channels=in_channels)
+    return unet

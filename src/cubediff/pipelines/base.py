@@ -1,0 +1,297 @@
+"""The pipeline of every backbone: panoramas from text, from photos, or from both (CubeDiff, sections 4.3 and 5).
+
+Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size, S face size.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
+from cubediff.geometry.photos import Photo, feather, project_photos
+from cubediff.geometry.projections import cube_to_equirect
+from cubediff.images.writing import to_pil
+from cubediff.models.backbone import Backbone, Conditioning, CubeInput
+from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
+from cubediff.pipelines.folders import check_folder
+from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
+
+
+@dataclass
+class CubeDiffOutput(BaseOutput):
+    """The result of a pipeline call.
+
+    Attributes:
+        panoramas: PIL images, or a float tensor (B, 3, H, 2H) in [−1, 1]; None with output_type="latent".
+        faces: Six PIL images per panorama, or a float tensor (B, 6, 3, S, S) in [−1, 1]; with output_type="latent"
+            latents (B, 6, C, h, w).
+    """
+
+    panoramas: list[PIL.Image.Image] | Tensor | None
+    faces: list[list[PIL.Image.Image]] | Tensor
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """Photos on the faces: clean latents where `mask` is 1, and for pasting the pixels where `covered`."""
+
+    clean: Tensor  # (B, 6, C, h, w)
+    mask: Tensor  # (B, 6, 1, h, w)
+    pixels: Tensor | None = None  # (B, 6, 3, S, S)
+    covered: Tensor | None = None  # (B, 6, 1, S, S)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The constant inputs of the denoising loop, the branches of guidance concatenated along the panoramas."""
+
+    guidance: Guidance
+    conditioning: Conditioning
+    clean: Tensor
+    mask: Tensor
+    hidden: Tensor | None
+    positions: Tensor
+
+
+class CubePipeline(DiffusionPipeline):
+    """A diffusers pipeline that generates panoramas with any `Backbone`.
+
+    A subclass lists its components and settings in `__init__`, where diffusers looks for them, calls `register`, and
+    returns its backbone. Components are stock models: the pipeline inflates them whenever it is built or called, so
+    that a folder can never be used uninflated.
+    """
+
+    # Class names of the 2D pipelines that `from_2d` takes.
+    base_pipelines: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The components as they are now: `pipeline.vae = another` is a usual thing to do."""
+        raise NotImplementedError
+
+    def register(self, components: Mapping[str, object], settings: Mapping[str, object]) -> None:
+        """Registers components and settings, and inflates the components.
+
+        Args:
+            components: Models, tokenizers and the scheduler by their diffusers names.
+            settings: What model_index.json stores: at least `fov` (of the faces, degrees), `position_encoding` and
+                `position_samples` (see `position_map`), `image_drop` (see `Objective.loss`) and `drops`, the shares of
+                training panoramas without text, without image, and without both, or None if unknown.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        if settings["image_drop"] not in ("noise", "attention"):
+            raise ValueError(f"image_drop={settings['image_drop']!r}: use 'noise' or 'attention'")
+        self.register_modules(**components)
+        self.register_to_config(**settings)
+        self.backbone.inflate_()
+
+    def positions(self, size: int, device: torch.device) -> Tensor:
+        """The position channels (6, P, h, h) of latents of height h = `size`."""
+        config = self.config
+        return positions(size, config.fov, config.position_encoding, config.position_samples, device)
+
+    # ------------------------------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompts | None = None,
+        image: Image | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        image_guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        paste_image: bool = False,
+        panorama_height: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        truncate_prompts: bool = False,
+    ) -> CubeDiffOutput:
+        """Generates panoramas.
+
+        Args:
+            prompt: One text; six in the order of `FACES`; a dict from face name to text; a list of such sixes or dicts,
+                one per panorama; or None for no text.
+            image: A `Photo`, which has a field of view and a direction; a PIL image or float tensor (3, H, W) in
+                [−1, 1] that looks straight ahead; a list of several for one panorama; a list of such lists, one per
+                panorama; a tensor (B, 3, H, W), a front face each; or None.
+            num_inference_steps: Denoising steps.
+            guidance_scale: Guidance scale; 1 and below turns guidance off. The unconditional branch has neither text
+                nor image.
+            image_guidance_scale: A guidance scale for the image alone; guidance_scale is then the text's
+                (InstructPix2Pix, arXiv 2211.09800, equation 3). Three branches if both are given.
+            guidance_rescale: Share in [0, 1] of "Common Diffusion Noise Schedules…" (arXiv 2305.08891), section 3.4.
+            paste_image: Keep the photos' own pixels instead of the autoencoder's reconstruction; they are feathered
+                over two latent pixels.
+            panorama_height: In pixels; by default twice the face size.
+            generator: One generator, or one per panorama.
+            latents: Unit noise (B, 6, C, h, w); its height and width set the face size.
+            output_type: "pil", "pt" or "latent".
+            truncate_prompts: Truncate prompts that are too long for the text encoder instead of raising.
+
+        Returns:
+            Panoramas and faces.
+
+        Raises:
+            ValueError: If an argument is out of range, or the numbers of panoramas differ.
+        """
+        if output_type not in ("pil", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: use 'pil', 'pt' or 'latent'")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+        backbone = self.backbone
+        # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
+        backbone.inflate_()
+        prompts = prompts_by_panorama(prompt)
+        photos = None if image is None else photos_by_panorama(image)
+        batch = _batch_size(prompts, photos, latents)
+        guidance = make_guidance(
+            prompt is not None, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale
+        )
+        warn_untrained_conditions(guidance.branches, self.config.drops)
+        noise = self._noise(backbone, batch, latents, generator)
+        text = self._text(backbone, prompts, batch, guidance, truncate_prompts)
+        condition = self._condition(backbone, photos, noise)
+        inputs = self._inputs(guidance, text, condition)
+        sample = self._denoise(backbone, noise, condition, inputs, num_inference_steps, generator)
+        if output_type == "latent":
+            self.maybe_free_model_hooks()
+            return CubeDiffOutput(panoramas=None, faces=sample)
+        faces = backbone.decode(sample)
+        if paste_image and condition.pixels is not None and condition.covered is not None:
+            mask = feather(condition.covered, backbone.latent_scale).to(faces)
+            faces = torch.lerp(faces, condition.pixels.to(faces), mask)
+        panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
+        panoramas = panoramas.clamp(-1, 1)
+        self.maybe_free_model_hooks()
+        if output_type == "pt":
+            return CubeDiffOutput(panoramas=panoramas, faces=faces)
+        return CubeDiffOutput(panoramas=to_pil(panoramas), faces=[to_pil(six) for six in faces])
+
+    def _noise(
+        self,
+        backbone: Backbone,
+        batch: int,
+        latents: Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """Unit noise (B, 6, C, h, w)."""
+        device = self._execution_device
+        size = backbone.sample_size if latents is None else latents.shape[-1]
+        shape = (batch, 6, backbone.latent_channels, size, size)
+        if latents is None:
+            return cast(Tensor, randn_tensor(shape, generator=generator, device=device))
+        if latents.shape[1:] != shape[1:]:
+            raise ValueError(f"latents are {tuple(latents.shape)} where {shape} is expected")
+        return latents.to(device).float().expand(shape)
+
+    def _text(
+        self, backbone: Backbone, prompts: list[list[str]], batch: int, guidance: Guidance, truncate: bool
+    ) -> Conditioning:
+        """The conditioning of every branch, concatenated."""
+        encoded = backbone.encode_text([*prompts, [""] * 6], truncate)
+        own = encoded.map(lambda t: t[:-1].expand(batch, *t.shape[1:]))
+        null = encoded.map(lambda t: t[-1:].expand(batch, *t.shape[1:]))
+        return Conditioning.cat(own if branch.text else null for branch in guidance.branches)
+
+    def _condition(self, backbone: Backbone, photos: list[list[Photo]] | None, noise: Tensor) -> _Condition:
+        """What the photos show, as latents."""
+        empty = torch.zeros_like(noise), torch.zeros_like(noise[:, :, :1])
+        if photos is None:
+            return _Condition(*empty)
+        scale = backbone.latent_scale
+        pixels, covered = project_photos(photos, noise.shape[-1] * scale, self.config.fov)
+        mask = latent_mask(covered, scale)
+        if (mask.flatten(1).amax(1) == 0).any():
+            raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
+        clean = backbone.encode(pixels.to(noise.device)).expand(noise.shape)
+        return _Condition(clean, mask.to(noise.device).expand_as(empty[1]), pixels, covered)
+
+    def _inputs(self, guidance: Guidance, text: Conditioning, condition: _Condition) -> _Inputs:
+        """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
+        branches, mask = guidance.branches, condition.mask
+        by_noise = self.config.image_drop == "noise"
+        masks = torch.cat([mask if branch.image or not by_noise else torch.zeros_like(mask) for branch in branches])
+        dropped = torch.tensor([not branch.image for branch in branches], device=mask.device)
+        return _Inputs(
+            guidance=guidance,
+            conditioning=text,
+            clean=torch.cat([condition.clean] * len(branches)),
+            mask=masks,
+            hidden=None if by_noise else hidden_faces(masks, dropped.repeat_interleave(len(mask))),
+            positions=self.positions(mask.shape[-1], mask.device),
+        )
+
+    def _denoise(
+        self,
+        backbone: Backbone,
+        noise: Tensor,
+        condition: _Condition,
+        inputs: _Inputs,
+        steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """Denoised latents (B, 6, C, h, w); the condition's latents are the given ones."""
+        scheduler = self.scheduler
+        scheduler.set_timesteps(steps, device=noise.device)
+        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        is_clean = condition.mask.bool()
+        branches = len(inputs.guidance.branches)
+        sample = noise * scheduler.init_noise_sigma
+        for t in self.progress_bar(scheduler.timesteps):
+            # The condition follows its own noise trajectory in the sample; branches with the image see it clean.
+            sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
+            scaled = scheduler.scale_model_input(sample, t)
+            cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
+            predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
+            sample = scheduler.step(inputs.guidance.combine(predictions, t), t, sample, return_dict=False, **options)[0]
+        return torch.where(is_clean, condition.clean, sample)
+
+    # --------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "CubePipeline":
+        """Loads a CubeDiff folder (`run_dir/export/`, or what save_pretrained wrote) or Hub id; safetensors only.
+
+        All models arrive in float32, or in the given `torch_dtype`, whatever dtype they are stored in.
+        """
+        path = check_folder(pretrained_model_name_or_path)
+        pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
+        dtype = next(pipeline.backbone.network.parameters()).dtype
+        for module in pipeline.backbone.frozen_components().values():
+            module.to(dtype)  # transformers models keep their stored dtype by default
+        return cast(CubePipeline, pipeline)
+
+    def check_input_channels(self, channels: int, latent_channels: int, position_encoding: str) -> None:
+        """Raises ValueError if a network does not take latents, position map and mask."""
+        expected = input_channels(latent_channels, position_encoding)
+        if channels != expected:
+            raise ValueError(
+                f"no CubeDiff network: it takes {channels} input channels where latents, {position_encoding!r} "
+                f"positions and mask make {expected}. To start from a 2D model folder use "
+                f"{type(self).__name__}.from_2d(folder)"
+            )
+
+
+def _batch_size(prompts: list[list[str]], photos: list[list[Photo]] | None, latents: Tensor | None) -> int:
+    sizes = {"prompt": len(prompts)}
+    if photos is not None:
+        sizes["image"] = len(photos)
+    if latents is not None:
+        sizes["latents"] = len(latents)
+    batch = max(sizes.values())
+    if any(size not in (1, batch) for size in sizes.values()):
+        raise ValueError(f"the numbers of panoramas disagree: {sizes}; give one of each, or the same number")
+    return batch
