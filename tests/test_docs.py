@@ -14,6 +14,7 @@ import typer
 from support.runs import composed
 
 from cubediff.cli import COMMANDS
+from cubediff.training.metric_table import LOSS_GROUPS, metric_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -169,6 +170,12 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page} names {name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_test_selections_that_a_page_names_exist(page: Path) -> None:
+    for name, keyword in re.findall(r"`pytest (tests/[\w/.]+)(?: -k (\w+))?", page.read_text(encoding="utf-8")):
+        assert re.search(rf"def test_\w*{keyword}", (ROOT / name).read_text(encoding="utf-8")), f"{name} -k {keyword}"
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -227,6 +234,16 @@ def is_runnable(arguments: list[str]) -> bool:
     """False for a command with a placeholder, such as SHARDS, and for one that needs Stable Diffusion's weights."""
     placeholder = any(re.fullmatch(r"(?:[\w.]+=)?[A-Z_0-9]*[A-Z]{3}[A-Z_0-9]*(?:/\w+)?", word) for word in arguments)
     return not placeholder and "--help" not in arguments
+
+
+def test_monitoring_describes_every_metric() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    single = [metric for metric in metric_table() if not metric.media and "/loss_" not in metric.name]
+    assert len(single) > 8
+    assert [metric.name for metric in single if f"`{metric.name}`" not in page] == []
+    groups = {group.name for group in LOSS_GROUPS}
+    named = {"q1", "q2", "q3", "q4", *re.findall(r"…/loss_(\w+)", page)}
+    assert groups == named
 
 
 @pytest.mark.slow
