@@ -83,6 +83,12 @@ def test_usage_names_the_command_as_it_is_typed(script: Path, words: str) -> Non
     assert usage in run("-m", "cubediff", *words.split()).stdout
 
 
+@pytest.mark.parametrize("words", ["prepare --help", "sweep-report --help", "generate --help"])
+def test_defaults_that_are_not_literals_are_shown(script: Path, words: str) -> None:
+    """Rich takes "[default: …]" in a help text for markup and hides it; `show_default` escapes it."""
+    assert "[default: (" in run(script, *words.split()).stdout
+
+
 def test_both_spellings_of_a_command_run_it(script: Path, tmp_path: Path) -> None:
     for name in ("sweep-report", "sweep_report"):
         assert "give a sweep's run_dir" in run(script, name, tmp_path / "none", status=1).stderr

@@ -1,7 +1,7 @@
 """The prepare command: builds WebDataset shards from panoramas and captions, and verifies finished shards.
 
-python -m cubediff.prepare SOURCE OUTPUT
-python -m cubediff.prepare check SHARDS
+cubediff prepare SOURCE OUTPUT
+cubediff prepare check SHARDS
 """
 
 import os
@@ -17,7 +17,7 @@ check_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Workers = Annotated[int, typer.Option(help="Number of worker processes; 0: one per core.", min=0)]
 
 
-@app.command(epilog="python -m cubediff.prepare check SHARDS: verify finished shards.")
+@app.command(epilog="cubediff prepare check SHARDS: verify finished shards.")
 def build(
     source: Annotated[Path, typer.Argument(help="Folder of panoramas or cubemaps, or shards (see data/README.md).")],
     output: Annotated[Path, typer.Argument(help="Folder for the shards; train on it with data.path=OUTPUT.")],
@@ -25,9 +25,8 @@ def build(
         Path | None,
         typer.Option(
             help="JSON lines with file, caption, optional faces {front … down} and asset (the scene, kept on "
-            "one side of the split); or a .txt with one line per panorama in sorted order. "
-            "[default: captions.jsonl or prompts.txt in SOURCE, or a .json or .txt next to each panorama]",
-            show_default=False,
+            "one side of the split); or a .txt with one line per panorama in sorted order.",
+            show_default="captions.jsonl or prompts.txt in SOURCE, or a .json or .txt next to each panorama",
         ),
     ] = None,
     kind: Annotated[
@@ -36,8 +35,8 @@ def build(
             "--source",
             help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder; or the naming scheme of cubemap faces: "
             "axes, matterport, words, unity, quake, short, opengl, py360convert; or a class of yours, module:Class, or "
-            "its name in the entry-point group cubediff.sources. [default: detected]",
-            show_default=False,
+            "its name in the entry-point group cubediff.sources.",
+            show_default="detected",
         ),
     ] = None,
     caption: Annotated[
@@ -111,7 +110,7 @@ def build(
 
 @check_app.command("check")
 def check(
-    shards: Annotated[Path, typer.Argument(help="Folder written by python -m cubediff.prepare SOURCE OUTPUT.")],
+    shards: Annotated[Path, typer.Argument(help="Folder written by cubediff prepare SOURCE OUTPUT.")],
     workers: Workers = 0,
 ) -> None:
     """Verify the manifest, index, checksums and every panorama of finished shards, and summarise the dataset."""

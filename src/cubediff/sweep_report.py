@@ -1,5 +1,4 @@
-"""Compares the runs of a folder, such as a sweep's: python -m cubediff.sweep_report DIR prints a table of what differs
-and what came out, and writes DIR/report.html with the curves and each swept key's effect."""
+"""The command `cubediff sweep-report FOLDER`: compares the runs of a folder, such as the run_dir of a sweep."""
 
 import sys
 from pathlib import Path
@@ -12,12 +11,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Where the runs' folders lie: a sweep's run_dir.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs: the run_dir of a sweep.")],
     output: Annotated[
-        Path | None, typer.Option(help="The page. [default: DIR/report.html]", show_default=False)
+        Path | None, typer.Option(help="HTML file to write.", show_default="report.html in FOLDER")
     ] = None,
 ) -> None:
-    """Compare the runs of a sweep: a table here, and a page with the loss curves and the effect of every swept key."""
+    """Compare the runs of a sweep: a table, and a page with loss curves and the effect of every swept key."""
     # Imported here so that --help does not wait for Hydra.
     from cubediff.runs.sweeps.report import differing, html, table
     from cubediff.runs.sweeps.results import read_results

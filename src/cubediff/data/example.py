@@ -2,7 +2,7 @@
 direction, with a caption of the whole and true captions of the six faces (the form of the paper's training
 data).
 
-python -m cubediff.data.example NUM OUTPUT writes a folder that python -m cubediff.prepare takes.
+`cubediff example NUM OUTPUT` writes a folder that `cubediff prepare` takes.
 """
 
 import json
@@ -263,9 +263,9 @@ def main(
     height: Annotated[int, typer.Option(help="Of a panorama in pixels; its width is twice that.", min=16)] = 256,
     seed: Annotated[int, typer.Option(help="Another seed, other panoramas.")] = 0,
 ) -> None:
-    """Write procedural panoramas with captions, for python -m cubediff.prepare."""
+    """Write procedural panoramas with captions, for `cubediff prepare`."""
     folder = create_example_dataset(num, output, (height, 2 * height), seed)
-    typer.echo(f"{folder}: {num} panoramas and captions.jsonl; next: python -m cubediff.prepare {folder} SHARDS")
+    typer.echo(f"{folder}: {num} panoramas and captions.jsonl; next: cubediff prepare {folder} SHARDS")
 
 
 if __name__ == "__main__":
