@@ -43,10 +43,10 @@ def latents(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_every_panorama_is_there_once_in_the_same_shards(source: Path, latents: Path) -> None:
-    made, original = (json.loads((path / "manifest.json").read_text()) for path in (latents, source))
+def test_every_panorama_is_cached_once_in_a_shard_of_the_same_name(source: Path, latents: Path) -> None:
+    latent, original = (json.loads((path / "manifest.json").read_text()) for path in (latents, source))
     for split in ("train", "val"):
-        names = [[s["file"] for s in manifest["splits"][split]["shards"]] for manifest in (made, original)]
+        names = [[s["file"] for s in manifest["splits"][split]["shards"]] for manifest in (latent, original)]
         assert names[0] == names[1]
     data = LatentDataModule(latents, batch_size=1, face_size=64)
     data.setup()
@@ -56,7 +56,7 @@ def test_every_panorama_is_there_once_in_the_same_shards(source: Path, latents: 
 
 
 def batches_of_the_same(source: Path, latents: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A batch of latents, and the same turns of the same panoramas with the same captions, still to be encoded."""
+    """A batch of latents, and the same rotations of the same panoramas with the same captions, not yet encoded."""
     stored = next(iter(LatentDataModule(latents, batch_size=4, face_size=64).train_dataloader()))
     data = PanoramaDataModule(source, batch_size=1, face_size=64)
     panoramas = {batch["key"][0]: batch["panorama"] for batch in data.train_dataloader()}
@@ -64,8 +64,8 @@ def batches_of_the_same(source: Path, latents: Path) -> tuple[dict[str, Any], di
     for key, yaw in zip(stored["key"], stored["yaw"].tolist(), strict=True):
         members = next(m for tar in latents.glob("train-*.tar") if (m := members_of(tar, key)))
         record, tensors = json.loads(members["json"]), safetensors.torch.load(members["safetensors"])
-        turn = record["yaws"].index(pytest.approx(yaw))
-        prompts.append([record["captions"][i] for i in tensors["captions"][turn]])
+        rotation = record["yaws"].index(pytest.approx(yaw))
+        prompts.append([record["captions"][i] for i in tensors["captions"][rotation]])
     online = {
         "panorama": torch.cat([panoramas[key] for key in stored["key"]]),
         "yaw": stored["yaw"],
@@ -83,7 +83,9 @@ def members_of(tar: Path, key: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
-def test_the_loss_is_that_of_encoding_the_same_turns(source: Path, tmp_path: Path, dtype: str, near: float) -> None:
+def test_the_loss_on_cached_latents_equals_the_loss_of_encoding_the_same_rotations(
+    source: Path, tmp_path: Path, dtype: str, near: float
+) -> None:
     cached(source, tmp_path / "out", "cache.turns=2", f"cache.dtype={dtype}")
     module = build(composed(*WORDS, f"data.path={source}").model)
     module.encode_null_text()
@@ -95,7 +97,7 @@ def test_the_loss_is_that_of_encoding_the_same_turns(source: Path, tmp_path: Pat
             )
 
 
-def test_turns_are_drawn_as_training_draws_them_and_all_of_them_come(latents: Path) -> None:
+def test_training_shows_all_cached_rotations_at_random(latents: Path) -> None:
     data = LatentDataModule(latents, batch_size=1, face_size=64)
     loader = data.train_dataloader()
     seen: dict[str, set[float]] = {}
@@ -106,29 +108,29 @@ def test_turns_are_drawn_as_training_draws_them_and_all_of_them_come(latents: Pa
     assert len(set().union(*seen.values())) == 3 * len(seen)
 
 
-def test_a_run_on_latents_has_no_encoders_and_exports_a_whole_model(
+def test_a_run_on_latents_needs_no_encoders_and_exports_a_complete_model(
     latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*WORDS, "data=latents", f"data.path={latents}", "data.batch_size=2", "trainer.max_steps=3")
     config = composed(*words, "trainer.log_every_n_steps=1", run_dir=tmp_path / "run")
-    on_the_way: list[str] = []
+    devices: list[str] = []
 
     class Look(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
             encoders = pl_module.backbone.encoders
-            on_the_way.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
+            devices.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cubediff.runs.fit.build", lambda c, **o: build(c, **watched(o, Look())))
         train.fit(config, tmp_path / "run")
-    assert set(on_the_way) == {"meta"}
+    assert set(devices) == {"meta"}
     assert "no samples are drawn" in capsys.readouterr().out
-    made = CubeDiffPipeline.from_pretrained(tmp_path / "run" / "export")
-    made.set_progress_bar_config(disable=True)
-    begun = tiny_random()
-    assert torch.equal(made.vae.decoder.conv_in.weight, begun.vae.decoder.conv_in.weight)
-    assert made("a hall", num_inference_steps=1, output_type="pt").faces.isfinite().all()
-    assert (made.unet.conv_in.weight != begun.unet.conv_in.weight).any()
+    exported = CubeDiffPipeline.from_pretrained(tmp_path / "run" / "export")
+    exported.set_progress_bar_config(disable=True)
+    initial = tiny_random()
+    assert torch.equal(exported.vae.decoder.conv_in.weight, initial.vae.decoder.conv_in.weight)
+    assert exported("a hall", num_inference_steps=1, output_type="pt").faces.isfinite().all()
+    assert (exported.unet.conv_in.weight != initial.unet.conv_in.weight).any()
 
 
 def watched(options: dict[str, Any], callback: L.Callback) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def watched(options: dict[str, Any], callback: L.Callback) -> dict[str, Any]:
     return {**options, "callbacks": [*options["callbacks"], callback]} if "callbacks" in options else options
 
 
-def test_caching_that_was_cut_goes_on_and_makes_the_same(source: Path, latents: Path, tmp_path: Path) -> None:
+def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, latents: Path, tmp_path: Path) -> None:
     words = ("cache.turns=3", "cache.dtype=float32")
     whole = {file.name: file.read_bytes() for file in latents.iterdir()}
     written: list[str] = []
@@ -171,13 +173,13 @@ def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_pa
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("turns each") == 1  # one process tells
+    assert done.stdout.count("turns each") == 1  # on the first rank only
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
         file.name: file.read_bytes() for file in latents.iterdir()
     }
 
 
-def test_damaged_panoramas_are_left_out_as_far_as_is_allowed(source: Path, tmp_path: Path) -> None:
+def test_damaged_panoramas_are_skipped_up_to_the_allowed_share(source: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(source, tmp_path / "broken"))
     with tarfile.open(broken / "train-000000.tar") as tar:
         damaged = next(name for name in tar.getnames() if name.endswith("jpg"))
@@ -188,7 +190,29 @@ def test_damaged_panoramas_are_left_out_as_far_as_is_allowed(source: Path, tmp_p
     assert manifest["samples"] == 9
 
 
-def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
+def is_even(sample: dict[str, Any]) -> bool:
+    return int(sample["__key__"]) % 2 == 0
+
+
+def test_stages_choose_what_is_cached_and_an_interrupted_run_resumes_only_with_the_same(
+    source: Path, tmp_path: Path
+) -> None:
+    predicate = f"{{_target_:hydra.utils.get_method,path:{__name__}.is_even}}"
+    stages = f"data.stages=[{{_target_:webdataset.select,predicate:{predicate}}}]"
+    words = (stages, "data.max_skipped_share=1.0", "cache.turns=1")
+    manifest = cached(source, tmp_path / "out", *words)
+    assert manifest["samples"] == 5
+    assert manifest["latents"]["stages"][0]["_target_"] == "webdataset.select"
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(manifest["latents"]))
+    with pytest.raises(DataError, match="were cached with another stages"):
+        cached(source, tmp_path / "out", "cache.turns=1")
+    assert cached(source, tmp_path / "out", *words) == manifest
+    data = LatentDataModule(tmp_path / "out", batch_size=1, face_size=64)
+    assert all(int(key) % 2 == 0 for key in keys(data.train_dataloader()))
+
+
+def test_damaged_latents_are_skipped_and_counted(source: Path, latents: Path, tmp_path: Path) -> None:
     shutil.copytree(latents, tmp_path / "out")
     shard = next((tmp_path / "out").glob("train-*.tar"))
     with tarfile.open(shard) as tar:
@@ -200,7 +224,7 @@ def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ("data=latents", "data.path=LATENTS", "face_size=32"),
@@ -212,23 +236,25 @@ def test_damage_is_counted(source: Path, latents: Path, tmp_path: Path) -> None:
         (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "made by other encoders"),
     ],
 )
-def test_latents_that_do_not_fit_are_told(
-    source: Path, latents: Path, tmp_path: Path, words: tuple[str, ...], told: str
+def test_latents_that_do_not_match_the_run_are_refused(
+    source: Path, latents: Path, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     words = tuple(word.replace("LATENTS", str(latents)).replace("SOURCE", str(source)) for word in words)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train.fit(composed(*WORDS, *words, "data.batch_size=2", run_dir=tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("cache.dtype=int8",), "must be one of float16, bfloat16, float32"),
         (("cache.turns=0",), "turns must be at least 1"),
         (("data=photos",), "cache with data=panoramas"),
     ],
 )
-def test_what_cannot_be_cached_is_told(source: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_cache_settings_are_refused_before_anything_is_written(
+    source: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         cached(source, tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()

@@ -6,15 +6,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices
+from cubediff.data.format.manifest import LatentManifest, LatentsRecord
 from cubediff.data.latent_cache.source import CachingDataModule
 from cubediff.data.latent_cache.writing import (
     LatentEncoder,
-    LatentManifest,
     ShardWriter,
     begin_or_resume,
     write_manifest,
 )
-from cubediff.data.streaming.catalog import LatentsRecord
 from cubediff.utils.logging import silence
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -1,4 +1,4 @@
-"""What a training step gets from shards: every panorama as often as it should, turned, with true captions."""
+"""Batches of panoramas: every sample equally often, augmented, with captions that describe its faces."""
 
 import itertools
 import logging
@@ -30,15 +30,15 @@ SAMPLES = Path(__file__).parents[3] / "data" / "samples"
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 panoramas: some 16 to train on and 8 to validate with, in shards of 4."""
+    """24 panoramas, about 16 of them for training and 8 for validation, in shards of 4."""
     return shards(tmp_path_factory.mktemp("many"), 24, val=0.3)
 
 
 # ---- photos as conditions ----------------------------------------------------------------------------------
 
 
-def test_photos_show_the_faces_where_they_cover_them_and_front_faces_the_front(tmp_path: Path) -> None:
-    """On the sample panoramas: `known` agrees with the faces wherever `covered` says so, for photos of all kinds."""
+def test_projected_photos_agree_with_the_faces_they_cover(tmp_path: Path) -> None:
+    """On the sample panoramas, `known` agrees with the faces wherever `covered` is set."""
     build_shards(SAMPLES, tmp_path / "shards", SAMPLES / "captions.jsonl", val_fraction=0.0)
     module = data(tmp_path / "shards", batch_size=8, face_size=64, photos=RandomPhotos(share=0.6), panorama_height=256)
     batch = next(iter(module.train_dataloader()))
@@ -60,7 +60,7 @@ def test_photos_show_the_faces_where_they_cover_them_and_front_faces_the_front(t
         assert 10 * torch.log10(4 / error) > 25  # dB; a photo of the size of a face is coarser than the panorama
 
 
-def test_photos_come_in_the_share_and_ranges_asked_for_and_from_the_seed() -> None:
+def test_random_photos_keep_their_share_and_ranges_and_depend_on_the_rng_only() -> None:
     views = RandomPhotos(share=0.3, fov=(50.0, 60.0), pitch=20.0, roll=5.0, aspects=(1.0, 2.0))
     drawn = [views.draw(random.Random(seed)) for seed in range(4000)]
     cameras = [camera for camera in drawn if camera]
@@ -73,7 +73,7 @@ def test_photos_come_in_the_share_and_ranges_asked_for_and_from_the_seed() -> No
     assert drawn == [views.draw(random.Random(seed)) for seed in range(4000)]
 
 
-def test_a_batch_of_front_faces_alone_has_nothing_else_known(tmp_path: Path) -> None:
+def test_a_batch_conditioned_on_front_faces_only_has_no_known_faces(tmp_path: Path) -> None:
     module = data(shards(tmp_path, 2), photos=RandomPhotos(share=0.0))
     assert "known" not in module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
 
@@ -83,8 +83,8 @@ def test_a_batch_of_front_faces_alone_has_nothing_else_known(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("shown", ["faces", "panorama"])
-def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str, flip: float) -> None:
-    """Walls of known colours: after the turn, the colour at a face's centre is the one its caption names."""
+def test_every_caption_describes_its_face_after_the_rotation(tmp_path: Path, shown: str, flip: float) -> None:
+    """The walls have known colours: the colour at the centre of a rotated face is the one that its caption names."""
     share = float(shown == "faces")
     module = data(shards(tmp_path, 8, faces=True), batch_size=8, face_caption_probability=share, flip=flip)
     yaws = []
@@ -108,21 +108,21 @@ def test_every_caption_is_true_of_what_its_face_shows(tmp_path: Path, shown: str
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 45), st.booleans())
-def test_captions_of_the_faces_are_rolled_with_the_turn(
-    seed: int, probability: float, jitter: float, turn: bool
+def test_captions_of_the_faces_move_with_the_rotation(
+    seed: int, probability: float, jitter: float, rotate: bool
 ) -> None:
     faces = {face: face for face in FACES}
-    augmentation = Augmentation("uniform" if turn else "none", probability, jitter)
+    augmentation = Augmentation("uniform" if rotate else "none", probability, jitter)
     view = augmentation.draw("all", faces, random.Random(seed))
     if view.prompts != ["all"] * 6:
         quarter = round(view.yaw / 90) if jitter < 45 else FACES.index(view.prompts[0])
         assert view.prompts == [FACES[(i + quarter) % 4] for i in range(4)] + ["up", "down"]
         assert abs(view.yaw - 90 * quarter) <= jitter
-    assert turn or view.yaw == 0
+    assert rotate or view.yaw == 0
     assert augmentation.draw("all", None, random.Random(seed)).prompts == ["all"] * 6
 
 
-def test_without_turning_the_faces_are_those_of_the_panorama(tmp_path: Path) -> None:
+def test_without_rotation_the_faces_equal_those_of_the_panorama(tmp_path: Path) -> None:
     module = data(shards(tmp_path, 2, faces=True), yaw="none", face_caption_probability=1.0)
     batch = next(iter(module.train_dataloader()))
     assert batch["yaw"].tolist() == [0, 0]
@@ -136,7 +136,7 @@ def test_without_turning_the_faces_are_those_of_the_panorama(tmp_path: Path) -> 
     torch.testing.assert_close(cube["faces"].double(), expected, atol=1e-5, rtol=0)
 
 
-def test_the_sample_panoramas_arrive_at_any_size_as_they_are(tmp_path: Path) -> None:
+def test_the_sample_panoramas_are_resized_without_visible_change(tmp_path: Path) -> None:
     build_shards(SAMPLES, tmp_path / "shards", val_fraction=0.9)
     module = data(tmp_path / "shards", face_size=64)
     assert module.panorama_height == 128
@@ -149,25 +149,25 @@ def test_the_sample_panoramas_arrive_at_any_size_as_they_are(tmp_path: Path) -> 
             assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 1
 
 
-@pytest.mark.parametrize(("height", "wanted"), [(64, 96), (48, 64), (30, 64), (31, 64), (64, 65)])
-def test_enlarging_treats_the_seam_like_any_other_column(height: int, wanted: int) -> None:
-    """Turning by a quarter before or after enlarging gives the same picture, seam and poles included."""
+@pytest.mark.parametrize(("height", "target"), [(64, 96), (48, 64), (30, 64), (31, 64), (64, 65)])
+def test_enlarging_treats_the_seam_like_any_other_column(height: int, target: int) -> None:
+    """Rotating by 90° before or after enlarging gives the same image, including seam and poles."""
     image = np.random.default_rng(0).integers(0, 256, (height, 2 * height, 3), np.uint8)
-    turned = resize_panorama(np.roll(image, height, axis=1), wanted)
-    expected = np.roll(resize_panorama(image, wanted), wanted, axis=1)
-    assert turned.shape == (wanted, 2 * wanted, 3)
-    assert np.abs(turned.astype(int) - expected).max() <= 1
-    plain = cv2.resize(image, (2 * wanted, wanted), interpolation=cv2.INTER_CUBIC)
+    rotated = resize_panorama(np.roll(image, height, axis=1), target)
+    expected = np.roll(resize_panorama(image, target), target, axis=1)
+    assert rotated.shape == (target, 2 * target, 3)
+    assert np.abs(rotated.astype(int) - expected).max() <= 1
+    plain = cv2.resize(image, (2 * target, target), interpolation=cv2.INTER_CUBIC)
     inside = np.s_[4:-4, 4:-4]
-    assert np.abs(resize_panorama(image, wanted)[inside].astype(int) - plain[inside]).max() <= 1
+    assert np.abs(resize_panorama(image, target)[inside].astype(int) - plain[inside]).max() <= 1
 
 
-def test_shrinking_keeps_the_mean_and_the_turn() -> None:
+def test_shrinking_keeps_the_mean_and_commutes_with_rotation() -> None:
     image = np.random.default_rng(0).integers(0, 256, (96, 192, 3), np.uint8)
     small = resize_panorama(image, 40)
     assert abs(small.mean(dtype=np.float64) - image.mean(dtype=np.float64)) < 0.5
-    turned = resize_panorama(np.roll(image, 96, axis=1), 40)
-    assert np.abs(turned.astype(int) - np.roll(small, 40, axis=1)).max() <= 1
+    rotated = resize_panorama(np.roll(image, 96, axis=1), 40)
+    assert np.abs(rotated.astype(int) - np.roll(small, 40, axis=1)).max() <= 1
 
 
 # ---- the training stream -----------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_shrinking_keeps_the_mean_and_the_turn() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_shows_every_panorama_equally_often(many: Path, workers: int) -> None:
-    """No matter where epochs end: the stream shows every one before it shows one again."""
+    """Across epoch boundaries the stream shows every sample before it repeats one."""
     module = data(many, num_workers=workers, batch_size=3, shuffle_buffer=5)
     total = module.samples("train")
     loader = module.train_dataloader()
@@ -204,7 +204,7 @@ def test_the_stream_is_a_function_of_the_seed(many: Path, workers: int) -> None:
 
 
 def test_two_workers_and_two_ranks_share_one_shard(tmp_path: Path) -> None:
-    """One shard for four readers: none hangs, none starves, none shows what another does."""
+    """One shard for four readers: all get samples, and none gets a sample twice."""
     path = shards(tmp_path, 12, shard_size=12)
     epochs: list[list[str]] = [[], []]
     for rank in range(2):
@@ -217,15 +217,15 @@ def test_two_workers_and_two_ranks_share_one_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_an_epoch_is_as_many_batches_as_all_devices_fill_together(many: Path, world: int) -> None:
+def test_an_epoch_has_as_many_batches_as_the_samples_fill_on_all_ranks(many: Path, world: int) -> None:
     module = data(many, 0, world, batch_size=2)
     loader = module.train_dataloader()
     assert len(loader) == module.samples("train") // (2 * world) == len(list(loader))
     assert len(list(data(many, batch_size=1000).train_dataloader())) == 1
 
 
-def test_an_epoch_is_made_up_to_whole_optimizer_steps(tmp_path: Path) -> None:
-    """Lightning steps at the end of an epoch whatever has accumulated: five batches and three a step make six."""
+def test_an_epoch_is_rounded_up_to_whole_optimizer_steps(tmp_path: Path) -> None:
+    """Lightning steps at the end of an epoch with incomplete accumulation: five batches at three a step become six."""
     module = data(shards(tmp_path, 5), batch_size=1)
     module.trainer.accumulate_grad_batches = 3
     assert len(module.train_dataloader()) == 6
@@ -262,14 +262,14 @@ def test_validation_shows_every_panorama_once_over_all_readers(many: Path, world
     assert training.isdisjoint(everything)
 
 
-def test_fewer_shards_than_readers_and_more_readers_than_panoramas_do_no_harm(tmp_path: Path) -> None:
+def test_more_workers_than_shards_or_panoramas_lose_nothing(tmp_path: Path) -> None:
     path = shards(tmp_path, 3, val=0.4, shard_size=100)
     module = data(path, num_workers=4)
     assert module.samples("val") < 4
     assert len(keys(module.val_dataloader())) == module.samples("val")
 
 
-def test_all_ranks_validate_as_many_batches_for_which_others_stand_in(tmp_path: Path) -> None:
+def test_all_ranks_have_the_same_number_of_validation_batches(tmp_path: Path) -> None:
     path = shards(tmp_path, 12, val=0.4)
     total = data(path).samples("val")
     for world, size in itertools.product((2, 3, total + 2), (1, 2)):
@@ -303,7 +303,7 @@ def test_no_validation_panoramas_give_no_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_damaged_is_skipped_counted_and_said(
+def test_damaged_samples_are_skipped_counted_and_logged(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = shards(tmp_path, 6, shard_size=6)
@@ -319,8 +319,8 @@ def test_what_is_damaged_is_skipped_counted_and_said(
     assert len(messages) <= 3
 
 
-def test_a_damaged_tar_header_loses_its_own_sample_alone(tmp_path: Path) -> None:
-    """Whoever reads the tar from its beginning loses all that follow; they are found by the index."""
+def test_a_damaged_tar_header_skips_only_its_own_sample(tmp_path: Path) -> None:
+    """A sequential reader would lose all samples that follow; the index finds them."""
     path = shards(tmp_path, 8, val=0.0, shard_size=4)
     with tarfile.open(path / "train-000000.tar") as tar:
         members = tar.getmembers()
@@ -334,7 +334,7 @@ def test_a_damaged_tar_header_loses_its_own_sample_alone(tmp_path: Path) -> None
     assert module.skipped == 8 * 6 // 8
 
 
-def test_validation_skips_damage_once_and_training_on_nothing_else_is_an_error(tmp_path: Path) -> None:
+def test_validation_skips_damaged_samples_and_training_without_readable_ones_is_an_error(tmp_path: Path) -> None:
     path = shards(tmp_path, 6, val=0.4, shard_size=6)
     for name in ("train", "val"):
         with tarfile.open(path / f"{name}-000000.tar") as tar:
@@ -347,7 +347,7 @@ def test_validation_skips_damage_once_and_training_on_nothing_else_is_an_error(t
         list(module.train_dataloader())
 
 
-def test_a_folder_that_is_no_dataset_is_refused_before_training(tmp_path: Path, many: Path) -> None:
+def test_a_folder_without_a_complete_dataset_is_refused_before_training(tmp_path: Path, many: Path) -> None:
     with pytest.raises(DataError, match=r"holds no manifest\.json.*data\.path="):
         data(tmp_path)
     shutil.copytree(many, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Damaged shards: what can be read is, the order stays, everything lost is counted, and too much of it ends the run."""
+"""Damaged shards: readable samples are shown in the same order, skipped ones are counted, and too many stop the run."""
 
 import logging
 import tarfile
@@ -17,7 +17,9 @@ from cubediff.data.streaming.skipping import SkipCounter, SkippedSample
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 2)])
-def test_a_damaged_sample_shifts_nothing_and_the_next_takes_its_place(tmp_path: Path, world: int, workers: int) -> None:
+def test_the_next_sample_takes_the_position_of_a_damaged_one_and_nothing_shifts(
+    tmp_path: Path, world: int, workers: int
+) -> None:
     path = shards(tmp_path, 16)
 
     def stream(world: int, workers: int) -> tuple[list[str], list[float], int]:
@@ -37,53 +39,53 @@ def test_a_damaged_sample_shifts_nothing_and_the_next_takes_its_place(tmp_path: 
     assert damaged[3] == whole[4]
     assert damaged[8] == damaged[9] == whole[10]
     assert damaged[15] not in bad
-    assert same_yaws == yaws  # the turn is the place's, not the sample's
+    assert same_yaws == yaws  # the rotation depends on the position, not on the sample
     assert skipped == 4
 
 
-def test_what_is_skipped_is_said_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_logged_at_1_10_100_skipped_samples(caplog: pytest.LogCaptureFixture) -> None:
     skips = SkipCounter()
     with caplog.at_level(logging.WARNING):
         for i in range(250):
             skips.count_skip("ab"[i % 2], SkippedSample(f"sample {i}"))
-    said = [record.getMessage() for record in caplog.records]
-    assert [text.split()[0] for text in said] == ["1", "10", "100"]
-    assert said[1].endswith("the last one: sample 9")
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text.split()[0] for text in messages] == ["1", "10", "100"]
+    assert messages[1].endswith("the last one: sample 9")
     assert skips.by_shard == {"a": 125, "b": 125}
 
 
-def test_damage_is_too_much_only_where_enough_was_read_to_tell() -> None:
+def test_the_skipped_share_is_checked_over_whole_windows() -> None:
     skips = SkipCounter()
     skips.requested += 120
     skips.count_skip("b.tar", SkippedSample("x"))
-    skips.check(0.01, 200)  # 1 of 120, but 1 of 200 is no more than 1 %
+    skips.check(0.01, 200)  # 1 of 120, but 1 of a window of 200 is less than 1 %
     skips.count_skip("b.tar", SkippedSample("x"))
     skips.check(0.01, 200)
     skips.count_skip("a.tar", SkippedSample("x"))
     with pytest.raises(DataError, match=r"3 of 120 samples .*max_skipped_share=0\.01.*\(b\.tar: 2, a\.tar: 1\)"):
-        skips.check(0.01, 200)  # whatever the other 80 are
+        skips.check(0.01, 200)  # even if the other 80 are readable
     skips.requested += 1000
     skips.check(0.01, 200)  # 3 of 1120
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_above_its_share_training_stops_with_the_shards_counts(tmp_path: Path, workers: int) -> None:
+def test_too_many_skipped_samples_stop_training_with_the_count_of_each_shard(tmp_path: Path, workers: int) -> None:
     path = shards(tmp_path, 30, shard_size=10)
     for tar, count in (("train-000000.tar", 2), ("train-000002.tar", 1)):
         with tarfile.open(path / tar) as file:
             images = [name for name in file.getnames() if name.endswith(".jpg")][:count]
         spoil(path / tar, *images)
-    told = r"^\d of \d+ samples were skipped, more than data\.max_skipped_share=0\.05: .*train-00000[02]\.tar: [12]"
-    with pytest.raises(DataError, match=told):
+    message = r"^\d of \d+ samples were skipped, more than data\.max_skipped_share=0\.05: .*train-00000[02]\.tar: [12]"
+    with pytest.raises(DataError, match=message):
         fit(path, 100, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.05)
     model, _ = fit(path, 20, trainer={"limit_val_batches": 0}, num_workers=workers, max_skipped_share=0.1)
     assert len(model.steps) == 20
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
-def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, count: int) -> None:
-    """Bit flips, bursts, holes and truncations: what a change hit in its image or header is counted, what it did not
-    touch arrives bit by bit; a change in a caption alone nobody can see."""
+def test_random_corruptions_skip_only_the_samples_they_hit(tmp_path: Path, count: int) -> None:
+    """Bit flips, bursts, holes and truncations: a sample whose image or header is hit is counted, one that is not hit
+    arrives bit by bit; a change of a caption cannot be detected."""
     path = shards(tmp_path, 12, shard_size=6)
     module = data(path, batch_size=12, yaw="none", panorama_height=32, max_skipped_share=1.0)
     (batch,) = module.train_dataloader()
@@ -99,7 +101,7 @@ def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, 
         module.position = 0
         (batch,) = module.train_dataloader()
         skipped = clean.keys() - set(batch["key"])
-        both = enumerate(zip(whole, broken, strict=False))  # what is cut off is told by the length, below
+        both = enumerate(zip(whole, broken, strict=False))  # a truncation shows in the length, below
         changed = {i for i, (a, b) in both if a != b}
         must, may = set(), set()
         for key, image, header, start, size in members:
@@ -120,7 +122,7 @@ def test_random_corruptions_cost_what_they_hit_and_nothing_else(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
-def test_corrupt_tars_without_a_manifest_are_indexed_as_far_as_they_go_or_refused(tmp_path: Path, count: int) -> None:
+def test_corrupt_tars_without_a_manifest_are_indexed_up_to_the_damage_or_refused(tmp_path: Path, count: int) -> None:
     path = shards(tmp_path, 6, shard_size=6) / "train-000000.tar"
     broken_tar = tmp_path / "broken.tar"
     refused = 0
@@ -137,13 +139,13 @@ def test_corrupt_tars_without_a_manifest_are_indexed_as_far_as_they_go_or_refuse
 def corruptions(whole: bytes, count: int, rng: Random) -> Iterator[tuple[str, bytes]]:
     for _ in range(count):
         kind = rng.choice(["flip", "burst", "hole", "truncation"])
-        broken, place, length = bytearray(whole), rng.randrange(len(whole)), rng.randrange(1, 3000)
+        broken, start, length = bytearray(whole), rng.randrange(len(whole)), rng.randrange(1, 3000)
         if kind == "flip":
-            broken[place] ^= 1 << rng.randrange(8)
+            broken[start] ^= 1 << rng.randrange(8)
         elif kind == "burst":
-            broken[place : place + length] = rng.randbytes(len(broken[place : place + length]))
+            broken[start : start + length] = rng.randbytes(len(broken[start : start + length]))
         elif kind == "hole":
-            broken[place : place + length] = bytes(len(broken[place : place + length]))
+            broken[start : start + length] = bytes(len(broken[start : start + length]))
         else:
-            del broken[place:]
+            del broken[start:]
         yield kind, bytes(broken)

@@ -11,37 +11,37 @@ from cubediff.data.streaming.loader import Loader
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_batches_come_in_the_order_asked_for_whichever_is_made_first(threads: int) -> None:
+def test_batches_come_in_order_even_if_a_later_one_is_ready_first(threads: int) -> None:
     taken = []
 
-    def make(place: int) -> dict[str, int] | None:
-        time.sleep(0.01 * (place % 3 == 0))
-        return None if place == 4 else {"place": place}
+    def make(position: int) -> dict[str, int] | None:
+        time.sleep(0.01 * (position % 3 == 0))
+        return None if position == 4 else {"position": position}
 
-    made = Loader(make, range(10), threads, on_batch=lambda: taken.append(1))
-    assert len(made) == 10
+    loaded = Loader(make, range(10), threads, on_batch=lambda: taken.append(1))
+    assert len(loaded) == 10
     for _ in range(2):
-        assert [batch["place"] for batch in made] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    assert len(taken) == 20  # what is None was taken too
+        assert [batch["position"] for batch in loaded] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert len(taken) == 20  # a position without a batch counts too
 
 
 def test_threads_are_two_batches_ahead_each_and_no_more() -> None:
-    made: list[int] = []
-    batches = iter(Loader(lambda place: made.append(place) or {}, range(100), 3))
+    loaded: list[int] = []
+    batches = iter(Loader(lambda position: loaded.append(position) or {}, range(100), 3))
     next(batches)
     time.sleep(0.1)
-    assert sorted(made) == list(range(6))
+    assert sorted(loaded) == list(range(6))
     batches.close()
 
 
-def test_what_is_raised_in_a_thread_comes_when_its_batch_would() -> None:
-    def make(place: int) -> dict[str, int]:
-        if place >= 2:
-            raise TimeoutError(f"no {place}")
-        return {"place": place}
+def test_an_exception_of_a_thread_is_raised_in_place_of_its_batch() -> None:
+    def make(position: int) -> dict[str, int]:
+        if position >= 2:
+            raise TimeoutError(f"no {position}")
+        return {"position": position}
 
     batches = iter(Loader(make, range(5), 2))
-    assert [next(batches)["place"], next(batches)["place"]] == [0, 1]
+    assert [next(batches)["position"], next(batches)["position"]] == [0, 1]
     with pytest.raises(TimeoutError, match="no 2"):
         next(batches)
 
@@ -50,7 +50,7 @@ def test_the_threads_end_with_the_loader() -> None:
     def named() -> set[str]:
         return {thread.name for thread in threading.enumerate() if thread.name.startswith("data")}
 
-    batches: Iterator[object] = iter(Loader(lambda place: {}, range(100), 2))
+    batches: Iterator[object] = iter(Loader(lambda position: {}, range(100), 2))
     next(batches)
     assert named()
     del batches
@@ -61,11 +61,11 @@ def test_the_threads_end_with_the_loader() -> None:
     assert not named()
 
 
-def test_a_batch_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stalled_batch_logs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(loader, "_STALL_WARNING", 0.05)
     come = threading.Event()
 
-    def make(place: int) -> dict[str, int]:
+    def make(position: int) -> dict[str, int]:
         come.wait()
         return {}
 

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: they arrive whole through bad connections, once for all readers, in bounded space."""
+"""Remote shards: they arrive complete over bad connections, once for all readers, in a cache of bounded size."""
 
 import functools
 import http.server
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(path: Any, cache: Path, workers: int = 0, **options: Any) -> list[str]:
-    """An epoch of training and the validation, and nothing left to fetch."""
+    """The keys of a training epoch and the validation; waits for the background fetches."""
     module = data(path, batch_size=1, num_workers=workers, cache_dir=cache, **options)
     seen = sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
     fetched()
@@ -41,7 +41,7 @@ def everything(path: Any, cache: Path, workers: int = 0, **options: Any) -> list
 
 
 def fetched() -> None:
-    """What is being fetched in the background has come."""
+    """Waits for the background fetches."""
     for thread in threading.enumerate():
         if thread.name == "prefetch":
             thread.join()
@@ -56,7 +56,7 @@ EVERY = [f"{i:03d}" for i in range(30)]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; breaks a share of the answers off in their middle."""
+    """Serves a folder; breaks off a share of the responses in their middle."""
 
     daemon_threads = True
 
@@ -77,13 +77,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.random.random() < self.server.drops:
             self.server.dropped += 1
             outputfile.write(content[: self.server.random.randrange(len(content))])
-            self.connection.shutdown(socket.SHUT_RDWR)  # closing is not enough: the test has it too
+            self.connection.shutdown(socket.SHUT_RDWR)  # close() is not enough: the socket is open in the test too
             self.close_connection = True
         else:
             outputfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """No lines between those of the tests."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -96,16 +96,16 @@ def server(dataset: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
         thread.join()
 
 
-# ---- places ------------------------------------------------------------------------------------------------
+# ---- locations ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("server", [0.4], indirect=True)
-def test_over_http_that_drops_connections_everything_arrives(server: Server, tmp_path: Path, workers: int) -> None:
+def test_all_samples_arrive_over_http_with_dropped_connections(server: Server, tmp_path: Path, workers: int) -> None:
     assert everything(server.url, tmp_path, workers) == EVERY
     assert server.dropped > 3
     whole = {file: count for file, count in server.asked.items() if file.endswith(".tar")}
-    assert sum(whole.values()) - server.dropped <= len(whole)  # none twice, for all their readers
+    assert sum(whole.values()) - server.dropped <= len(whole)  # each once for all readers
     asked = server.asked.total()
     assert everything(server.url, tmp_path, workers) == EVERY
     assert not {f for f, count in server.asked.items() if f.endswith(".tar") and count > whole[f]}
@@ -124,7 +124,7 @@ def test_shards_are_fetched_before_they_are_needed(server: Server, tmp_path: Pat
         assert {Path(stream.reader.shards[shard].name).name for shard in coming} <= present
 
 
-def test_from_an_s3_bucket_everything_arrives(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_samples_arrive_from_an_s3_bucket(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto.server import ThreadedMotoServer
 
     for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("DEFAULT_REGION", "us-east-1")):
@@ -161,7 +161,7 @@ def test_tars_without_a_manifest_are_all_for_training(
 
 
 class Hub(Handler):
-    """The folder as the one dataset of a Hugging Face Hub, as far as its file system asks."""
+    """Serves the folder as the only dataset of a Hugging Face Hub."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -169,18 +169,18 @@ class Hub(Handler):
             self.path = path.removeprefix("/datasets/me/panoramas/resolve/main")
             return super().do_GET()
         files = [f for f in Path(self.directory).rglob("*") if f.is_file()]
-        told: Any = {"id": "me/panoramas", "sha": "0" * 40}
+        message: Any = {"id": "me/panoramas", "sha": "0" * 40}
         if "/tree/" in path:
             names = [(f.relative_to(self.directory).as_posix(), f.stat().st_size) for f in files]
-            told = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in names]
-        body = json.dumps(told).encode()
+            message = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in names]
+        body = json.dumps(message).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
 
-def test_from_a_dataset_of_the_hub_everything_arrives(
+def test_all_samples_arrive_from_a_dataset_of_the_hub(
     dataset: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.RequestHandlerClass = functools.partial(Hub, directory=str(dataset))  # type: ignore[assignment]
@@ -192,10 +192,10 @@ def test_from_a_dataset_of_the_hub_everything_arrives(
     fsspec.get_filesystem_class("hf").clear_instance_cache()
 
 
-# ---- what goes wrong ---------------------------------------------------------------------------------------
+# ---- errors ---------------------------------------------------------------------------------------
 
 
-def test_a_shard_that_stays_missing_is_an_error_that_names_it(
+def test_the_error_for_a_missing_remote_shard_names_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = data(server.url, batch_size=1, cache_dir=tmp_path, num_workers=2).train_dataloader()
@@ -205,7 +205,7 @@ def test_a_shard_that_stays_missing_is_an_error_that_names_it(
     assert list(tmp_path.glob("*.tar")) == []
 
 
-def test_a_local_shard_that_has_gone_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_the_error_for_a_deleted_local_shard_names_it(tmp_path: Path) -> None:
     path = shards(tmp_path, 4)
     module = data(path)
     (path / "train-000000.tar").unlink()
@@ -218,7 +218,7 @@ def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
         data("pipe:exit 3 # x.tar", cache_dir=tmp_path)
 
 
-def test_a_shard_that_is_another_than_was_written_is_not_used(server: Server, tmp_path: Path) -> None:
+def test_a_shard_with_another_size_or_checksum_is_not_used(server: Server, tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1e9)
     shard = f"{server.url}/train-000000.tar"
     with pytest.raises(DataError, match="bytes arrived instead of 5"):
@@ -238,8 +238,8 @@ def test_a_missing_package_is_named_with_its_extra(
         raise ImportError("install it")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    told = rf"^{protocol}://bucket/x/manifest.json needs another package .*: pip install 'cubediff\[{extra}\]'$"
-    with pytest.raises(DataError, match=told):
+    message = rf"^{protocol}://bucket/x/manifest.json needs another package .*: pip install 'cubediff\[{extra}\]'$"
+    with pytest.raises(DataError, match=message):
         data(f"{protocol}://bucket/x", cache_dir=tmp_path)
 
 
@@ -253,7 +253,7 @@ def files(folder: Path, count: int, size: int) -> list[str]:
     return [f"local://{folder}/{i}.tar" for i in range(count)]
 
 
-def test_the_cache_keeps_its_limit_and_what_was_used_last(tmp_path: Path) -> None:
+def test_the_cache_keeps_its_limit_and_evicts_the_least_recently_used_file(tmp_path: Path) -> None:
     urls = files(tmp_path / "there", 6, 1000)
     cache = Cache(tmp_path / "cache", 3500.0)
 
@@ -270,7 +270,7 @@ def test_the_cache_keeps_its_limit_and_what_was_used_last(tmp_path: Path) -> Non
         cache.open(urls[i]).close()
         assert sum(file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")) <= 3500
     assert held() == {4, 5, 1}
-    assert first.read() == bytes(1000)  # removed, and still whole for who reads it
+    assert first.read() == bytes(1000)  # evicted, but still readable
     first.close()
     small = Cache(tmp_path / "small", 10.0)
     for url in urls:
@@ -285,7 +285,7 @@ def test_a_cache_smaller_than_the_data_shows_all_of_it(server: Server, tmp_path:
     assert len(list(tmp_path.glob("*.tar"))) == 1
 
 
-def test_processes_that_want_the_same_file_fetch_it_once(server: Server, dataset: Path, tmp_path: Path) -> None:
+def test_processes_fetch_a_shared_file_once(server: Server, dataset: Path, tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
         sizes = pool.map(functools.partial(length, tmp_path), [f"{server.url}/train-000000.tar"] * 4, chunksize=1)
     assert sizes == [(dataset / "train-000000.tar").stat().st_size] * 4

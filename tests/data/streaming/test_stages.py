@@ -50,14 +50,14 @@ def add_noise(sample: Sample) -> Sample:
 
 
 def short_captions(samples: Iterator[Sample]) -> Iterator[Sample]:
-    """A stage of one's own: a generator function."""
+    """A custom stage: a generator function."""
     for sample in samples:
         if is_even(sample):
             yield shout(sample)
 
 
 def stream(path: Path, world: int = 1, workers: int = 0, **options: Any) -> list[tuple[str, float, str, bytes]]:
-    """What two epochs of all ranks show, sample by sample."""
+    """Key, yaw, caption and image of every sample that all ranks show in two epochs."""
     ranks = []
     for rank in range(world):
         options = {"max_skipped_share": 1.0, **options}

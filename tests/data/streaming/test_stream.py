@@ -1,4 +1,4 @@
-"""What a run sees: the same stream for any readers, gone on with where a checkpoint was, whatever is damaged."""
+"""The training stream: the same for any ranks and workers, and resumed exactly from a checkpoint."""
 
 import itertools
 import math
@@ -14,14 +14,14 @@ from support.runs import QUICK, composed
 from cubediff.configs import build
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # that of the run that goes on
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # of the resumed run
 ]
 
 TOTAL = 35
 
 
 def seen(path: Any, world: int, workers: int, epochs: int, **options: Any) -> list[list[tuple[str, float]]]:
-    """The job's batches, those of its ranks joined: keys and yaws."""
+    """The batches of all ranks joined: keys and yaws."""
     ranks = []
     for rank in range(world):
         loader = data(path, rank, world, num_workers=workers, batch_size=2, **options).train_dataloader()
@@ -31,10 +31,10 @@ def seen(path: Any, world: int, workers: int, epochs: int, **options: Any) -> li
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
-def test_two_ranks_of_three_workers_see_each_sample_once_an_epoch_and_a_resume_goes_on(
+def test_two_ranks_of_three_workers_see_each_sample_once_an_epoch_and_resume_anywhere(
     tmp_path: Path, count: int
 ) -> None:
-    """An epoch is as many whole batches as the samples fill; the few left over come first in the next."""
+    """An epoch has as many full batches as the samples fill; the surplus comes first in the next."""
     path = shards(tmp_path, TOTAL, shard_size=math.ceil(TOTAL / count))
     epochs = 4
     whole = seen(path, 2, 3, epochs)
@@ -59,14 +59,14 @@ def test_two_ranks_of_three_workers_see_each_sample_once_an_epoch_and_a_resume_g
         assert len(again) >= TOTAL
 
 
-def test_a_mixture_shows_each_dataset_by_its_weight_and_whole_before_any_of_it_again(tmp_path: Path) -> None:
+def test_a_mixture_shows_each_dataset_by_its_weight_and_completely_before_repeating(tmp_path: Path) -> None:
     small, large = shards(tmp_path / "small", 4, faces=True), shards(tmp_path / "large", 12)
     module = data([small, large], weights=[1, 3], batch_size=4)
     assert module.samples("train") == 16
     loader = module.train_dataloader()
     batches = [batch["key"] for _ in range(3) for batch in loader]
     assert len(batches) == 12
-    for epoch in range(3):  # of both, for they are as large as their weights
+    for epoch in range(3):  # of both datasets, whose sizes equal their weights
         seen = Counter(keys({"key": batch} for batch in batches[epoch * 4 : (epoch + 1) * 4]))
         assert seen == {f"{i:03d}": 2 if i < 4 else 1 for i in range(12)}
     rare = data([large, small], weights=[0.9, 0.1], batch_size=10).train_dataloader()  # keys 004 … are the large one's
@@ -89,7 +89,7 @@ def test_a_mixture_on_the_command_line(tmp_path: Path) -> None:
     assert module.samples("train") == 8
     assert list(module.settings.weights) == [0.3, 0.7]
     tars = sum(path.stat().st_size for folder in paths for path in folder.glob("train-*.tar"))
-    assert tars / 8 * 0.5 < module.sample_bytes < tars / 8  # what pads a tar's end is no sample's
+    assert tars / 8 * 0.5 < module.sample_bytes < tars / 8  # the padding at a tar's end belongs to no sample
     braces = composed(*QUICK, f'data.path="{paths[0]}/train-{{000000..000000}}.tar"', run_dir=tmp_path)
     module = build(braces.data)
     module.setup()
@@ -97,7 +97,7 @@ def test_a_mixture_on_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2]])
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: list[int]) -> None:
+def test_invalid_weights_are_refused(tmp_path: Path, weights: list[int]) -> None:
     with pytest.raises(ValueError, match=r"weights must be positive, one for each of the 2 datasets of path"):
         data([tmp_path, tmp_path], weights=weights)
 
@@ -113,7 +113,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saving(folder: Path, **when: Any) -> dict[str, Any]:
-    """After every step, or when asked to."""
+    """Trainer options that save a checkpoint after every step, or as `when` says."""
     when = when or {"every_n_train_steps": 1}
     saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **when)
     return {"enable_checkpointing": True, "callbacks": [saver]}
@@ -132,11 +132,10 @@ def saving(folder: Path, **when: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_fit_resumed_anywhere_sees_what_the_whole_one_saw(
+def test_a_fit_resumed_at_any_step_sees_the_same_samples(
     many: Path, tmp_path: Path, options: dict[str, Any], workers: int
 ) -> None:
-    """From checkpoints of many steps, most of them inside an epoch, over more than two epochs; key by key, yaw by
-    yaw, step by step."""
+    """From checkpoints within epochs and between them, over more than two epochs: the same keys, yaws and steps."""
     steps = 12
     whole, _ = fit(many, steps, trainer=options | saving(tmp_path), num_workers=workers)
     for step in range(1, steps, 1 if workers == 0 else 4):
@@ -147,7 +146,7 @@ def test_a_fit_resumed_anywhere_sees_what_the_whole_one_saw(
 
 
 @pytest.mark.parametrize("when", [{"every_n_epochs": 1}, {"monitor": "val/mean", "save_on_train_epoch_end": False}])
-def test_checkpoints_of_epochs_and_validations_go_on_too(many: Path, tmp_path: Path, when: dict[str, Any]) -> None:
+def test_checkpoints_of_epochs_and_validations_resume_exactly(many: Path, tmp_path: Path, when: dict[str, Any]) -> None:
     options = {"val_check_interval": 3, "num_sanity_val_steps": 2}
     whole, _ = fit(many, 20, trainer=options | saving(tmp_path, **when))
     saved = sorted(tmp_path.glob("*.ckpt"), key=lambda file: int(file.stem))
@@ -166,7 +165,7 @@ def test_a_batch_whose_step_failed_is_seen_again(many: Path, tmp_path: Path) -> 
     assert resumed.steps == whole.steps[5:]
 
 
-def test_a_larger_batch_goes_on_at_the_same_sample(many: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_larger_batch_resumes_at_the_same_sample(many: Path, tmp_path: Path) -> None:
     whole, _ = fit(many, 12)
     fit(many, 3, trainer=saving(tmp_path))
     resumed, _ = fit(many, 6, tmp_path / "3.ckpt", batch_size=4, trainer=saving(tmp_path))
@@ -176,9 +175,7 @@ def test_a_larger_batch_goes_on_at_the_same_sample(many: Path, tmp_path: Path) -
     assert got == expected[:12]
 
 
-def test_a_run_that_goes_on_with_other_data_is_told(
-    many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_resuming_with_other_data_logs_a_warning(many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, trainer = fit(many, 3)
     state = trainer.datamodule.state_dict()
     same, other = data(many), data(shards(tmp_path, 5))

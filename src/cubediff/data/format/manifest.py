@@ -80,6 +80,34 @@ class Manifest(TypedDict):
     index: IndexReference
 
 
+class LatentsRecord(TypedDict):
+    """How the latents of a dataset were made."""
+
+    turns: int  # yaw rotations of each panorama
+    dtype: str
+    face_size: int  # pixels
+    fov: float  # degrees
+    encoders: str  # fingerprint
+    source: str
+    seed: int
+    yaw: str
+    flip: float
+    face_caption_probability: float
+    face_caption_jitter: float
+    stages: NotRequired[object]  # the config of `data.stages`
+
+
+class LatentManifest(TypedDict):
+    """manifest.json of a dataset of latents."""
+
+    format: str
+    version: int
+    samples: int
+    latents: LatentsRecord
+    splits: dict[str, SplitManifest]
+    index: IndexReference
+
+
 class RejectedLine(TypedDict):
     """A line of rejected.jsonl."""
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import BinaryIO
 
 import lightning as L
 import torch
@@ -13,34 +13,15 @@ from lightning.pytorch.callbacks import Callback
 from webdataset import TarWriter
 
 from cubediff.data.batches.types import CubeBatch
-from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, ShardSummary
+from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, LatentManifest, LatentsRecord, SplitManifest
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.latent_cache.source import file_name
-from cubediff.data.streaming.catalog import LatentsRecord
 from cubediff.models.backbone import Backbone
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
 
 SETTINGS = "settings.json"  # in the output of an unfinished run
-
-
-class LatentSplit(TypedDict):
-    """A split in the manifest of a dataset of latents."""
-
-    samples: int
-    shards: list[ShardSummary]
-
-
-class LatentManifest(TypedDict):
-    """The manifest of a dataset of latents."""
-
-    format: str
-    version: int
-    samples: int
-    latents: LatentsRecord
-    splits: dict[str, LatentSplit]
-    index: dict[str, str]
 
 
 class LatentEncoder(L.LightningModule):
@@ -168,7 +149,7 @@ def write_manifest(output: Path, record: LatentsRecord) -> LatentManifest:
         The manifest.
     """
     written = [describe_shard(path, path.name) for path in sorted(output.glob("*.tar"))]
-    splits: dict[str, LatentSplit] = {}
+    splits: dict[str, SplitManifest] = {}
     for split in ("train", "val"):
         shards = [shard for shard, _ in written if shard["file"].startswith(f"{split}-")]
         splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}

@@ -14,7 +14,16 @@ from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar
-from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, IndexLine
+from cubediff.data.format.manifest import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    VERSION,
+    IndexLine,
+    IndexReference,
+    LatentsRecord,
+    SplitManifest,
+)
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import read_json_lines
@@ -22,44 +31,11 @@ from cubediff.utils.files import read_json_lines
 _REMEDY = "copy the folder again, or build the shards again"
 
 
-class LatentsRecord(TypedDict):
-    """How the latents of a dataset were made (`latents` in its manifest)."""
-
-    turns: int  # yaw rotations of each panorama
-    dtype: str
-    face_size: int  # pixels
-    fov: float  # degrees
-    encoders: str  # fingerprint
-    source: str
-    seed: int
-    yaw: str
-    flip: float
-    face_caption_probability: float
-    face_caption_jitter: float
-    stages: NotRequired[object]
-
-
-class _ShardEntry(TypedDict):
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-class _SplitEntry(TypedDict):
-    shards: list[_ShardEntry]
-
-
-class _IndexEntry(TypedDict):
-    file: str
-    sha256: str
-
-
 class _Manifest(TypedDict):
-    """The keys of a manifest that reading needs."""
+    """The keys of both kinds of manifest that reading needs."""
 
-    splits: dict[str, _SplitEntry]
-    index: _IndexEntry
+    splits: dict[str, SplitManifest]
+    index: IndexReference
     latents: NotRequired[LatentsRecord]
 
 

@@ -12,8 +12,9 @@ import lightning as L
 import platformdirs
 from typing_extensions import Unpack
 
+from cubediff.data.format.manifest import LatentsRecord
 from cubediff.data.streaming.batching import TrainBatches, ValBatches
-from cubediff.data.streaming.catalog import LatentsRecord, Shard, open_dataset
+from cubediff.data.streaming.catalog import Shard, open_dataset
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.order import Mixture, Order
 from cubediff.data.streaming.reader import ShardReader
