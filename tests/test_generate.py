@@ -81,7 +81,7 @@ def record(folder: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- files
 
 
-def test_a_panorama_carries_the_tags_of_a_photo_sphere(tmp_path):
+def test_a_panorama_carries_the_tags_of_a_photo_sphere(tmp_path) -> None:
     image = PIL.Image.open(SAMPLES / "courtyard.jpg").resize((200, 100))
     path = write_panorama(tmp_path / "p.jpg", image)
     back = PIL.Image.open(path)
@@ -107,7 +107,7 @@ def test_a_panorama_carries_the_tags_of_a_photo_sphere(tmp_path):
     assert b"http://ns.adobe.com/xap/1.0/\x00" in path.read_bytes()[:4096]  # the segment that viewers look for
 
 
-def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_path):
+def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_path) -> None:
     result = run(model, tmp_path / "new" / "out", "--image", photo, "--save-faces", prompt=PROMPT)
     assert result.exit_code == 0, result.output
     out = tmp_path / "new" / "out"
@@ -133,7 +133,7 @@ def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_pa
     ("prompts", "with_photo"),
     [([], True), ([PROMPT], False), ([PROMPT], True), ([f"the {face}, größer" for face in FACES], False)],
 )
-def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, prompts, with_photo):
+def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, prompts, with_photo) -> None:
     first = [argument for prompt in prompts for argument in ("--prompt", prompt)]
     first += ["--image", photo] if with_photo else []
     first += ["--fov", 70, "--yaw", -30] if with_photo and prompts else []
@@ -158,7 +158,7 @@ def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, p
     assert not np.array_equal(pixels(tmp_path / "other"), pixels(tmp_path / "first"))
 
 
-def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp_path):
+def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp_path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     seen = []
@@ -178,19 +178,19 @@ def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp
     assert all(np.abs(seen[a] - seen[b]).mean() > 1 for a, b in [(0, 1), (0, 2), (1, 2)])
 
 
-def test_a_photo_with_an_exif_orientation_is_upright(model, photo, tmp_path):
+def test_a_photo_with_an_exif_orientation_is_upright(model, photo, tmp_path) -> None:
     upright = PIL.Image.fromarray(picture(photo))
-    turned = upright.transpose(PIL.Image.Transpose.ROTATE_90)  # as a camera held upright stores it,
+    rotated = upright.transpose(PIL.Image.Transpose.ROTATE_90)  # as a camera held upright stores it,
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # with the tag "rotate by 90° clockwise to display"
-    turned.save(tmp_path / "turned.png", exif=exif)
-    for name in (photo, tmp_path / "turned.png"):
+    rotated.save(tmp_path / "rotated.png", exif=exif)
+    for name in (photo, tmp_path / "rotated.png"):
         result = run(model, tmp_path / name.stem, "--image", name)
         assert result.exit_code == 0, result.output
-    assert np.array_equal(pixels(tmp_path / "turned"), pixels(tmp_path / "photo"))
+    assert np.array_equal(pixels(tmp_path / "rotated"), pixels(tmp_path / "photo"))
 
 
-def test_the_module_runs_as_a_script(model, tmp_path):
+def test_the_module_runs_as_a_script(model, tmp_path) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-m", "cubediff.generate", "--model", model, "--steps", "1"]
     result = subprocess.run(
         [*command, "--prompt", PROMPT, "--output", tmp_path / "out"], capture_output=True, text=True
@@ -206,7 +206,7 @@ def test_the_module_runs_as_a_script(model, tmp_path):
 # --------------------------------------------------------------------------------------------- photos, jobs
 
 
-def test_every_photo_has_its_own_camera(model, photo, tmp_path):
+def test_every_photo_has_its_own_camera(model, photo, tmp_path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     result = run(model, tmp_path / "out", "--image", photo, "--fov", 70, "--yaw", 40, "--pitch", -10, "--roll", 5,
@@ -228,7 +228,7 @@ def jobs_file(folder: Path, *jobs: Any) -> Path:
     return path
 
 
-def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, tmp_path, monkeypatch):
+def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, tmp_path, monkeypatch) -> None:
     shutil.copy(photo, tmp_path / "p.png")
     six = {face: f"the {face}" for face in FACES}
     jobs = jobs_file(
@@ -300,13 +300,13 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw 'left'"),
     ],
 )
-def test_an_invalid_job_is_refused_with_its_line(model, tmp_path, line, message):
+def test_an_invalid_job_is_refused_with_its_line(model, tmp_path, line, message) -> None:
     jobs = jobs_file(tmp_path, {"prompt": "a hall"}, line)
     refused(run(model, tmp_path / "out", "--jobs", jobs), message)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_without_jobs_is_refused(model, tmp_path):
+def test_a_file_without_jobs_is_refused(model, tmp_path) -> None:
     refused(run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path)), "no jobs: write one JSON object")
 
 
@@ -333,7 +333,7 @@ def refused(result: Result, message: str, code: int = 1) -> None:
         (("--prompt", "a", "--fov", "60"), "--fov is given 1 times and --image 0 times"),
     ],
 )
-def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message):
+def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
     result = run(model, tmp_path / "out", *arguments)
     refused(result, message, code=2)
     assert not (tmp_path / "out").exists()
@@ -353,11 +353,11 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message):
         (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )
-def test_an_error_of_the_pipeline_is_printed_in_one_line(model, tmp_path, arguments, message):
+def test_an_error_of_the_pipeline_is_printed_in_one_line(model, tmp_path, arguments, message) -> None:
     refused(run(model, tmp_path / "out", *arguments), message)
 
 
-def test_an_unreadable_photo_is_named(model, photo, tmp_path):
+def test_an_unreadable_photo_is_named(model, photo, tmp_path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("no photo")
     cut = tmp_path / "cut.jpg"
@@ -376,14 +376,14 @@ def test_an_unreadable_photo_is_named(model, photo, tmp_path):
     refused(run(model, tmp_path / "out", "--image", deep), "more than 8 bits a channel")
 
 
-def test_a_photo_above_pillows_limit_of_pixels_is_refused(model, photo, tmp_path, monkeypatch):
+def test_a_photo_above_pillows_limit_of_pixels_is_refused(model, photo, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
     refused(
         run(model, tmp_path / "out", "--image", photo), f"--image {photo}: not a readable image (unreadable: Image size"
     )
 
 
-def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path):
+def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path) -> None:
     refused(run(tmp_path / "nowhere", tmp_path / "out", prompt="a"), "nowhere: no such model folder")
     refused(run(SAMPLES, tmp_path / "out", prompt="a"), f"{SAMPLES}: no model_index.json in it")
 
@@ -407,7 +407,7 @@ def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unwritable_output_is_refused_before_sampling(model, tmp_path, monkeypatch):
+def test_an_unwritable_output_is_refused_before_sampling(model, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(CubeDiffPipeline, "__call__", lambda *_, **__: pytest.fail("sampled for nothing"))
     refused(run(model, tmp_path / "file", prompt="a"), str(tmp_path / "file"))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
     from cubediff.geometry.photos import Photo
     from cubediff.geometry.projections import cube_to_equirect, equirect_to_cube
-    from cubediff.models.stable_diffusion import inflate_, sync_group_norm_, widen_conv_in_
+    from cubediff.models.inflation import inflate_, sync_group_norm_, widen_conv_in_
     from cubediff.pipelines.cubediff import CubeDiffPipeline
     from cubediff.training.module import CubeDiffModule
 
@@ -82,12 +82,12 @@ if not TYPE_CHECKING:
             "equirect_to_cube": "cubediff.geometry.projections",
             "equirect_to_perspective": "cubediff.geometry.perspective",
             "face_directions": "cubediff.geometry.conventions",
-            "inflate_": "cubediff.models.stable_diffusion",
+            "inflate_": "cubediff.models.inflation",
             "perspective_to_cube": "cubediff.geometry.perspective",
             "position_map": "cubediff.geometry.conventions",
             "reorder_faces": "cubediff.geometry.conventions",
             "rotation_matrix": "cubediff.geometry.conventions",
-            "sync_group_norm_": "cubediff.models.stable_diffusion",
-            "widen_conv_in_": "cubediff.models.stable_diffusion",
+            "sync_group_norm_": "cubediff.models.inflation",
+            "widen_conv_in_": "cubediff.models.inflation",
         },
     )

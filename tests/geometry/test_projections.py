@@ -88,7 +88,7 @@ def reference_sample(panorama: np.ndarray, ray: np.ndarray) -> float:
 
 @pytest.mark.parametrize("fov", [60.0, 90.0, 95.0])
 @pytest.mark.parametrize("size", [1, 4, 5])
-def test_face_directions_follow_the_convention(size: int, fov: float):
+def test_face_directions_follow_the_convention(size: int, fov: float) -> None:
     rays = face_directions(size, fov, torch.float64)
     for k, face in enumerate(FACES):
         for i in range(size):
@@ -96,7 +96,7 @@ def test_face_directions_follow_the_convention(size: int, fov: float):
                 np.testing.assert_allclose(rays[k, i, j], reference_ray(face, i, j, size, fov), atol=1e-14)
 
 
-def test_face_centres_look_along_their_axes_and_up_and_down_touch_front():
+def test_face_centres_look_along_their_axes_and_up_and_down_touch_front() -> None:
     rays = face_directions(5, 90.0)
     axes = [[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]
     torch.testing.assert_close(rays[:, 2, 2], torch.tensor(axes, dtype=torch.float32), atol=1e-7, rtol=0)
@@ -110,7 +110,7 @@ def test_face_centres_look_along_their_axes_and_up_and_down_touch_front():
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "fov"), [(64, 95.0), (33, 90.0), (48, 120.0)])
-def test_every_face_pixel_of_a_direction_coloured_sphere_is_its_own_direction(size: int, fov: float, mode: str):
+def test_every_face_pixel_of_a_direction_coloured_sphere_is_its_own_direction(size: int, fov: float, mode: str) -> None:
     faces = equirect_to_cube(sphere(128), size, fov, mode=mode)
     rays = face_directions(size, fov, torch.float64).movedim(-1, 1)
     # bilinear: sagitta of a panorama and a face pixel; torch's cubic (a = −0.75) does not keep lines exactly
@@ -119,7 +119,7 @@ def test_every_face_pixel_of_a_direction_coloured_sphere_is_its_own_direction(si
 
 @given(yaw=DEGREES, pitch=st.floats(-90, 90), roll=DEGREES)
 @settings(max_examples=25, deadline=None)
-def test_faces_of_a_rotated_cube_show_rotated_directions(yaw: float, pitch: float, roll: float):
+def test_faces_of_a_rotated_cube_show_rotated_directions(yaw: float, pitch: float, roll: float) -> None:
     turn = rotation_matrix(*(torch.tensor([a], dtype=torch.float64) for a in (yaw, pitch, roll)))
     torch.testing.assert_close(turn @ turn.mT, torch.eye(3, dtype=torch.float64)[None])
     assert turn.det() > 0.99
@@ -131,7 +131,7 @@ def test_faces_of_a_rotated_cube_show_rotated_directions(yaw: float, pitch: floa
 SPHERE = sphere(128)
 
 
-def test_yaw_is_to_the_right_pitch_upwards_and_roll_clockwise():
+def test_yaw_is_to_the_right_pitch_upwards_and_roll_clockwise() -> None:
     front, up = torch.tensor([0.0, 0, 1]), torch.tensor([0.0, 1, 0])
     s = math.sqrt(0.5)
     torch.testing.assert_close(rotation_matrix(45.0) @ front, torch.tensor([s, 0, s]))
@@ -143,19 +143,19 @@ def test_yaw_is_to_the_right_pitch_upwards_and_roll_clockwise():
     torch.testing.assert_close(pitch.rad2deg(), torch.tensor([50.0, 50.0]), atol=1e-4, rtol=0)
 
 
-def test_quarter_turns_of_yaw_permute_the_side_faces():
+def test_quarter_turns_of_yaw_permute_the_side_faces() -> None:
     panorama = torch.rand(1, 3, 32, 64, dtype=torch.float64)
     faces = equirect_to_cube(panorama, 12)
-    turned = equirect_to_cube(panorama, 12, 95.0, rotation_matrix(torch.tensor([90.0], dtype=torch.float64)))
-    torch.testing.assert_close(turned[:, :4], faces[:, [1, 2, 3, 0]])
-    torch.testing.assert_close(turned[:, 4], faces[:, 4].rot90(-1, (-2, -1)))  # its right edge, now ahead, is below
+    rotated = equirect_to_cube(panorama, 12, 95.0, rotation_matrix(torch.tensor([90.0], dtype=torch.float64)))
+    torch.testing.assert_close(rotated[:, :4], faces[:, [1, 2, 3, 0]])
+    torch.testing.assert_close(rotated[:, 4], faces[:, 4].rot90(-1, (-2, -1)))  # its right edge, now ahead, is below
 
 
 # ----------------------------------------------------------------------------------- sampling, term by term
 
 
 @pytest.mark.parametrize(("size", "fov"), [(6, 95.0), (7, 90.0)])
-def test_bilinear_faces_of_noise_equal_a_float64_reference_including_seams_and_poles(size: int, fov: float):
+def test_bilinear_faces_of_noise_equal_a_float64_reference_including_seams_and_poles(size: int, fov: float) -> None:
     panorama = torch.rand(1, 1, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     faces = equirect_to_cube(panorama, size, fov, antialias=False)
     for k, face in enumerate(FACES):
@@ -168,7 +168,7 @@ def test_bilinear_faces_of_noise_equal_a_float64_reference_including_seams_and_p
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_views_are_continuous_at_the_wrap_around_column_and_the_poles(mode: str):
+def test_views_are_continuous_at_the_wrap_around_column_and_the_poles(mode: str) -> None:
     panorama = torch.rand(1, 3, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for yaw, pitch in ((180.0, 0.0), (0.0, 90.0), (77.0, -90.0)):  # tiny views across the seam and both poles
         view = equirect_to_perspective(panorama, 2, 0.01, yaw, pitch, mode=mode)
@@ -179,7 +179,7 @@ def test_views_are_continuous_at_the_wrap_around_column_and_the_poles(mode: str)
     torch.testing.assert_close(rolled[:, [2, 3, 0, 1]], equirect_to_cube(panorama, 9, mode=mode)[:, :4])
 
 
-def test_float32_grids_stay_within_a_thousandth_of_a_pixel_at_4096_columns():
+def test_float32_grids_stay_within_a_thousandth_of_a_pixel_at_4096_columns() -> None:
     ramp = torch.arange(2048, dtype=torch.float32)[:, None].expand(2048, 4096)[None, None]
     turn = rotation_matrix(torch.tensor([123.0], dtype=torch.float64), 20.0, 5.0)
     exact = equirect_to_cube(ramp.double(), 32, 95.0, turn, antialias=False)
@@ -199,7 +199,7 @@ def border_fov(size: int) -> float:
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("convert", [Tensor.byte, Tensor.float], ids=["uint8", "float32"])
-def test_faces_agree_with_py360convert(path: Path, convert: Callable[[Tensor], Tensor]):
+def test_faces_agree_with_py360convert(path: Path, convert: Callable[[Tensor], Tensor]) -> None:
     panorama = read(path)
     size = panorama.shape[-1] // 4
     ours = equirect_to_cube(convert(panorama), size, border_fov(size), antialias=False)[0]
@@ -209,7 +209,7 @@ def test_faces_agree_with_py360convert(path: Path, convert: Callable[[Tensor], T
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
-def test_all_faces_agree_with_pytorch360convert_up_to_its_clamped_border(path: Path):
+def test_all_faces_agree_with_pytorch360convert_up_to_its_clamped_border(path: Path) -> None:
     """It takes the nearest pixel where a sample lies beyond the centres of the outermost columns and rows, so that
     there, behind the viewer and at the poles, it rightly differs: on these panoramas a whole back face agrees to 39.5
     dB at worst, up to 46.3, down to 58.9, and everything else to 109."""
@@ -228,7 +228,7 @@ def test_all_faces_agree_with_pytorch360convert_up_to_its_clamped_border(path: P
         assert psnr(ours[k][:, between[k]], theirs[k][:, between[k]]) >= 100, face
 
 
-def test_perspective_views_agree_with_py360convert():
+def test_perspective_views_agree_with_py360convert() -> None:
     panorama = read(SAMPLES[0])
     rows, columns, fov = 60, 80, 70.0
     wide = math.degrees(2 * math.atan(math.tan(math.radians(fov / 2)) * columns / (columns - 1)))
@@ -250,7 +250,7 @@ def opengl_ray(face: int, row: int, column: int, size: int) -> list[float]:
     return [[1, -tc, -sc], [-1, -tc, sc], [sc, 1, tc], [sc, -1, -tc], [sc, -tc, 1], [-sc, -tc, -1]][face]
 
 
-def test_opengl_order_is_the_table_of_the_specification():
+def test_opengl_order_is_the_table_of_the_specification() -> None:
     size = 4
     faces = reorder_faces(face_directions(size, 90.0).movedim(-1, 1)[None], "cubediff", "opengl")
     for k in range(6):
@@ -260,7 +260,7 @@ def test_opengl_order_is_the_table_of_the_specification():
                 torch.testing.assert_close(faces[0, k, :, i, j], ray / ray.norm())
 
 
-def test_py360convert_order_is_that_of_the_installed_py360convert():
+def test_py360convert_order_is_that_of_the_installed_py360convert() -> None:
     size = 8
     colours = np.moveaxis(sphere(64)[0].numpy(), 0, -1)
     theirs = torch.from_numpy(np.stack(py360convert.e2c(colours, size, cube_format="list")))[None]
@@ -269,7 +269,7 @@ def test_py360convert_order_is_that_of_the_installed_py360convert():
     torch.testing.assert_close(faces[0], rays.movedim(-1, 1), atol=2e-2, rtol=0)  # cv2's maps are 1/32 pixel
 
 
-def test_opencubediff_order_and_inverses_of_all_orders():
+def test_opencubediff_order_and_inverses_of_all_orders() -> None:
     faces = torch.arange(6.0).view(1, 6, 1, 1, 1).expand(2, 6, 3, 2, 2)
     there = reorder_faces(faces, "cubediff", "opencubediff")
     assert there[0, :, 0, 0, 0].tolist() == [FACES.index(f) for f in ("front", "back", "left", "right", "up", "down")]
@@ -283,21 +283,21 @@ def test_opencubediff_order_and_inverses_of_all_orders():
 
 @pytest.mark.parametrize("fov", [90.0, 95.0, 120.0])
 @pytest.mark.parametrize("overlap", ["blend", "crop"])
-def test_a_direction_coloured_cube_becomes_the_direction_coloured_sphere(fov: float, overlap: str):
+def test_a_direction_coloured_cube_becomes_the_direction_coloured_sphere(fov: float, overlap: str) -> None:
     cube = face_directions(64, fov, torch.float64).movedim(-1, 1)[None]
     assert (cube_to_equirect(cube, 128, fov, overlap) - SPHERE).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [8, 16, 64])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
-def test_faces_of_90_degrees_are_interpolated_across_their_edges(size: int, dtype: torch.dtype):
+def test_faces_of_90_degrees_are_interpolated_across_their_edges(size: int, dtype: torch.dtype) -> None:
     colours = (face_directions(size, 90.0, torch.float64).movedim(-1, 1)[None] * 127 + 128).to(dtype)
     error = (cube_to_equirect(colours, 128, 90.0).double() - 128) / 127 - SPHERE
     # samples that stop at the border: 0.05, 0.024 and 0.0056; uint8's steps are 0.008
     assert error.abs().max() < {8: 0.016, 16: 0.004, 64: 0.0004}[size] + (0.014 if dtype == torch.uint8 else 0)
 
 
-def test_blend_weights_are_as_documented():
+def test_blend_weights_are_as_documented() -> None:
     fov, size, height = 110.0, 4, 24
     t = math.tan(math.radians(fov / 2))
     constant = torch.eye(6, dtype=torch.float64).view(1, 6, 6, 1, 1).expand(1, 6, 6, size, size)  # face k has colour k
@@ -320,7 +320,7 @@ def sphere_ray(i: int, j: int, height: int) -> np.ndarray:
     return np.array([math.cos(pitch) * math.sin(yaw), math.sin(pitch), math.cos(pitch) * math.cos(yaw)])
 
 
-def test_blend_without_overlap_equals_crop_which_takes_the_nearest_face():
+def test_blend_without_overlap_equals_crop_which_takes_the_nearest_face() -> None:
     faces = torch.rand(2, 6, 3, 16, 16)
     torch.testing.assert_close(cube_to_equirect(faces, 32, 90.0, "blend"), cube_to_equirect(faces, 32, 90.0, "crop"))
     numbered = torch.arange(6.0).view(1, 6, 1, 1, 1).expand(1, 6, 1, 32, 32)
@@ -329,7 +329,7 @@ def test_blend_without_overlap_equals_crop_which_takes_the_nearest_face():
     torch.testing.assert_close(panorama[[0, -1]], torch.tensor([[4.0], [5.0]]).expand(2, 128))
 
 
-def test_round_trip_of_the_sample_panoramas():
+def test_round_trip_of_the_sample_panoramas() -> None:
     ratios = []
     for path in SAMPLES:
         panorama = read(path)
@@ -344,7 +344,7 @@ def test_round_trip_of_the_sample_panoramas():
 # --------------------------------------------------------------------------------------------- anti-aliasing
 
 
-def test_a_4096_wide_panorama_does_not_alias_on_256_pixel_faces():
+def test_a_4096_wide_panorama_does_not_alias_on_256_pixel_faces() -> None:
     height, size, finer = 2048, 256, 12
     noise = torch.rand(1, 1, height, 2 * height, generator=torch.Generator().manual_seed(2)) * 255
     distance = 2 - 2 * face_directions_of_panorama(height) @ torch.tensor([0.3, 0.2, 0.93])
@@ -369,7 +369,7 @@ def face_directions_of_panorama(height: int) -> Tensor:  # (H, W, 3)
 
 
 @pytest.mark.parametrize("size", [1, 3, 20, 50])
-def test_anti_aliasing_does_not_shift_the_image(size: int):
+def test_anti_aliasing_does_not_shift_the_image(size: int) -> None:
     rays = face_directions(size * 24, 95.0, torch.float64).movedim(-1, 1)
     means = torch.nn.functional.avg_pool2d(rays, 24)
     torch.testing.assert_close(equirect_to_cube(SPHERE, size)[0], means, atol=0.25 if size == 1 else 0.05, rtol=0)
@@ -384,7 +384,7 @@ def test_anti_aliasing_does_not_shift_the_image(size: int):
 # -------------------------------------------------------------------------------------------------- views
 
 
-def test_a_90_degree_view_of_a_face_is_that_face():
+def test_a_90_degree_view_of_a_face_is_that_face() -> None:
     panorama = torch.rand(1, 3, 64, 128, dtype=torch.float64)
     faces = equirect_to_cube(panorama, 40, 90.0)[0]
     yaw = torch.tensor([0.0, 90, 180, -90, 0, 0], dtype=torch.float64)
@@ -392,7 +392,7 @@ def test_a_90_degree_view_of_a_face_is_that_face():
     torch.testing.assert_close(equirect_to_perspective(panorama, 40, 90.0, yaw, pitch), faces)
 
 
-def test_fov_is_horizontal_pixels_are_square_and_views_are_independent():
+def test_fov_is_horizontal_pixels_are_square_and_views_are_independent() -> None:
     fov, yaw, roll = torch.tensor([60.0, 100.0]), torch.tensor([0.0, 180.0]), torch.tensor([0.0, 90.0])
     views = equirect_to_perspective(SPHERE.float(), (50, 100), fov, yaw, 0.0, roll, antialias=False)
     assert views.shape == (2, 3, 50, 100)
@@ -407,7 +407,7 @@ def test_fov_is_horizontal_pixels_are_square_and_views_are_independent():
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-def test_panoramas_of_a_batch_and_their_rotations_are_independent(antialias: bool):
+def test_panoramas_of_a_batch_and_their_rotations_are_independent(antialias: bool) -> None:
     panoramas = torch.rand(3, 2, 32, 64)
     turns = rotation_matrix(torch.tensor([10.0, 130.0, -77.0]), torch.tensor([0.0, 40.0, -80.0]), 0.0)
     for rotation in (None, turns):
@@ -423,7 +423,7 @@ def test_panoramas_of_a_batch_and_their_rotations_are_independent(antialias: boo
 # --------------------------------------------------------------------------------------------- position map
 
 
-def test_position_maps_follow_the_formulas_of_the_paper():
+def test_position_maps_follow_the_formulas_of_the_paper() -> None:
     x, y, z = face_directions(6, 95.0, torch.float64).unbind(-1)
     u, v = torch.atan2(x, z) / (2 * math.pi) + 0.5, torch.atan2(y, torch.hypot(x, z))
     expected = {
@@ -443,7 +443,7 @@ def test_position_maps_follow_the_formulas_of_the_paper():
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
-def test_uint8_samples_of_photographs_equal_float_ones_within_two_levels(path: Path):
+def test_uint8_samples_of_photographs_equal_float_ones_within_two_levels(path: Path) -> None:
     panorama = read(path)
     height, width = panorama.shape[-2:]
     faces = equirect_to_cube(panorama, width // 4, 90.0, antialias=False)
@@ -461,7 +461,7 @@ def test_uint8_samples_of_photographs_equal_float_ones_within_two_levels(path: P
 
 @pytest.mark.parametrize("fov", [90.0, 91.0, 95.0])
 @pytest.mark.parametrize("size", [1, 6, 7, 33])
-def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_including_seams_and_poles(size: int, fov: float):
+def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_including_seams_and_poles(size: int, fov: float) -> None:
     generator = torch.Generator().manual_seed(0)
     panorama = torch.randint(0, 256, (1, 3, 8, 16), generator=generator, dtype=torch.uint8)
     cube = torch.randint(0, 256, (1, 6, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -476,7 +476,7 @@ def test_uint8_samples_of_noise_are_within_a_64th_of_a_pixel_including_seams_and
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_uint8_batches_equal_single_panoramas_in_any_memory_format(channels: int, threads: int):
+def test_uint8_batches_equal_single_panoramas_in_any_memory_format(channels: int, threads: int) -> None:
     panoramas = torch.randint(0, 256, (5, channels, 16, 32), dtype=torch.uint8)
     cubes = torch.randint(0, 256, (5, 6, channels, 9, 9), dtype=torch.uint8)
     singly = torch.cat([equirect_to_cube(p, 8, antialias=False) for p in panoramas.split(1)])
@@ -497,7 +497,7 @@ def channels_last(image: Tensor) -> Tensor:
     return image.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def test_uint8_images_too_long_for_opencv_are_sampled_as_float(monkeypatch: pytest.MonkeyPatch):
+def test_uint8_images_too_long_for_opencv_are_sampled_as_float(monkeypatch: pytest.MonkeyPatch) -> None:
     side = np.zeros((1, sampling.MAX_SIDE), np.uint8)
     near = np.zeros((1, 4), np.float32)
     cv2.remap(side, *cv2.convertMaps(near, near, cv2.CV_16SC2), cv2.INTER_LINEAR)
@@ -518,14 +518,14 @@ def test_uint8_images_too_long_for_opencv_are_sampled_as_float(monkeypatch: pyte
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [2, 5])  # with and without averaging
-def test_gradients_reach_the_pixels(size: int, mode: str):
+def test_gradients_reach_the_pixels(size: int, mode: str) -> None:
     panorama = torch.rand(2, 1, 4, 8, dtype=torch.float64, requires_grad=True)
     faces = torch.rand(1, 6, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p: equirect_to_cube(p, size, mode=mode), (panorama,))
     assert torch.autograd.gradcheck(lambda f: cube_to_equirect(f, size + 1, mode=mode), (faces,))
 
 
-def test_gradients_reach_the_angles_and_stay_finite_at_the_poles():
+def test_gradients_reach_the_angles_and_stay_finite_at_the_poles() -> None:
     panorama = torch.rand(1, 1, 6, 12, dtype=torch.float64)
     yaw = torch.tensor([20.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y: equirect_to_perspective(panorama, 3, 70.0, y, 15.0, 5.0), (yaw,))
@@ -536,7 +536,7 @@ def test_gradients_reach_the_angles_and_stay_finite_at_the_poles():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8])
-def test_results_have_the_dtype_of_the_pixels(dtype: torch.dtype):
+def test_results_have_the_dtype_of_the_pixels(dtype: torch.dtype) -> None:
     panorama = (SPHERE[:, :, ::4, ::4] * 100 + 128).to(dtype)
     turn = rotation_matrix(torch.tensor([30.0]), 20.0)
     exact = panorama.double()
@@ -552,14 +552,14 @@ def test_results_have_the_dtype_of_the_pixels(dtype: torch.dtype):
     assert equirect_to_perspective(panorama, 16, 60.0, 10.0).dtype == dtype
 
 
-def test_autocast_does_not_round_the_directions():
+def test_autocast_does_not_round_the_directions() -> None:
     panorama, turn = SPHERE.float(), rotation_matrix(torch.tensor([123.0]), 20.0)
     plain = equirect_to_cube(panorama, 16, 95.0, turn)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(equirect_to_cube(panorama, 16, 95.0, turn), plain)
 
 
-def test_grids_cached_under_inference_mode_work_in_training():
+def test_grids_cached_under_inference_mode_work_in_training() -> None:
     with torch.inference_mode():
         equirect_to_cube(torch.rand(1, 1, 10, 20), 7)
         cube_to_equirect(torch.rand(1, 6, 1, 7, 7), 11)
@@ -569,7 +569,7 @@ def test_grids_cached_under_inference_mode_work_in_training():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_and_cpu_agree():
+def test_gpu_and_cpu_agree() -> None:
     panorama, turn = torch.rand(2, 3, 64, 128), rotation_matrix(torch.tensor([30.0, -100.0]), 20.0)
     for rotation in (None, turn):
         here = equirect_to_cube(panorama, 40, 95.0, rotation)
@@ -608,6 +608,6 @@ def test_gpu_and_cpu_agree():
         (lambda: reorder_faces(torch.rand(6, 3, 8, 8), "cubediff", "opengl"), r"must be \(B, 6, C, S, S\)"),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(call, message: str):
+def test_errors_name_the_value_and_the_remedy(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
