@@ -121,7 +121,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
         questions.extend(some)
         return [f"{q.view}  of\n{q.entry.file}" for q in some]
 
-    monkeypatch.setattr(caption, "_load", lambda *_: ask)
+    monkeypatch.setattr(caption, "_load_model", lambda *_: ask)
     return questions
 
 
@@ -130,14 +130,14 @@ def test_the_model_sees_the_panorama_and_its_faces(folder: Path, tmp_path: Path,
     left_and_right = np.broadcast_to(np.where(yaw < 0, 40, 220)[None, :, None], (128, 256, 3)).astype(np.uint8)
     Image.fromarray(left_and_right).save(folder / "0.jpg")
     write_captions(open_source(folder, captioned=False), tmp_path / "captions.jsonl", "any")
-    first = {q.view: np.asarray(q.picture, np.float64) for q in asked[: len(VIEWS)]}
+    first = {q.view: np.asarray(q.image, np.float64) for q in asked[: len(VIEWS)]}
     assert tuple(first) == VIEWS
     assert first["panorama"].shape == (512, 1024, 3)
     assert first["front"].shape == (512, 512, 3)
     assert first["right"].mean() > 215
     assert first["left"].mean() < 45
     assert first["front"][:, :200].mean() < 45 < 215 < first["front"][:, -200:].mean()
-    assert len({q.text for q in asked if q.view == "panorama"}) == 1
+    assert len({q.instruction for q in asked if q.view == "panorama"}) == 1
     assert records(tmp_path / "captions.jsonl")[2]["faces"]["up"] == "up of 2.jpg"
 
 
@@ -211,5 +211,5 @@ def test_a_model_that_cannot_be_asked_is_told(
 
 def test_a_file_of_something_else_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("something else\n")
-    with pytest.raises(DataError, match="is no file of captions"):
+    with pytest.raises(DataError, match="is not a captions file"):
         write_captions(open_source(folder, captioned=False), tmp_path / "captions.jsonl", "any")

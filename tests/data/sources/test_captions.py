@@ -57,19 +57,19 @@ def test_json_lines_and_files_that_do_not_match_are_listed(tmp_path: Path) -> No
         "pano 1.jpg": "empty caption",
         "pano 2.jpg": "faces must be a caption for each of front, right",
         "pano 3.jpg": "empty caption of face up",
-        "../outside.jpg": "lies outside SOURCE",
-        "/etc/passwd": "lies outside SOURCE",
-        "C:/windows/a.jpg": "lies outside SOURCE",
+        "../outside.jpg": "is outside SOURCE",
+        "/etc/passwd": "is outside SOURCE",
+        "C:/windows/a.jpg": "is outside SOURCE",
         "pano 4.jpg": "asset must be the scene's name, not 7",
         "captions.jsonl:11": "names no panorama",
         "nul\0.jpg": "the file is missing",
         "long" * 999: "the file is missing",
         "pano 6.jpg": "empty caption",
-        "captions.jsonl:16": "not a line of JSON",
-        "captions.jsonl:17": "no object",
+        "captions.jsonl:16": "not a JSON object",
+        "captions.jsonl:17": "expected an object",
         "captions.jsonl:18": "half a surrogate pair",
-        "captions.jsonl:19": "NaN is no number of JSON",
-        "captions.jsonl:20": "not a line of JSON",
+        "captions.jsonl:19": "NaN is not a number in JSON",
+        "captions.jsonl:20": "not a JSON object",
         "pano 5.jpg": "has no caption in captions.jsonl",
     }.items():
         assert words in reasons.pop(file), file
@@ -103,10 +103,10 @@ def test_files_beside_the_panoramas_caption_them(tmp_path: Path) -> None:
         "sub/c.jpg": Entry("sub/c.jpg", "c", None, "sub/c.jpg"),
     }
     assert set(reasons) == {"d.jpg", "e.jpg", "f.jpg", "g.jpg"}
-    assert "d.txt beside it is not UTF-8" in reasons["d.jpg"]
-    assert "e.json beside it is not JSON" in reasons["e.jpg"]
-    assert "no object" in reasons["f.jpg"]
-    assert reasons["g.jpg"] == "has no .json and no .txt beside it"
+    assert "d.txt next to it is not UTF-8" in reasons["d.jpg"]
+    assert "e.json next to it is not JSON" in reasons["e.jpg"]
+    assert "expected an object" in reasons["f.jpg"]
+    assert reasons["g.jpg"] == "has no .json and no .txt next to it"
 
 
 def test_markup_stays_text_and_control_characters_go(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_folders_and_beginnings_of_names_are_scenes_of_their_own(tmp_path: Path)
         ("more/a", "a yard", "yard"),
         ("more/cross.png", "a cross", "more/cross.png"),
     ]
-    assert [(r.file, r.reason) for r in rejected] == [("more/b", "has no .json and no .txt beside it")]
+    assert [(r.file, r.reason) for r in rejected] == [("more/b", "has no .json and no .txt next to it")]
     assert source.files(entries[0]) == [tmp_path / "Yokohama" / f"{f}.jpg" for f in sorted(faces)]
     assert source.files(entries[2]) == [tmp_path / "more" / "cross.png"]
 

@@ -180,10 +180,10 @@ def test_shards_of_others(tmp_path: Path) -> None:
         "sub/000.tar/none": "a sample without image",
         "sub/000.tar/silent.jpg": "empty caption",
         "sub/000.tar/latin.jpg": "its .txt is not UTF-8",
-        "sub/000.tar/list.jpg": "its .json is not JSON: no object",
-        "cut.tar": "truncated or no uncompressed tar: truncated: the shard ends early",
+        "sub/000.tar/list.jpg": "its .json is not JSON: expected an object",
+        "cut.tar": "truncated or not an uncompressed tar: truncated: the shard ends early",
         "cut.tar/./a.jpg": "empty caption",
-        "zip.tar": "truncated or no uncompressed tar",
+        "zip.tar": "truncated or not an uncompressed tar",
     }.items():
         assert words in reasons.pop(name), name
     assert reasons == {}
@@ -220,7 +220,7 @@ def test_a_dataset_folder_is_read_as_the_datasets_library_does(tmp_path: Path) -
         "train/gone.jpg": "missing",
         "train/metadata.jsonl:5": 'names no panorama: give {"file_name": NAME',
         "test/d.jpg": "has no caption in test/metadata.jsonl",
-        "e.jpg": "lies below no folder with metadata.jsonl",
+        "e.jpg": "is in no folder with metadata.jsonl",
     }.items():
         assert words in reasons.pop(name), name
     assert reasons == {}

@@ -1,5 +1,4 @@
-"""Captions by a vision-language model, one for each panorama and one for each of its faces (the paper's training data
-has such)."""
+"""Captions of panoramas and their faces by a vision-language model."""
 
 import io
 import json
@@ -7,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -22,13 +21,19 @@ from cubediff.data.sources.captions import entry_from
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import read_json_lines, write_atomic
 
 VIEWS = ("panorama", *FACES)
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A source whose captions are those of a JSON-lines file that `write_captions` wrote."""
+    """A source with the captions of a JSON-lines file that `write_captions` wrote.
+
+    Args:
+        source: The source of the panoramas; its own captions are ignored.
+        file: The captions file.
+    """
 
     source: Source
     file: Path
@@ -39,15 +44,16 @@ class Captioned:
 
     def entries(self) -> tuple[list[Entry], list[Rejection]]:
         entries, rejected = self.source.entries()
-        records = {record.pop("file"): record for record in map(json.loads, self.file.read_bytes().splitlines())}
+        lines = read_json_lines(self.file.read_text(encoding="utf-8"))
+        records = {record.pop("file"): record for _, record in lines}
         kept = []
         for entry in entries:
             try:
                 if entry.file not in records:
                     raise DataError(f"has no caption in {self.file.name}")
-                told = entry_from(entry.file, records[entry.file])
-                metadata = {**entry.metadata, **told.metadata}
-                kept.append(replace(entry, caption=told.caption, faces=told.faces, metadata=metadata))
+                captioned = entry_from(entry.file, records[entry.file])
+                metadata = {**entry.metadata, **captioned.metadata}
+                kept.append(replace(entry, caption=captioned.caption, faces=captioned.faces, metadata=metadata))
             except DataError as error:
                 rejected.append(Rejection(entry.file, str(error)))
         return kept, rejected
@@ -69,13 +75,32 @@ class CaptionOptions(TypedDict, total=False):
     progress: Progress | None
 
 
+@dataclass(frozen=True)
+class CaptionSettings:
+    """The content of conf/caption.yaml.
+
+    Attributes:
+        panorama: Instruction for a panorama.
+        face: Instruction for a face.
+        width: Width of the panorama as the model sees it, in pixels.
+        face_size: Size of a face, in pixels.
+        max_new_tokens: Greatest length of an answer.
+    """
+
+    panorama: str
+    face: str
+    width: int
+    face_size: int
+    max_new_tokens: int
+
+
 class Question(NamedTuple):
-    """A picture of one of VIEWS, and what the model is asked about it."""
+    """An image of one of VIEWS, and the instruction for the model."""
 
     entry: Entry
     view: str
-    picture: Image.Image
-    text: str
+    image: Image.Image
+    instruction: str
 
 
 def write_captions(
@@ -89,29 +114,43 @@ def write_captions(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Appends a line of captions to `file` for every panorama of `source` (the first `limit`) that it has none of;
-    returns how many.
+    """Appends a line of captions to a file for each panorama of a source that has none there yet.
 
-    `model` is the folder or Hub id of any transformers image-text-to-text model with a chat template (safetensors, no
-    remote code); `batch` the pictures it sees at once. conf/caption.yaml says what it is asked. A call that is cut is
-    gone on with by the same call. Panoramas that cannot be read are left out. Raises DataError where the model cannot
-    be loaded.
+    The same call resumes an interrupted one. conf/caption.yaml holds the instructions for the model. Panoramas that
+    cannot be read get no line.
+
+    Args:
+        source: The panoramas.
+        file: The captions file, in JSON lines.
+        model: Folder or Hub id of an image-text-to-text model of transformers with a chat template (safetensors, no
+            remote code).
+        batch: Number of images in a batch.
+        limit: Caption only the first panoramas; None: all.
+        max_width: Greatest accepted width of a panorama, in pixels.
+        device: Device of the model; None: the GPU if there is one.
+        progress: Wraps the panoramas, called with (entries, total, "captioning").
+
+    Returns:
+        The number of new lines.
+
+    Raises:
+        DataError: If the model cannot be loaded or has no chat template, or `file` is not a captions file.
     """
     entries, _ = source.entries()
-    done = _whole_lines(file)
-    left = [entry for entry in entries[:limit] if entry.file not in done]
-    if not left:
+    done = _captioned_files(file)
+    remaining = [entry for entry in entries[:limit] if entry.file not in done]
+    if not remaining:
         return 0
-    settings = OmegaConf.load(Path(CONFIG_DIR) / "caption.yaml")
-    ask = _load(model, int(settings.max_new_tokens), device)
-    shown = progress(left, len(left), "captioning") if progress else left
+    settings = CaptionSettings(**{str(k): v for k, v in OmegaConf.load(Path(CONFIG_DIR) / "caption.yaml").items()})
+    answer_all = _load_model(model, settings.max_new_tokens, device)
+    shown = progress(remaining, len(remaining), "captioning") if progress else remaining
     questions = (q for entry in shown for q in _questions(source, entry, settings, max_width))
     written = 0
     captions: dict[str, str] = {}
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
-        for some in iter(lambda: list(islice(questions, batch)), []):
-            for question, answer in zip(some, ask(some), strict=True):
+        for asked in iter(lambda: list(islice(questions, batch)), []):
+            for question, answer in zip(asked, answer_all(asked), strict=True):
                 captions[question.view] = " ".join(answer.split())
                 if len(captions) == len(VIEWS):
                     record = {"file": question.entry.file, "caption": captions.pop("panorama"), "faces": captions}
@@ -128,38 +167,38 @@ def caption_source(source: Source, file: Path, model: str, **options: Unpack[Cap
     return Captioned(source, file)
 
 
-def _whole_lines(file: Path) -> set[str]:
-    """The panoramas that have a line already; a last line that was cut is taken off the file."""
+def _captioned_files(file: Path) -> set[str]:
+    """The panoramas that have a line; an incomplete last line, of an interrupted call, is removed from the file."""
     if not file.exists():
         return set()
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        file.write_bytes(whole)
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        write_atomic(file, complete)
     try:
-        return {json.loads(line)["file"] for line in whole.splitlines() if line.strip()}
+        return {record["file"] for _, record in read_json_lines(complete.decode())}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no file of captions ({error}): repair or remove it") from None
+        raise DataError(f"{file} is not a captions file ({error}): repair or remove it") from None
 
 
-def _questions(source: Source, entry: Entry, settings: Any, max_width: int) -> Iterator[Question]:
-    """The views of a panorama; none where it cannot be read, which the building of shards then reports."""
+def _questions(source: Source, entry: Entry, settings: CaptionSettings, max_width: int) -> Iterator[Question]:
+    """One question for each view of a panorama; none if it cannot be read, which the build then rejects."""
     try:
         panorama = source.load(entry, max_width, 95)
     except DataError:
         return
     with Image.open(io.BytesIO(panorama.jpeg)) as opened:
-        whole = opened.convert("RGB")
-    pixels = torch.from_numpy(np.array(whole)).permute(2, 0, 1)[None]
-    faces = equirect_to_cube(pixels, int(settings.face_size), fov=90.0)[0].permute(0, 2, 3, 1).numpy()
-    size = (int(settings.width), int(settings.width) // 2)
-    yield Question(entry, "panorama", whole.resize(size, Image.Resampling.LANCZOS), settings.panorama)
+        panorama_image = opened.convert("RGB")
+    pixels = torch.from_numpy(np.array(panorama_image)).permute(2, 0, 1)[None]
+    faces = equirect_to_cube(pixels, settings.face_size, fov=90.0)[0].permute(0, 2, 3, 1).numpy()
+    size = (settings.width, settings.width // 2)
+    yield Question(entry, "panorama", panorama_image.resize(size, Image.Resampling.LANCZOS), settings.panorama)
     for name, face in zip(FACES, faces, strict=True):
         yield Question(entry, name, Image.fromarray(np.ascontiguousarray(face)), settings.face)
 
 
-def _load(model: str, max_new_tokens: int, device: str | None) -> Callable[[list[Question]], list[str]]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def _load_model(model: str, max_new_tokens: int, device: str | None) -> Callable[[list[Question]], list[str]]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # slow to import
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -168,15 +207,18 @@ def _load(model: str, max_new_tokens: int, device: str | None) -> Callable[[list
     except (OSError, ValueError) as error:
         raise DataError(f"--caption {model}: cannot be loaded as an image-text-to-text model ({error})") from error
     if getattr(processor, "chat_template", None) is None:
-        raise DataError(
-            f"--caption {model}: has no chat template, so it cannot be asked; take an instruction-tuned model"
-        )
-    processor.tokenizer.padding_side = "left"  # else the answers of a batch would begin after padding
+        raise DataError(f"--caption {model}: has no chat template: give an instruction-tuned model")
+    processor.tokenizer.padding_side = "left"  # padding must not separate an answer from its prompt
 
     @torch.inference_mode()
-    def ask(questions: list[Question]) -> list[str]:
+    def answer(questions: list[Question]) -> list[str]:
         chats = [
-            [{"role": "user", "content": [{"type": "image", "image": q.picture}, {"type": "text", "text": q.text}]}]
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": q.image}, {"type": "text", "text": q.instruction}],
+                }
+            ]
             for q in questions
         ]
         inputs = processor.apply_chat_template(
@@ -190,4 +232,4 @@ def _load(model: str, max_new_tokens: int, device: str | None) -> Callable[[list
         texts: list[str] = processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return texts
 
-    return ask
+    return answer

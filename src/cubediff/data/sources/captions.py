@@ -1,18 +1,16 @@
-"""Captions as people write them: JSON lines, prompts.txt, or a .json or .txt beside each panorama (the paper's training
-data: one caption per panorama, or one per face)."""
+"""Captions of a folder of panoramas: JSON lines, prompts.txt, or a .json or .txt file next to each panorama.
+
+A panorama has one caption, and optionally one for each face (arXiv 2501.17162)."""
 
 import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from cubediff.data.sources.base import Entry, Rejection
+from cubediff.data.sources.base import Entry, Listing, Rejection
 from cubediff.geometry.conventions import FACES
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
-
-Listing = tuple[list[Entry], list[Rejection]]
 
 CAPTION_FILES = ("captions.jsonl", "prompts.txt")
 
@@ -24,12 +22,21 @@ def read_captions(
     captioned: bool = True,
     exists: Callable[[str], bool] | None = None,
 ) -> Listing:
-    """Entries for `files` (sorted names) with captions, and what has no counterpart.
+    """Matches panoramas with their captions.
 
-    `captions` is a .txt with one line per panorama in sorted order, or else JSON lines with `file`, `caption`, optional
-    `faces` and `asset`; by default captions.jsonl or prompts.txt of the folder, or the files beside the panoramas.
-    `exists` says of a name in JSON lines that is not in `files` whether it is there all the same. Without `captioned` a
-    panorama without a caption gets an empty one. Raises DataError where the captions are missing altogether.
+    Args:
+        source: The folder of the panoramas.
+        files: Their names in sorted order.
+        captions: A .txt with one line per panorama in sorted order, or JSON lines with `file`, `caption` and optional
+            `faces` and `asset`; None: captions.jsonl or prompts.txt in the folder, or files next to the panoramas.
+        captioned: Whether panoramas without a caption are rejected; otherwise their caption is empty.
+        exists: Whether a file exists that JSON lines name but `files` does not list.
+
+    Returns:
+        The entries, and the panoramas and lines without a counterpart.
+
+    Raises:
+        DataError: If there are no captions at all, or a captions file cannot be read.
     """
     if captions is None:
         captions = next((source / name for name in CAPTION_FILES if (source / name).is_file()), None)
@@ -39,26 +46,26 @@ def read_captions(
         lines = read_text(captions).split("\n")
         if captions.suffix.lower() == ".txt":
             return _read_prompts(captions, lines, files, captioned)
-        return read_json_lines(captions.name, lines, files, captioned=captioned, exists=exists)
-    beside = [_sidecar(source, file) for file in files]
-    if captioned and not any(beside):
+        return entries_from_lines(captions.name, lines, files, captioned=captioned, exists=exists)
+    sidecars = [_sidecar(source, file) for file in files]
+    if captioned and not any(sidecars):
         raise DataError(
-            f"{source} has no captions.jsonl, no prompts.txt and no .json or .txt beside a panorama: "
-            "name one with --captions FILE"
+            f"{source} has no captions.jsonl, no prompts.txt and no .json or .txt next to a panorama: "
+            "give a captions file with --captions FILE"
         )
     entries, rejected = [], []
-    for file, sidecar in zip(files, beside, strict=True):
+    for file, sidecar in zip(files, sidecars, strict=True):
         try:
             record = {} if sidecar is None else _read_sidecar(sidecar)
             if sidecar is None and captioned:
-                raise DataError("has no .json and no .txt beside it")
+                raise DataError("has no .json and no .txt next to it")
             entries.append(entry_from(file, record, captioned))
         except DataError as error:
             rejected.append(Rejection(file, str(error)))
     return entries, rejected
 
 
-def read_json_lines(
+def entries_from_lines(
     name: str,
     lines: list[str],
     files: list[str],
@@ -69,11 +76,21 @@ def read_json_lines(
     folder: str = "",
     exists: Callable[[str], bool] | None = None,
 ) -> Listing:
-    """As read_captions, from the lines of a file called `name`; `key` holds the panorama's name, relative to `folder`,
-    which is itself relative to the source, and the first of `caption_keys` that is there the caption."""
+    """Entries of a captions file in JSON lines; an invalid line is a rejection named `name`:LINE.
+
+    Args:
+        name: Name of the file.
+        lines: Its lines.
+        files: Names of the panoramas in the source.
+        key: Key of the panorama's name in a line.
+        caption_keys: Keys of the caption; the first that a line has counts.
+        captioned: As in `read_captions`.
+        folder: Folder that the names in the file are relative to, itself relative to the source.
+        exists: As in `read_captions`.
+    """
     entries: dict[str, Entry] = {}
     rejected: list[Rejection] = []
-    known, named = set(files), set()
+    listed, named = set(files), set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -81,7 +98,7 @@ def read_json_lines(
         try:
             record = parse_object(line)
         except DataError as error:
-            rejected.append(Rejection(where, f"not a line of JSON: {error}"))
+            rejected.append(Rejection(where, f"not a JSON object: {error}"))
             continue
         file = record.pop(key, None)
         if not isinstance(file, str) or not file.strip():
@@ -93,10 +110,10 @@ def read_json_lines(
         named.add(file)
         try:
             if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
-                raise DataError("lies outside SOURCE: give its path relative to that folder")
+                raise DataError("is outside SOURCE: give its path relative to that folder")
             if duplicate:
                 raise DataError(f"listed twice (again in line {number}): the first entry counts")
-            if file not in known and not (exists and exists(file)):
+            if file not in listed and not (exists and exists(file)):
                 raise DataError("has a caption but the file is missing")
             if column := next((k for k in caption_keys if k in record), None):
                 record["caption"] = record.pop(column)
@@ -111,27 +128,36 @@ def read_json_lines(
     return [entries[f] for f in sorted(entries)], rejected
 
 
-def parse_object(text: str) -> dict[str, Any]:
-    """An object of JSON that can be written as UTF-8 JSON again. Raises DataError with the reason."""
+def parse_object(text: str) -> dict[str, object]:
+    """Parses a JSON object that can be written as UTF-8 again.
+
+    Raises:
+        DataError: If it is something else; the message is the reason.
+    """
     try:
-        record = json.loads(text, parse_constant=_no_constant)
+        record: object = json.loads(text, parse_constant=_refuse_constant)
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise DataError("half a surrogate pair, which is no Unicode text") from None
+        raise DataError("half a surrogate pair, which is not Unicode text") from None
     except (ValueError, RecursionError) as error:
         raise DataError(str(error).splitlines()[0]) from None
     if not isinstance(record, dict):
-        raise DataError("no object {…}")
+        raise DataError("expected an object {…}")
     return record
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
-def entry_from(file: str, record: dict[str, Any], captioned: bool = True) -> Entry:
-    """An entry of a record's `caption`, `faces` and `asset`; what else the record has is metadata. Control characters
-    of captions other than tab and newline are removed. Raises DataError with the reason."""
+def entry_from(file: str, record: dict[str, object], captioned: bool = True) -> Entry:
+    """An entry with a record's `caption`, `faces` and `asset`; its other values are metadata.
+
+    Control characters other than tab and newline are removed from captions.
+
+    Raises:
+        DataError: If a value is invalid, or the caption is empty and `captioned` is on.
+    """
     record = dict(record)
     caption, faces, asset = (record.pop(key, None) for key in ("caption", "faces", "asset"))
     text = _clean(caption)
@@ -139,7 +165,7 @@ def entry_from(file: str, record: dict[str, Any], captioned: bool = True) -> Ent
         raise DataError("empty caption")
     if faces is not None:
         if not isinstance(faces, dict) or set(faces) != set(FACES):
-            raise DataError(f"faces must be a caption for each of {', '.join(FACES)}, or left out")
+            raise DataError(f"faces must be a caption for each of {', '.join(FACES)}, or omitted")
         faces = {face: _clean(faces[face]) for face in FACES}
         if empty := [face for face in FACES if not faces[face]]:
             raise DataError(f"empty caption of face {empty[0]}")
@@ -148,15 +174,19 @@ def entry_from(file: str, record: dict[str, Any], captioned: bool = True) -> Ent
     return Entry(file, text, faces, asset or file, record)
 
 
-def _clean(text: Any) -> str:
-    """A caption without control characters, which no tokenizer means to see and terminals and logs act upon."""
+def _clean(text: object) -> str:
+    """A caption without control characters, which terminals and logs would interpret."""
     if not isinstance(text, str):
         return ""
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc").strip()
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text. Raises DataError where it is not."""
+    """Reads a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        DataError: If it is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -169,7 +199,7 @@ def _read_prompts(captions: Path, lines: list[str], files: list[str], captioned:
     if len(lines) != len(files):
         span = f", from {files[0]} to {files[-1]}" if files else ""
         raise DataError(
-            f"{captions} has {len(lines)} lines but there are {len(files)} panoramas: give one for each, "
+            f"{captions} has {len(lines)} lines but there are {len(files)} panoramas: give one line for each, "
             f"in sorted file order{span}"
         )
     entries, rejected = [], []
@@ -184,18 +214,18 @@ def _read_prompts(captions: Path, lines: list[str], files: list[str], captioned:
 def _sidecar(source: Path, file: str) -> Path | None:
     path = PurePosixPath(file)
     stem = file.removesuffix(path.suffix) if path.suffix.lower() in IMAGE_SUFFIXES else file
-    both = [source / (stem + suffix) for suffix in (".json", ".txt")]
-    return next((path for path in both if path.is_file()), None)
+    candidates = [source / (stem + suffix) for suffix in (".json", ".txt")]
+    return next((path for path in candidates if path.is_file()), None)
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def _read_sidecar(path: Path) -> dict[str, object]:
     try:
         text = read_text(path)
     except DataError:
-        raise DataError(f"{path.name} beside it is not UTF-8 text: save it as UTF-8") from None
+        raise DataError(f"{path.name} next to it is not UTF-8 text: save it as UTF-8") from None
     if path.suffix == ".txt":
         return {"caption": text}
     try:
         return parse_object(text)
     except DataError as error:
-        raise DataError(f"{path.name} beside it is not JSON: {error}") from None
+        raise DataError(f"{path.name} next to it is not JSON: {error}") from None

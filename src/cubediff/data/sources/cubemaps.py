@@ -1,5 +1,6 @@
-"""Cubemaps of 90° faces, six files a scene or one image with all of them, as equirectangular panoramas (CubeDiff,
-section 3: cubemap representation; Humus' cubemaps are part of the paper's training data)."""
+"""Cubemaps of 90° faces, as six files or as one image with all faces, converted to equirectangular panoramas.
+
+The paper trains on Humus' cubemaps among others (arXiv 2501.17162, section 3)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
-from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files
-from cubediff.data.sources.captions import Listing, read_captions
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files
+from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
@@ -18,14 +19,20 @@ from cubediff.images.panorama import MIN_WIDTH, check_opaque, encode_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES, DecodedImage, decode, decoding
 from cubediff.utils.errors import DataError
 
-_ROUGH = 8.0  # levels between neighbouring faces below which another reading is not even considered
+_MAX_SEAM = 8.0  # grey levels; with a smaller difference at the edges, no other reading of the names is considered
 
 
 @dataclass(frozen=True)
 class Cubemaps:
-    """Scenes of six files, and single images with six faces, below `path`. With `scheme`, a key of SCHEMES or one of
-    STRIPS, names or strips are read by it alone; without, by all, and a scene is refused whose faces meet better in
-    another reading of the same names."""
+    """Scenes of six files, and single images with six faces, below a folder.
+
+    Args:
+        path: The folder.
+        captions: A captions file, see `read_captions`; None: look for one.
+        captioned: Whether scenes without a caption are rejected.
+        scheme: The naming scheme of the files (a key of SCHEMES) or the order of strips (one of STRIPS). None: try all,
+            and reject a scene if its faces fit together better by another scheme with the same names.
+    """
 
     path: Path
     captions: Path | None = None
@@ -44,8 +51,8 @@ class Cubemaps:
             raise DataError(f"{self.path} holds no cubemap: six files with endings such as {_endings()}, or one image")
         entries, refused = read_captions(self.path, names, self.captions, self.captioned)
         refused = [r for r in refused if r.file not in broken]
-        lacking = [Rejection(name, reason) for name, reason in broken.items()]
-        return [_with_house(entry) for entry in entries], rejected + lacking + refused
+        incomplete = [Rejection(name, reason) for name, reason in broken.items()]
+        return [_with_house(entry) for entry in entries], rejected + incomplete + refused
 
     def files(self, entry: Entry) -> list[Path]:
         group = self._listing[0].get(entry.file)
@@ -56,9 +63,11 @@ class Cubemaps:
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         group = self._listing[0].get(entry.file)
         with decoding():
-            name, cube = self._image(entry.file, max_width) if group is None else self._six(group, max_width)
-            # Four faces go around, so 4 S pixels do. That is 0.64 S a radian, where a face has S/2 at its centre and S
-            # at the middle of an edge: wide enough for what most of a face holds.
+            name, cube = (
+                self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
+            )
+            # Four faces of S pixels go around, so the panorama is 4 S wide. That is 0.64 S pixels a radian; a face has
+            # S/2 at its centre and S at the middle of an edge.
             faces = np.stack([cube[face] for face in FACES])
             size = faces.shape[1]
             tensor = torch.from_numpy(faces).permute(0, 3, 1, 2)[None].contiguous()
@@ -72,56 +81,57 @@ class Cubemaps:
         groups, broken, images = group_files(files, self.scheme)
         return {group.name: group for group in groups}, broken, images, rejected
 
-    def _six(self, group: Group, max_width: int) -> tuple[str, Cube]:
+    def _read_files(self, group: Group, max_width: int) -> tuple[str, Cube]:
         scheme, files = next(iter(group.readings.items()))
-        pictures: dict[str, DecodedImage] = {}
+        images: dict[str, DecodedImage] = {}
         for file in files.values():
             try:
                 with decoding(), (self.path / file).open("rb") as opened:
-                    pictures[file] = decode(opened, file, lambda w, h: _check_face(w, h, max_width))
-                    check_opaque(pictures[file].opaque)
+                    images[file] = decode(opened, file, lambda w, h: _check_face(w, h, max_width))
+                    check_opaque(images[file].opaque)
             except DataError as error:
                 raise DataError(f"{PurePosixPath(file).name}: {error}") from None
-        if len({(p.pixels.shape, p.pixels.dtype) for p in pictures.values()}) > 1:
-            sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in pictures.items())
-            raise DataError(f"its faces are not alike: {', '.join(sizes)}")
-        readings = {s: {face: pictures[f].pixels for face, f in r.items()} for s, r in group.readings.items()}
-        return scheme, self._chosen(scheme, readings)
+        if len({(p.pixels.shape, p.pixels.dtype) for p in images.values()}) > 1:
+            sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in images.items())
+            raise DataError(f"its faces differ in size or type: {', '.join(sizes)}")
+        readings = {s: {face: images[f].pixels for face, f in r.items()} for s, r in group.readings.items()}
+        return scheme, self._check_reading(scheme, readings)
 
-    def _image(self, file: str, max_width: int) -> tuple[str, Cube]:
+    def _read_layout(self, file: str, max_width: int) -> tuple[str, Cube]:
         with (self.path / file).open("rb") as opened:
-            picture = decode(opened, file, lambda w, h: _check_layout(w, h, max_width))
+            image = decode(opened, file, lambda w, h: _check_layout(w, h, max_width))
         strip = self.scheme if self.scheme in STRIPS else STRIPS[0]
-        name, cube, empty = cut(picture.pixels, strip)
-        if picture.opaque is not None:
-            _, opaque, blank = cut(picture.opaque, strip)
+        name, cube, empty = cut(image.pixels, strip)
+        if image.opaque is not None:
+            _, opaque, blank = cut(image.opaque, strip)
             for mask in opaque.values():
                 check_opaque(mask)
             empty = [cell for cell, mask in zip(empty, blank, strict=True) if mask.all()]
         if any(np.ptp(_levels(cell), axis=(0, 1)).max() > 16 for cell in empty):
-            height, width, _ = picture.pixels.shape
+            height, width, _ = image.pixels.shape
             raise DataError(f"{width}x{height} has the shape of a cubemap's cross, but its corners are not empty")
         if not name.startswith("strip"):
             return name, cube
-        return name, self._chosen(strip, {strip: cube} | {o: cut(picture.pixels, o)[1] for o in STRIPS})
+        return name, self._check_reading(strip, {strip: cube} | {o: cut(image.pixels, o)[1] for o in STRIPS})
 
-    def _chosen(self, name: str, readings: dict[str, Cube]) -> Cube:
+    def _check_reading(self, name: str, readings: dict[str, Cube]) -> Cube:
+        """The faces by the scheme `name`, unless another scheme clearly fits better."""
         cube = readings.pop(name)
         if self.scheme is None:
             levels = dict(zip(FACES, _levels(np.stack([cube[f] for f in FACES])), strict=True))
             found = seam(levels)
             for other, reading in readings.items():
                 rival = seam(dict(zip(FACES, _levels(np.stack([reading[f] for f in FACES])), strict=True)))
-                if found > _ROUGH and 2 * rival < found:
+                if found > _MAX_SEAM and 2 * rival < found:
                     raise DataError(
-                        f"its faces meet as {other!r} ({rival:.0f} levels apart at their edges), not as {name!r} "
-                        f"({found:.0f}): give --source {other}"
+                        f"its faces meet as {other!r} (edges differ by {rival:.0f} levels), not as {name!r} "
+                        f"({found:.0f} levels): give --source {other}"
                     )
         return cube
 
 
 def _levels(pixels: UInt8[np.ndarray, "*s 3"] | Float[np.ndarray, "*s 3"]) -> Shaped[np.ndarray, "*s 3"]:
-    """Pixels between 0 and 255, radiance as its share of itself and its mean."""
+    """Pixels between 0 and 255; radiance x with mean m becomes 255 x / (x + m)."""
     if pixels.dtype == np.uint8:
         return pixels
     finite = np.maximum(np.nan_to_num(pixels), 0)
@@ -136,7 +146,7 @@ def _check_face(width: int, height: int, max_width: int) -> None:
 
 def _check_layout(width: int, height: int, max_width: int) -> None:
     if not is_layout(width, height):
-        raise DataError(f"{width}x{height} is no cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6")
+        raise DataError(f"{width}x{height} is not a cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6")
     across = {True: 4, False: 3}[width > height]
     _check_size(min(width, height) if 6 * min(width, height) == max(width, height) else width // across, max_width)
 
@@ -151,7 +161,7 @@ def _check_size(size: int, max_width: int) -> None:
 
 
 def _with_house(entry: Entry) -> Entry:
-    """Matterport3D is split by house: the folder above matterport_skybox_images."""
+    """The entry with its house as scene, if it is of Matterport3D: the folder above matterport_skybox_images."""
     parent = PurePosixPath(entry.file).parent
     inside = parent.name == "matterport_skybox_images" and entry.scene == entry.file
     return replace(entry, scene=parent.parent.as_posix()) if inside and parent.parent.name else entry

@@ -1,10 +1,10 @@
-"""A folder of equirectangular panoramas, each an image twice as wide as high (the paper's training data)."""
+"""A folder of equirectangular panoramas: images twice as wide as high."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cubediff.data.sources.base import Entry, Panorama, list_files
-from cubediff.data.sources.captions import Listing, read_captions
+from cubediff.data.sources.base import Entry, Listing, Panorama, list_files
+from cubediff.data.sources.captions import read_captions
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
@@ -12,7 +12,13 @@ from cubediff.utils.errors import DataError
 
 @dataclass(frozen=True)
 class EquirectFolder:
-    """Images below `path`, with captions as in read_captions."""
+    """The images below a folder.
+
+    Args:
+        path: The folder.
+        captions: A captions file, see `read_captions`; None: look for one.
+        captioned: Whether panoramas without a caption are rejected.
+    """
 
     path: Path
     captions: Path | None = None
@@ -24,11 +30,11 @@ class EquirectFolder:
         return f"{type(self).__qualname__}(path={self.path!r}, {options})"
 
     def entries(self) -> Listing:
-        files, bad = list_files(self.path, IMAGE_SUFFIXES)
+        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
         if not files:
             raise DataError(f"{self.path} holds no panorama ({', '.join(IMAGE_SUFFIXES)})")
-        entries, rejected = read_captions(self.path, files, self.captions, self.captioned, self._exists)
-        return entries, bad + rejected
+        entries, uncaptioned = read_captions(self.path, files, self.captions, self.captioned, self._exists)
+        return entries, rejected + uncaptioned
 
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
@@ -39,5 +45,5 @@ class EquirectFolder:
     def _exists(self, file: str) -> bool:
         try:
             return (self.path / file).is_file()
-        except OSError:  # a name longer than the file system takes
+        except OSError:  # the name is too long for the file system
             return False

@@ -1,11 +1,11 @@
-"""A Hugging Face dataset folder on disk, as the datasets library's ImageFolder reads it: images, and metadata.jsonl
-with file_name and a caption (the paper is silent on formats)."""
+"""A Hugging Face dataset folder on disk, as the ImageFolder of the datasets library reads it: images, and
+metadata.jsonl with file_name and a caption."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files
-from cubediff.data.sources.captions import Listing, read_json_lines, read_text
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files
+from cubediff.data.sources.captions import entries_from_lines, read_text
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
@@ -15,8 +15,14 @@ METADATA = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images below `path`, each named by the metadata.jsonl of its own or a higher folder; `caption`, or else `text`,
-    is the caption, `faces` and `asset` are as in captions.jsonl."""
+    """The images below a folder, each listed in the metadata.jsonl of its own folder or the nearest one above.
+
+    The caption is `caption` or else `text`; `faces` and `asset` are as in captions.jsonl.
+
+    Args:
+        path: The folder.
+        captioned: Whether panoramas without a caption are rejected.
+    """
 
     path: Path
     captioned: bool = True
@@ -32,11 +38,11 @@ class ImageFolder:
             raise DataError(f"{self.path} holds no {'panorama' if tables else METADATA}")
         entries: dict[str, Entry] = {}
         folders = {name: PurePosixPath(name).parent for name in tables}
-        left = files
-        for table in sorted(tables, key=lambda name: -len(folders[name].parts)):  # the nearest one names an image
-            below = [f for f in left if folders[table] in PurePosixPath(f).parents]
-            left = [f for f in left if f not in set(below)]
-            found, refused = read_json_lines(
+        remaining = files
+        for table in sorted(tables, key=lambda name: -len(folders[name].parts)):  # the nearest table counts
+            below = [f for f in remaining if folders[table] in PurePosixPath(f).parents]
+            remaining = [f for f in remaining if f not in set(below)]
+            found, refused = entries_from_lines(
                 table,
                 read_text(self.path / table).split("\n"),
                 below,
@@ -47,7 +53,7 @@ class ImageFolder:
             )
             entries |= {entry.file: entry for entry in found}
             rejected += refused
-        rejected += [Rejection(f, f"lies below no folder with {METADATA}") for f in left]
+        rejected += [Rejection(f, f"is in no folder with {METADATA}") for f in remaining]
         return [entries[file] for file in sorted(entries)], rejected
 
     def files(self, entry: Entry) -> list[Path]:

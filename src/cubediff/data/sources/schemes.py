@@ -1,5 +1,4 @@
-"""How tools name and lay out the six faces of a cubemap, as tables: which file or which part of an image looks where
-(CubeDiff, section 3: cubemap representation)."""
+"""Naming schemes and layouts of cubemaps, as tables: which file or part of an image is which face."""
 
 import re
 from collections import defaultdict
@@ -12,16 +11,16 @@ from jaxtyping import Shaped
 
 from cubediff.geometry.conventions import FACE_ORDERS, FACES
 
-# The tokens of front, right, back, left, up, down. In all of them faces are upright as seen from inside, up's lower and
-# down's upper edge touch the face that is called front here, and so nothing has to be turned:
+# File name endings of front, right, back, left, up, down. In all schemes, faces are upright as seen from inside, and the
+# lower edge of up and the upper edge of down touch front, so no face has to be rotated:
 # axes: the cube-map tables of OpenGL and Direct3D, with +x to the right of +z (Humus' files; three.js mirrors x when it
-#   looks up, because its own axes are right-handed, so the files are the same: its manual, CubeTextureLoader).
+#   samples a cubemap, because its axes are right-handed, so the files are the same: its manual, CubeTextureLoader).
 # matterport: skybox 1 to 4 turn right, up's lower and down's upper edge touch 1 (demo_matterport.m of the data set's
-#   PanoBasic: yaw −90° −90° 0° 90° 180° −90°; PanFusion's from_mp3d_skybox turns U and D to 2 accordingly).
+#   PanoBasic: yaw −90° −90° 0° 90° 180° −90°; PanFusion's from_mp3d_skybox rotates U and D to 2 accordingly).
 # words: as seen by a viewer inside. unity: the material "Skybox/6 Sided" puts Left on +X and Right on −X, and Unity's
 #   +x is to the right of its +z, so that Left is right of Front (its manual and shader).
 # quake: `rt` is straight ahead and `bk` to its left (suf, skytexorder and st_to_vec of Quake II's sky code; Half-Life,
-#   Source and most packs with these endings follow it). short: the same endings as a viewer inside would mean them.
+#   Source and most packs with these endings follow it). short: the same endings, named by a viewer inside.
 _AXES = (("pz", "posz"), ("px", "posx"), ("nz", "negz"), ("nx", "negx"), ("py", "posy"), ("ny", "negy"))
 _MATTERPORT = tuple((f"skybox{i}",) for i in (1, 2, 3, 4, 0, 5))
 _UP, _DOWN = ("up", "top", "u"), ("down", "bottom", "d")
@@ -37,7 +36,7 @@ _UNITY = (
 _QUAKE = (("rt",), ("ft",), ("lf",), ("bk",), ("up",), ("dn",))
 _SHORT = (("ft",), ("rt",), ("bk",), ("lf",), ("up",), ("dn",))
 
-# Where the names of two schemes are the same, the first one is meant unless the faces' edges speak for the other.
+# If the names of two schemes are equal, the first scheme counts, unless the faces' edges fit the other better.
 SCHEMES = {
     "axes": _AXES,
     "matterport": _MATTERPORT,
@@ -47,9 +46,9 @@ SCHEMES = {
     "short": _SHORT,
 }
 
-# Rows of an image that holds all faces. The vertical cross has its back face upside down, below down's lower edge, as
-# folding it demands (HDRShop and its heirs). Strips are in OpenGL's order (DDS, ffmpeg's c6x1, Unreal's manual for the
-# NVIDIA plug-in), or in py360convert's.
+# Rows of an image that holds all faces. In the vertical cross, back is upside down below down, so that the cross folds
+# into a cube (HDRShop and its successors). Strips have the order of OpenGL (DDS, ffmpeg's c6x1, Unreal's manual for the
+# NVIDIA plug-in) or of py360convert.
 _HORIZONTAL = ((None, "up", None, None), ("left", "front", "right", "back"), (None, "down", None, None))
 _VERTICAL = ((None, "up", None), ("left", "front", "right"), (None, "down", None), (None, "back", None))
 STRIPS = ("opengl", "py360convert")
@@ -58,15 +57,22 @@ Cube = dict[str, Shaped[np.ndarray, "s s ..."]]
 
 
 class Group(NamedTuple):
-    """A scene of six files: for each scheme that their names are complete in, the file of each face."""
+    """A scene of six files: the file of each face, for each scheme in which the names are complete."""
 
     name: str
     readings: dict[str, dict[str, str]]
 
 
 def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Group], dict[str, str], list[str]]:
-    """Scenes among the names of files, by `only` this scheme or by all; scenes that lack a face, with the reason; and
-    the files that belong to none. A scene is a folder, or a common beginning of names in a folder."""
+    """Groups file names into scenes; a scene is a folder, or a common prefix of names in a folder.
+
+    Args:
+        files: Names of image files, relative to the source.
+        only: A key of SCHEMES; other values and None: try all schemes.
+
+    Returns:
+        The complete scenes; incomplete ones with the reason; and the files that belong to no scene.
+    """
     schemes = {only: SCHEMES[only]} if only in SCHEMES else SCHEMES
     patterns = {scheme: _pattern(tokens) for scheme, tokens in schemes.items()}
     candidates: dict[str, dict[str, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
@@ -88,11 +94,11 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
         most = max(readings.values(), key=len)
         if whole:
             groups.append(Group(name, whole))
-        elif len(most) >= 4:  # fewer are names that happen to end so
+        elif len(most) >= 4:  # fewer are names with such an ending by chance
             missing = [face for face in FACES if face not in most]
             double = [face for face in FACES if len(most[face]) > 1]
             what = f"no file for {', '.join(missing)}" if missing else f"several files for {', '.join(double)}"
-            broken[name] = f"a cubemap with {what}: all six faces are needed, once each"
+            broken[name] = f"a cubemap with {what}: give one file for each of the six faces"
         for reading in whole.values() if whole else [most] if len(most) >= 4 else []:
             used.update(f for found in reading.values() for f in ([found] if isinstance(found, str) else found))
     return groups, broken, [f for f in files if f not in used]
@@ -103,18 +109,25 @@ def _pattern(tokens: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict
     long = "|".join(re.escape(t) for t in sorted(faces, key=len, reverse=True) if len(t) > 1)
     letters = "".join(t for t in faces if len(t) == 1)
     separated = rf"|(?<![^ ._-])[{letters}]" if letters else ""  # a lone letter must stand alone
-    tail = r"(?:_sami)?"  # Matterport3D's own
+    tail = r"(?:_sami)?"  # of Matterport3D
     return re.compile(rf"(?P<scene>.*?)[ ._-]*(?P<token>{long}{separated}){tail}", re.IGNORECASE | re.DOTALL), faces
 
 
 def is_layout(width: int, height: int) -> bool:
-    """Whether an image of this size may hold all six faces."""
+    """Whether an image of this size can hold all six faces: a cross (4:3 or 3:4) or a strip (6:1 or 1:6)."""
     return 3 * width == 4 * height or 4 * width == 3 * height or width == 6 * height or height == 6 * width
 
 
 def cut(image: Shaped[np.ndarray, "h w ..."], strip: str) -> tuple[str, Cube, list[Shaped[np.ndarray, "s s ..."]]]:
-    """The layout's name, the faces and the empty cells of an image for which is_layout holds; `strip` names the order
-    of the faces in a strip."""
+    """Cuts an image with all six faces.
+
+    Args:
+        image: An image whose size fulfils `is_layout`.
+        strip: Order of the faces in a strip, one of STRIPS.
+
+    Returns:
+        Name of the layout, the faces (views), and the empty cells of a cross.
+    """
     height, width = image.shape[:2]
     rows: Sequence[Sequence[str | None]]
     if 3 * width == 4 * height:
@@ -137,8 +150,10 @@ def cut(image: Shaped[np.ndarray, "h w ..."], strip: str) -> tuple[str, Cube, li
 
 
 def seam(cube: Cube) -> float:
-    """Mean difference along the twelve edges where faces meet, in the faces' own units: some levels for a whole cube,
-    tens for one that is put together wrongly."""
+    """Mean absolute difference along the twelve edges where faces meet, in the units of the faces.
+
+    A few grey levels for a correct cube, tens for a wrongly assembled one.
+    """
     front, right, back, left, up, down = (cube[face].astype(np.float32) for face in FACES)
     ring = [(a[:, -1], b[:, 0]) for a, b in ((front, right), (right, back), (back, left), (left, front))]
     above = [(up[-1], front[0]), (up[::-1, -1], right[0]), (up[0, ::-1], back[0]), (up[:, 0], left[0])]

@@ -1,5 +1,4 @@
-"""Existing WebDataset shards as a source, this project's own and others': an image and a .json or .txt of the same key
-(the paper's training data, made streamable)."""
+"""Existing WebDataset shards as a source, of this project or others: an image and a .json or .txt with the same key."""
 
 import io
 import re
@@ -7,25 +6,29 @@ import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from cubediff.data.sources.base import Entry, Panorama, Rejection, list_files, printable
-from cubediff.data.sources.captions import Listing, entry_from, parse_object
+from cubediff.data.format.index import sample_members
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files, printable
+from cubediff.data.sources.captions import entry_from, parse_object
 from cubediff.images.panorama import as_panorama, check_panorama
 from cubediff.images.reading import decode, decoding
 from cubediff.utils.errors import DataError
 
-MEMBERS = ("jpg", "jpeg", "png", "webp")  # of a sample the first of these is its panorama
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has is its panorama
 
-_OWN = ("file", "width", "height", "crc32")  # what cubediff's own shards say of the JPEG besides
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # key and suffix, as the webdataset library splits them
+_DERIVED_KEYS = ("file", "width", "height", "crc32")  # of this project's shards, computed again when they are written
 
-Place = tuple[int, int]  # a member's content: where it begins in the tar, and its size in bytes
+Range = tuple[int, int]  # content of a member: offset in the tar, size in bytes
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Tars below the folder `path`, or the tar `path`. An entry's file is SHARD/KEY.SUFFIX."""
+    """The tars below a folder, or a single tar; entries are named SHARD.tar/KEY.EXTENSION.
+
+    Args:
+        path: The folder or the tar.
+        captioned: Whether samples without a caption are rejected.
+    """
 
     path: Path
     captioned: bool = True
@@ -41,71 +44,72 @@ class Shards:
         entries: list[Entry] = []
         for tar in tars:
             try:
-                samples, fault = _samples(*_version(self._tar(tar)))
+                samples, fault = _read_index(*_version(self._tar(tar)))
             except DataError as error:
                 samples, fault = {}, str(error)
             rejected += [Rejection(tar, fault)] if fault else []
-            for key, places in samples.items():
-                image = next((suffix for suffix in MEMBERS if suffix in places), None)
+            for key, members in samples.items():
+                image = next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
                 file = f"{tar}/{key}.{image}" if image else f"{tar}/{key}"
                 try:
-                    entries.append(self._entry(self._tar(tar), file, places, image))
+                    entries.append(self._entry(self._tar(tar), file, members, image))
                 except DataError as error:
                     rejected.append(Rejection(printable(file), str(error)))
         return entries, rejected
 
     def files(self, entry: Entry) -> list[Path]:
-        return [self._tar(_split(entry.file)[0])]
+        return [self._tar(_split_name(entry.file)[0])]
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
-        tar, key, suffix = _split(entry.file)
+        tar, key, extension = _split_name(entry.file)
         path = self._tar(tar)
         with decoding():
-            data = _read(path, _samples(*_version(path))[0][key][suffix])
+            data = _read(path, _read_index(*_version(path))[0][key][extension])
 
             def check(width: int, height: int) -> None:
                 check_panorama(width, height, max_width)
 
-            return as_panorama(decode(io.BytesIO(data), f"{key}.{suffix}", check), quality)
+            return as_panorama(decode(io.BytesIO(data), f"{key}.{extension}", check), quality)
 
     def _tar(self, name: str) -> Path:
         return self.path if self.path.is_file() else self.path / name
 
-    def _entry(self, tar: Path, file: str, places: dict[str, Place], image: str | None) -> Entry:
+    def _entry(self, tar: Path, file: str, members: dict[str, Range], image: str | None) -> Entry:
         if image is None:
-            raise DataError(f"a sample without image: use {', '.join(MEMBERS)}")
+            raise DataError(f"a sample without image: use {', '.join(IMAGE_EXTENSIONS)}")
         if printable(file) != file:
             raise DataError("its key is not UTF-8 text")
-        suffix = "json" if "json" in places else "txt"
+        extension = "json" if "json" in members else "txt"
         try:
-            text = _read(tar, places[suffix]).decode("utf-8-sig") if suffix in places else ""
+            text = _read(tar, members[extension]).decode("utf-8-sig") if extension in members else ""
         except UnicodeDecodeError as error:
-            raise DataError(f"its .{suffix} is not UTF-8 text (byte {error.start})") from None
-        record: dict[str, Any] = {"caption": text}
-        if suffix == "json":
+            raise DataError(f"its .{extension} is not UTF-8 text (byte {error.start})") from None
+        record: dict[str, object] = {"caption": text}
+        if extension == "json":
             try:
-                record = _known(parse_object(text))
+                record = _with_standard_keys(parse_object(text))
             except DataError as error:
                 raise DataError(f"its .json is not JSON: {error}") from None
         return entry_from(file, record, self.captioned)
 
 
-def _known(record: dict[str, Any]) -> dict[str, Any]:
-    """A sample's JSON with the names of captions.jsonl."""
-    if "crc32" in record and isinstance(record.get("metadata", {}), dict):
-        metadata = record.pop("metadata", {})
-        record = metadata | {key: value for key, value in record.items() if key not in _OWN}
-    for theirs, ours in (("text", "caption"), ("scene", "asset")):
-        if theirs in record and ours not in record:
-            record[ours] = record.pop(theirs)
+def _with_standard_keys(record: dict[str, object]) -> dict[str, object]:
+    """A sample's JSON with the keys of captions.jsonl."""
+    metadata = record.get("metadata", {})
+    if "crc32" in record and isinstance(metadata, dict):  # a shard of this project
+        own = {key: value for key, value in record.items() if key not in (*_DERIVED_KEYS, "metadata")}
+        record = metadata | own
+    for other, standard in (("text", "caption"), ("scene", "asset")):
+        if other in record and standard not in record:
+            record[standard] = record.pop(other)
     return record
 
 
-def _split(file: str) -> tuple[str, str, str]:
-    """Shard, key and image suffix of an entry's file."""
+def _split_name(file: str) -> tuple[str, str, str]:
+    """Shard, key and image extension of an entry's file."""
     match = re.fullmatch(r"(.*?\.tar)/(.*)\.([a-z]+)", file, re.DOTALL | re.IGNORECASE)
     if match is None:
-        raise DataError(f"{file} is no SHARD.tar/KEY.SUFFIX")
+        raise DataError(f"{file} is not of the form SHARD.tar/KEY.EXTENSION")
     return match[1], match[2], match[3]
 
 
@@ -117,25 +121,24 @@ def _version(path: Path) -> tuple[Path, int, int]:
     return path, stat.st_size, stat.st_mtime_ns
 
 
-@lru_cache(maxsize=4)  # entries come shard by shard
-def _samples(path: Path, size: int, mtime: int) -> tuple[dict[str, dict[str, Place]], str]:
-    """Where each sample's members lie, by key and lower-case suffix, as far as the tar is whole; and what is wrong with
-    it, or nothing."""
-    samples: dict[str, dict[str, Place]] = {}
+@lru_cache(maxsize=4)  # entries come shard by shard; size and time tell a changed file from the cached one
+def _read_index(path: Path, size: int, mtime: int) -> tuple[dict[str, dict[str, Range]], str]:
+    """The content of each sample's members by key and extension, up to the first damage, and the damage or ""."""
+    samples: dict[str, dict[str, Range]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isreg() and not member.issparse() and (match := _NAME.fullmatch(member.name)):
-                    places = samples.setdefault(match[1], {})
-                    places.setdefault(match[2].lower(), (member.offset_data, member.size))
-            mark = _read(path, (tar.offset, tarfile.BLOCKSIZE))
-        return samples, "damaged: what follows its last readable sample is lost" if any(mark) else ""
-    except Exception as error:  # tarfile raises half a dozen kinds on damaged headers
-        return samples, f"truncated or no uncompressed tar: {(str(error).splitlines() or ['it ends early'])[0]}"
+            for key, extension, member in sample_members(tar):
+                if not member.issparse():
+                    samples.setdefault(key, {}).setdefault(extension, (member.offset_data, member.size))
+            end_mark = _read(path, (tar.offset, tarfile.BLOCKSIZE))
+        return samples, "damaged: the samples after the last readable one are lost" if any(end_mark) else ""
+    except Exception as error:  # tarfile raises many types on damaged headers
+        reason = (str(error).splitlines() or ["it ends early"])[0]
+        return samples, f"truncated or not an uncompressed tar: {reason}"
 
 
-def _read(tar: Path, place: Place) -> bytes:
-    offset, size = place
+def _read(tar: Path, content: Range) -> bytes:
+    offset, size = content
     with tar.open("rb") as file:
         file.seek(offset)
         data = file.read(size)
