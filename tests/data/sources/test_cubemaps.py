@@ -288,13 +288,13 @@ def test_faces_that_make_no_cube_are_refused(tmp_path: Path) -> None:
         "missing": "no file for right, back",
         "double": "several files for right",
         "oblong": "posx.png: 256x128: a face of a cubemap is square",
-        "unequal": "its faces are not alike",
-        "mixed": "its faces are not alike",
+        "unequal": "its faces differ in size or type",
+        "mixed": "its faces differ in size or type",
         "open": "transparent",
         "cut": "negx.png: ",
         "tiny": "faces of 4 are too small: at least 8",
         "photo.png": "800x600 has the shape of a cubemap's cross, but its corners are not empty",
-        "sphere.png": "512x256 is no cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6",
+        "sphere.png": "512x256 is not a cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6",
     }.items():
         assert words in reasons.pop(name), name
     assert reasons == {}

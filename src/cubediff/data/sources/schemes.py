@@ -11,8 +11,8 @@ from jaxtyping import Shaped
 
 from cubediff.geometry.conventions import FACE_ORDERS, FACES
 
-# File name endings of front, right, back, left, up, down. In all schemes, faces are upright as seen from inside, and the
-# lower edge of up and the upper edge of down touch front, so no face has to be rotated:
+# File name endings of front, right, back, left, up, down. In all schemes, faces are upright as seen from inside, and
+# the lower edge of up and the upper edge of down touch front, so no face has to be rotated:
 # axes: the cube-map tables of OpenGL and Direct3D, with +x to the right of +z (Humus' files; three.js mirrors x when it
 #   samples a cubemap, because its axes are right-handed, so the files are the same: its manual, CubeTextureLoader).
 # matterport: skybox 1 to 4 turn right, up's lower and down's upper edge touch 1 (demo_matterport.m of the data set's
