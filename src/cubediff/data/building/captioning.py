@@ -44,8 +44,7 @@ class Captioned:
 
     def entries(self) -> tuple[list[Entry], list[Rejection]]:
         entries, rejected = self.source.entries()
-        lines = read_json_lines(self.file.read_text(encoding="utf-8"))
-        records = {record.pop("file"): record for _, record in lines}
+        records = _parse_captions(self.file, self.file.read_bytes())
         kept = []
         for entry in entries:
             try:
@@ -175,10 +174,20 @@ def _captioned_files(file: Path) -> set[str]:
     complete = content[: content.rfind(b"\n") + 1]
     if len(complete) < len(content):
         write_atomic(file, complete)
+    return set(_parse_captions(file, complete))
+
+
+def _parse_captions(file: Path, content: bytes) -> dict[str, dict[str, object]]:
+    """The lines of a captions file by the name of the panorama, which is removed from them."""
+    records: dict[str, dict[str, object]] = {}
     try:
-        return {record["file"] for _, record in read_json_lines(complete.decode())}
-    except (ValueError, KeyError, TypeError) as error:
+        for number, record in read_json_lines(content.decode()):
+            if not isinstance(record, dict) or not isinstance(record.get("file"), str):
+                raise ValueError(f"line {number}: expected an object with a file")
+            records[record.pop("file")] = record
+    except ValueError as error:
         raise DataError(f"{file} is not a captions file ({error}): repair or remove it") from None
+    return records
 
 
 def _questions(source: Source, entry: Entry, settings: CaptionSettings, max_width: int) -> Iterator[Question]:
