@@ -1,8 +1,11 @@
-"""Tiny shards that many tests read and none changes, and one warning that is about a library's own types."""
+"""Fixtures of many tests: tiny shards, which no test may change, and a browser; and the order of the test files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
+from support.browser import chromium
 
 from cubediff.data import build_shards, create_example_dataset
 
@@ -12,9 +15,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that use the browser, and moves files with `ddp` tests to the front.
+
+    Those take longest, and xdist hands out files in this order.
+    """
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+    long_files = {item.path for item in items if item.get_closest_marker("ddp")}
+    items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    with chromium() as started:
+        yield started
+
+
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five procedural panoramas to train on and three to validate with, 64 × 128 pixels."""
+    """Shards of five training and three validation panoramas, procedural, 64 × 128 pixels."""
     folder = tmp_path_factory.mktemp("tiny")
     source = create_example_dataset(8, folder / "panoramas", size=(64, 128))
     manifest = build_shards(source, folder / "shards", source / "captions.jsonl", val_fraction=0.2)

@@ -100,6 +100,7 @@ def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) ->
     assert "No such option" in run(script, "example", 2, tmp_path / "more", "--hight", 32, status=2).stderr
 
 
+@pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["script", "python -m"])
 def test_launcher_starts_child_ranks_with_the_same_command(

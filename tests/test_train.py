@@ -247,6 +247,7 @@ def test_the_command_shows_its_progress_and_no_advertisements(sweep: tuple[Path,
 # ---- two devices ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ddp
 def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panoramas(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

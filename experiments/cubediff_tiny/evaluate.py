@@ -1,18 +1,21 @@
-"""Does what cubediff_tiny generates follow its condition? Identifies each training panorama from what is generated.
+"""Measures whether cubediff_tiny's panoramas follow their condition: is each training panorama recognised from them?
 
     python experiments/cubediff_tiny/evaluate.py MODEL PANORAMAS OUTPUT [--skip ASSET …]
 
-From photo: the six faces generated from panorama i's front face are compared (PSNR) with the six faces of every
-panorama. From six captions, one a face: likewise. From text: the panorama generated from caption i is compared with
-every panorama at 24 yaws. Counted is how often panorama i itself is the nearest. From a view that looks anywhere: how
-well the panorama shows the view, where the view covers whole latent pixels and two of them further inside, beside what
-the autoencoder makes of the true faces. Writes metrics.json and a contact sheet.
+- From a photo: the faces generated from the front face of panorama i are compared (PSNR) with those of every panorama.
+- From six captions, one for each face: likewise.
+- From a text: the panorama generated from caption i is compared with every panorama at 24 yaws.
+- From a view in any direction: PSNR in the area that the view covers in full latent pixels, and two latent pixels
+  further inside, next to the PSNR of the autoencoder on the true faces.
+
+The first three count how often panorama i itself is nearest. Writes metrics.json and a contact sheet.
 """
 
 import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,24 +37,25 @@ HEIGHT = 96  # of the panoramas that are compared; a yaw step is 2·96/24 = 8 co
 
 
 def load(path: Path, height: int) -> Tensor:
-    """(3, H, 2H) in [−1, 1]."""
+    """Reads a panorama (3, H, 2H) in [−1, 1]."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{path}: not a readable image")
+        raise ValueError(f"{path}: expected an image that OpenCV reads")
     image = cv2.resize(image, (2 * height, height), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> Tensor:
-    """Decibels between images in [−1, 1], over the last three dimensions, or over the pixels `where` it is 1."""
+    """PSNR in dB of images (…, 3, H, W) in [−1, 1], over all pixels or over those where the mask `where` is 1."""
     where = torch.ones_like(a[..., :1, :, :]) if where is None else where
     error = ((a - b).square() * where).mean(-3).sum((-2, -1)) / where.sum((-3, -2, -1))
     return 10 * torch.log10(4 / error)
 
 
 def view_of(panorama: Tensor, size: int, rng: random.Random) -> Photo:
-    """A photo of `panorama` (3, H, 2H) that looks anywhere, as training with data=photos draws them."""
+    """Takes a photo of `panorama` (3, H, 2H) in a random direction, as training with data=photos does."""
     camera = RandomPhotos(share=1).draw(rng)
+    assert camera is not None
     rows, columns = (round(size * camera.aspect**power) for power in (-0.5, 0.5))
     turn = (camera.yaw, camera.pitch, camera.roll)
     picture = equirect_to_perspective(panorama[None], (rows, columns), camera.fov, *turn, mode="bicubic")[0]
@@ -59,13 +63,13 @@ def view_of(panorama: Tensor, size: int, rng: random.Random) -> Photo:
 
 
 def nearest_yaw(panorama: Tensor, others: Tensor) -> Tensor:
-    """The highest PSNR (N,) of `panorama` (3, H, 2H) turned to any of the yaws, with each of `others` (N, 3, H, 2H)."""
-    turned = torch.stack([panorama.roll(i * panorama.shape[-1] // YAWS, -1) for i in range(YAWS)])
-    return psnr(turned[:, None], others[None]).amax(0)
+    """The highest PSNR (N,) over all yaws between `panorama` (3, H, 2H) and each of `others` (N, 3, H, 2H)."""
+    rotated = torch.stack([panorama.roll(i * panorama.shape[-1] // YAWS, -1) for i in range(YAWS)])
+    return psnr(rotated[:, None], others[None]).amax(0)
 
 
 def sheet(rows: list[list[PIL.Image.Image]], path: Path) -> None:
-    """A contact sheet of equally large pictures."""
+    """Writes a contact sheet of images of equal size."""
     width, height = rows[0][0].size
     canvas = PIL.Image.new("RGB", (len(rows[0]) * (width + 4), len(rows) * (height + 4)), "white")
     for y, row in enumerate(rows):
@@ -98,25 +102,26 @@ def main() -> None:
     views = [[view_of(panorama, size, random.Random(i))] for i, panorama in enumerate(panoramas)]
 
     def generate(kind: str) -> tuple[Tensor, Tensor]:
-        made_panoramas, made_faces = [], []
+        """Panoramas (N, 3, H, 2H) and faces (N, 6, 3, S, S) generated from one kind of condition."""
+        all_panoramas, all_faces = [], []
         for start in tqdm(range(0, len(records), args.batch), desc=f"from {kind}"):
             part = slice(start, start + args.batch)
-            condition = {
+            conditions: dict[str, dict[str, Any]] = {
                 "text": {"prompt": [[r["caption"]] * 6 for r in records[part]]},
                 "six texts": {"prompt": [[r["faces"][face] for face in FACES] for r in records[part]]},
                 "photo": {"image": faces[part, 0]},
                 "view": {"image": views[part]},
-            }[kind]
+            }
             output = pipeline(
-                **condition,
+                **conditions[kind],
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(start),
                 output_type="pt",
             )
-            made_panoramas.append(output.panoramas.cpu())
-            made_faces.append(output.faces.cpu())
-        return torch.cat(made_panoramas), torch.cat(made_faces)
+            all_panoramas.append(output.panoramas.cpu())
+            all_faces.append(output.faces.cpu())
+        return torch.cat(all_panoramas), torch.cat(all_faces)
 
     from_photo, photo_faces = generate("photo")
     from_text, _ = generate("text")
@@ -136,18 +141,20 @@ def main() -> None:
         pixels = inside.repeat_interleave(8, -1).repeat_interleave(8, -2)
         known = (cube_to_equirect(pixels, 2 * size, pipeline.config.fov, overlap="crop") > 0.999).float()
         some = known.sum((1, 2, 3)) > 0
-        made, limit, own_pixels = (psnr(x[some], panoramas[some], known[some]) for x in (from_view, encoded, pasted))
+        generated, limit, own_pixels = (
+            psnr(x[some], panoramas[some], known[some]) for x in (from_view, encoded, pasted)
+        )
         view_report[f"view_{place}"] = {
             "views": int(some.sum()),
-            "psnr": made.mean().item(),
+            "psnr": generated.mean().item(),
             "psnr_of_the_autoencoder": limit.mean().item(),
             "psnr_pasted": own_pixels.mean().item(),
             "lowest_pasted": own_pixels.min().item(),
-            "at_least_25_or_within_1_dB_of_it": ((made >= 25) | (made >= limit - 1)).float().mean().item(),
+            "at_least_25_or_within_1_dB_of_it": ((generated >= 25) | (generated >= limit - 1)).float().mean().item(),
         }
 
     own = torch.arange(len(records))
-    all_six = torch.stack([psnr(six, faces).mean(1) for six in photo_faces])  # (made, real)
+    all_six = torch.stack([psnr(six, faces).mean(1) for six in photo_faces])  # (generated, real)
     unseen_five = torch.stack([psnr(six[1:], faces[:, 1:]).mean(1) for six in photo_faces])
     by_six = torch.stack([psnr(six, faces).mean(1) for six in six_faces])
     by_text = torch.stack([nearest_yaw(panorama, small) for panorama in from_text_small])

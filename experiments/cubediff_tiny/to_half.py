@@ -1,4 +1,4 @@
-"""Writes a CubeDiff folder with float16 weights: python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT"""
+"""Converts an exported pipeline to float16 weights: python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT"""
 
 import sys
 
@@ -9,6 +9,6 @@ from cubediff import CubeDiffPipeline
 source, output = sys.argv[1:]
 pipeline = CubeDiffPipeline.from_pretrained(source)
 for part in (pipeline.unet, pipeline.vae):
-    part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+    part.register_to_config(_name_or_path="")  # else the config holds the path that it was loaded from
 pipeline.register_to_config(_name_or_path="")
 pipeline.to(torch.float16).save_pretrained(output)

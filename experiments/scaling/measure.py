@@ -1,9 +1,11 @@
-"""What of scale.py's formulas a CPU can check: gradient bytes and buckets of Stable Diffusion 1.5's UNet under DDP, the
-bytes that gloo's ranks write to each other, and how long an all-reduce of two takes.
+"""Checks scale.py's formulas as far as a CPU can.
+
+Measures the gradient buckets of Stable Diffusion 1.5's UNet under DDP, the bytes that gloo ranks write to each other,
+and the time of an all-reduce between two ranks.
 
     python experiments/scaling/measure.py OUTPUT
 
-Writes OUTPUT/measured.json and prints the README's tables. Takes 8 GB of memory and some minutes.
+Writes OUTPUT/measured.json and prints the README's tables. Needs 8 GB of memory and some minutes.
 """
 
 import argparse
@@ -27,32 +29,32 @@ REDUCED, SHARDED = 32 * MIB, 4 * WIDTH * WIDTH * LAYERS  # bytes
 
 
 def written() -> int:
-    """Bytes that this process has written so far, to sockets as to files: Linux counts them."""
+    """Bytes that this process has written to sockets and files so far, by Linux's count."""
     counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(counters["wchar"])
 
 
-def ranks(world: int, of: tuple[Callable[[], Any], ...]) -> list[list[Any]]:
-    """What each of `of` returns in `world` processes joined by gloo, a list of theirs for each."""
+def ranks(world: int, functions: tuple[Callable[[], Any], ...]) -> list[list[Any]]:
+    """Calls the functions in `world` gloo ranks; returns a list of the ranks' results for each function."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_rank, (world, of, folder), nprocs=world)
-        made = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
-    return [list(results) for results in zip(*made, strict=True)]
+        spawn(_rank, (world, functions, folder), nprocs=world)
+        by_rank = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
+    return [list(results) for results in zip(*by_rank, strict=True)]
 
 
-def _rank(rank: int, world: int, of: tuple[Callable[[], Any], ...], folder: str) -> None:
+def _rank(rank: int, world: int, functions: tuple[Callable[[], Any], ...], folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    results = [function() for function in of]
+    results = [function() for function in functions]
     dist.barrier()
     Path(folder, str(rank)).write_text(json.dumps(results))
     dist.destroy_process_group()
-    os._exit(0)  # with all done: now and then a thread of gloo's aborts a process that ends by itself
+    os._exit(0)  # a thread of gloo sometimes aborts a process that exits normally
 
 
 def all_reduced() -> int:
-    """Bytes written for an all-reduce of REDUCED bytes."""
+    """Bytes that a rank writes for an all-reduce of REDUCED bytes."""
     numbers = torch.ones(REDUCED // 4)
     dist.all_reduce(numbers)  # connects
     before = written()
@@ -61,7 +63,7 @@ def all_reduced() -> int:
 
 
 def sharded() -> int:
-    """Bytes written for a step of an FSDP network of SHARDED bytes, every layer a unit."""
+    """Bytes that a rank writes for a step of an FSDP network of SHARDED bytes, each layer sharded by itself."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -81,8 +83,8 @@ def sharded() -> int:
 
 
 def timed() -> dict[int, float]:
-    """Seconds of an all-reduce by its bytes: the median of several."""
-    made = {}
+    """Median seconds of an all-reduce, by its bytes."""
+    medians = {}
     for size in (2**n for n in range(12, 29, 2)):
         numbers = torch.ones(size // 4)
         laps = []
@@ -91,12 +93,12 @@ def timed() -> dict[int, float]:
             begin = time.perf_counter()
             dist.all_reduce(numbers)
             laps.append(time.perf_counter() - begin)
-        made[size] = statistics.median(laps[1:])
-    return made
+        medians[size] = statistics.median(laps[1:])
+    return medians
 
 
 def line(seconds: dict[int, float]) -> tuple[float, float]:
-    """Seconds of a message without length, and bytes a second, that fit best relative to each time."""
+    """Fits latency in seconds and bandwidth in bytes per second, by least squares of relative errors."""
     sizes, laps = torch.tensor(list(seconds), dtype=torch.float64), torch.tensor(list(seconds.values())).double()
     terms = torch.stack([torch.ones_like(sizes), sizes], 1) / laps[:, None]
     start, slope = torch.linalg.lstsq(terms, torch.ones(len(laps), 1).double()).solution.flatten().tolist()
@@ -116,7 +118,7 @@ def buckets(trainable: str) -> list[int]:
     unet = unet.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in unet.parameters():
-            parameter.fill_(1e-3)  # which numbers is all the same to bytes
+            parameter.fill_(1e-3)  # the values do not affect the bytes
     select_trainable_(inflate_(unet), trainable)  # type: ignore[arg-type]
     model = nn.parallel.DistributedDataParallel(unet, gradient_as_bucket_view=True)
     sizes: list[int] = []
@@ -128,7 +130,7 @@ def buckets(trainable: str) -> list[int]:
         return future
 
     model.register_comm_hook(None, hook)
-    for _ in range(2):  # after the first step DDP sorts its buckets anew
+    for _ in range(2):  # DDP rebuilds its buckets after the first step
         sizes.clear()
         faces = torch.ones(6, 7, 8, 8)
         model(faces, torch.zeros(6, dtype=torch.long), torch.ones(6, 77, 768)).sample.mean().backward()

@@ -1,9 +1,9 @@
-"""What training on more GPUs sends, waits for, reads and writes: by formulas, from networks that are counted.
+"""Estimates communication, scaling efficiency and reading of training on 4 to 1024 GPUs, from counts of the networks.
 
     python experiments/scaling/scale.py OUTPUT
 
-Writes OUTPUT/metrics.json and OUTPUT/efficiency.png, and prints the README's tables. Nothing here was run on GPUs;
-measure.py compares the formulas with what can be measured on a CPU.
+Writes OUTPUT/metrics.json and OUTPUT/efficiency.png, and prints the README's tables. These are formulas, not
+measurements on GPUs; measure.py checks them as far as a CPU can.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from cubediff.planning.gpus import GPUS
 TRAINABLE = ("attention", "lora", "full")
 SHOWN = (("attention", "ddp"), ("lora", "ddp"), ("full", "ddp"), ("attention", "fsdp"), ("full", "fsdp"))
 NUMBERS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-BATCH = 64  # panoramas a step, as in the paper, on up to as many GPUs
-MICRO = 2  # panoramas a GPU takes at a time, and beyond 64 GPUs all that it takes in a step
-BUCKET = 25 * 2**20  # bytes after which DDP sends a bucket, its default
-HALF = 2  # bytes of a bf16 number, in which FSDP gathers weights under bf16-mixed; gradients are sent in float32
+BATCH = 64  # panoramas per step on up to 64 GPUs, as in the paper
+MICRO = 2  # panoramas of a micro-batch; with more than 64 GPUs a step is one micro-batch on each
+BUCKET = 25 * 2**20  # bytes of a DDP gradient bucket, the default
+HALF = 2  # bytes of a bf16 weight, as FSDP gathers them under bf16-mixed; gradients are reduced in float32
 
 # Assumed, not measured.
 UTILISATION = 0.4  # of the GPU's dense bf16 rate, as in conf/plan.yaml
-REACHED = 0.7  # of a link's rate
-HOP = 10e-6  # seconds from a GPU to the next, for a message without length
-PANORAMAS, PANORAMA = 48_000, 500e3  # as many as the paper's; bytes of one, as in conf/plan.yaml
-SHARD, SHUFFLE = 256, 1024  # panoramas, the defaults of cubediff.prepare and data.shuffle_buffer
+REACHED = 0.7  # share of a link's bandwidth that is reached
+HOP = 10e-6  # latency of a message from one GPU to the next, in seconds
+PANORAMAS, PANORAMA = 48_000, 500e3  # number of them as in the paper; bytes of one as in conf/plan.yaml
+SHARD, SHUFFLE = 256, 1024  # in panoramas, the defaults of cubediff prepare and data.shuffle_buffer
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs a node; bytes per second and direction of a GPU to the others of its node, and of a node to others."""
+    """GPUs per node, and bandwidths in bytes per second and direction, of a GPU within its node and between nodes."""
 
     gpu: str
     gpus: int
@@ -55,50 +55,56 @@ MACHINES = (
 
 
 def ring(devices: int, size: float) -> float:
-    """Bytes that each device sends to all-reduce `size` bytes: a reduce-scatter, then an all-gather."""
+    """Bytes that each device sends in a ring all-reduce of `size` bytes: a reduce-scatter, then an all-gather."""
     return 2 * (devices - 1) / devices * size
 
 
 def ddp(devices: int, gradients: float, micro_batches: int = 1) -> float:
-    """Bytes that each device sends a step: gradients are reduced with the last micro-batch alone (DDP's no_sync)."""
+    """Bytes that each device sends per step: gradients are reduced once, with the last micro-batch (DDP's no_sync)."""
     return ring(devices, gradients)
 
 
 def fsdp(devices: int, weights: float, gradients: float, micro_batches: int = 1) -> float:
-    """The same with everything sharded: in every micro-batch weights are gathered for the forward pass and again for
-    the backward pass, and gradients are scattered. Half a ring each."""
+    """Bytes that each device sends per step with all parameters sharded.
+
+    Every micro-batch gathers the weights for the forward pass and again for the backward pass, and reduce-scatters the
+    gradients. Each of the three is half a ring.
+    """
     return micro_batches * ring(devices, 2 * weights + gradients) / 2
 
 
 def seconds(machine: Machine, devices: int, sent: float, messages: int) -> float:
-    """For a ring over all devices: each node's network carries what one of its GPUs sends. NCCL sends what is short
-    along a tree, so a message takes 2 log2(devices) hops."""
+    """Seconds of communication in a ring over all devices.
+
+    Each node's network carries what one of its GPUs sends. NCCL sends short messages along a tree, so that a message
+    takes 2 log2(devices) hops.
+    """
     rate = machine.link if devices <= machine.gpus else min(machine.link, machine.network)
     return sent / (rate * REACHED) + messages * 2 * math.ceil(math.log2(devices)) * HOP
 
 
 def counts() -> dict[str, dict[str, float]]:
-    """Of each way of training SD 1.5: bytes and parameters, and operations of a panorama."""
-    made = {}
+    """Parameters, bytes and FLOPs per panorama of SD 1.5, by trainable parameters."""
+    counted = {}
     for trainable in TRAINABLE:
         with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
             words = ["experiment=sd15_l4x4", f"model.trainable={trainable}", f"data.batch_size={MICRO}"]
             one = cost(compose("plan", overrides=words), MICRO)
-        made[trainable] = {
+        counted[trainable] = {
             "parameters": one.parameters,
             "trained": one.trained,
             "gradients": one.gradients,
             "checkpoint": one.checkpoint,
             "flops": one.flops / MICRO,
         }
-    return made
+    return counted
 
 
-def steps(made: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A step on each machine, for each way of training, on each number of GPUs, by DDP and by FSDP."""
+def steps(counted: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """A training step for each machine, trainable parameters, number of GPUs and strategy."""
     rows = []
     for machine in MACHINES:
-        for trainable, of in made.items():
+        for trainable, of in counted.items():
             for devices in NUMBERS:
                 each = max(BATCH // devices, 1) if devices <= BATCH else MICRO
                 micro_batches = math.ceil(each / MICRO)
@@ -128,14 +134,17 @@ def steps(made: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def reading(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What attention training by DDP reads, with the shards that the stream really asks for in its first epoch: those
-    of a rank's samples, and of the sample data.shuffle_buffer after its first of each batch."""
+    """The reading of attention training with DDP, from the shards that the stream requests in its first epoch.
+
+    A rank requests the shards of its samples, and for prefetching that of the sample data.shuffle_buffer after the
+    first one of each batch.
+    """
     counts = [min(SHARD, PANORAMAS - first) for first in range(0, PANORAMAS, SHARD)]
     order = Order(counts, SHUFFLE, [0, 0])
     positions = np.arange(PANORAMAS)
     shards = np.array([order[int(position)] // SHARD for position in positions])
     ahead = positions[positions + SHUFFLE < PANORAMAS]
-    made = []
+    readings = []
     for row in rows:
         if (row["trainable"], row["strategy"]) != ("attention", "ddp"):
             continue
@@ -148,7 +157,7 @@ def reading(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pairs = np.union1d(needed, node[firsts] * len(counts) + shards[firsts + SHUFFLE])
         rate = row["panoramas"] / (row["compute_s"] + row["communication_s"])
         fetched = float(np.array(counts)[pairs % len(counts)].sum() * PANORAMA)
-        made.append({
+        readings.append({
             "machine": row["machine"],
             "devices": row["devices"],
             "nodes": nodes,
@@ -160,14 +169,14 @@ def reading(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "fetched_bytes": fetched,
             "fetched_bytes_per_s_per_node": fetched / nodes * rate / PANORAMAS,
         })  # fmt: skip
-    return made
+    return readings
 
 
 def tables(metrics: dict[str, Any]) -> str:
     """The README's tables."""
-    made = metrics["counts"]
+    counted = metrics["counts"]
     lines = ["| trained | parameters | gradients | checkpoint | a panorama |", "|---|---|---|---|---|"]
-    for trainable, of in made.items():
+    for trainable, of in counted.items():
         lines.append(
             f"| `{trainable}` | {of['trained'] / 1e6:.1f} M of {of['parameters'] / 1e6:.1f} M | "
             f"{of['gradients'] / 1e6:.0f} MB | {of['checkpoint'] / 1e9:.2f} GB | "
@@ -208,8 +217,8 @@ def _time(time: float) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> Image.Image:
-    """Efficiency against the number of GPUs, a panel for each machine."""
-    scale, width, height, left, top = 3, 470, 300, 46, 34  # drawn three times as large, for smooth lines
+    """Plots efficiency against the number of GPUs, with a panel for each machine."""
+    scale, width, height, left, top = 3, 470, 300, 46, 34  # drawn at three times the size, for smooth lines
     plot_width, plot_height = width - left - 14, height - top - 40
     image = Image.new("RGB", (2 * width * scale, (height + 30) * scale), "white")
     draw = ImageDraw.Draw(image)
@@ -256,9 +265,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     output: Path = parser.parse_args().output
-    made = counts()
-    rows = steps(made)
-    metrics = {"counts": made, "steps": rows, "reading": reading(rows)}
+    counted = counts()
+    rows = steps(counted)
+    metrics = {"counts": counted, "steps": rows, "reading": reading(rows)}
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     figure(rows).save(output / "efficiency.png", optimize=True)

@@ -1,4 +1,4 @@
-"""Pictures of tiny_sd: what its autoencoder keeps of views, and views it makes from captions.
+"""Draws the figures of tiny_sd: reconstructions by its autoencoder, and views that it generates from captions.
 
 python experiments/tiny_sd/figures.py MODEL PANORAMAS OUTPUT
 """
@@ -15,6 +15,7 @@ from cubediff.images.writing import to_pil
 
 
 def grid(images: list[PIL.Image.Image], columns: int, path: Path) -> None:
+    """Writes square images as a grid."""
     size = images[0].width + 4
     canvas = PIL.Image.new("RGB", (columns * size, -(-len(images) // columns) * size), "white")
     for i, image in enumerate(images):
@@ -37,10 +38,10 @@ def main() -> None:
     images, captions = views.sample(16)
     decoded = pipeline.vae.decode(pipeline.vae.encode(images[:8]).latent_dist.mean).sample
     grid(to_pil(torch.cat([images[:8], decoded])), 8, args.output / "autoencoder.jpg")
-    made = pipeline(
+    generated = pipeline(
         captions, num_inference_steps=30, guidance_scale=3.0, generator=torch.Generator().manual_seed(0)
     ).images
-    rows = [to_pil(images[:8]), made[:8], to_pil(images[8:]), made[8:]]
+    rows = [to_pil(images[:8]), generated[:8], to_pil(images[8:]), generated[8:]]
     grid([image for row in rows for image in row], 8, args.output / "views.jpg")
     (args.output / "views.txt").write_text("\n".join(captions) + "\n")
 

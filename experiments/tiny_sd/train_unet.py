@@ -2,8 +2,8 @@
 
     python experiments/tiny_sd/train_unet.py PANORAMAS VAE OUTPUT --minutes 30
 
-Views are encoded once, into a pool of latents that training draws from. The learning rate follows a cosine over the
-given time. OUTPUT becomes a Stable Diffusion folder with float16 weights.
+The views are encoded once, to a pool of latents that training samples from. The learning rate follows a cosine over the
+given minutes. Writes a Stable Diffusion folder with float16 weights to OUTPUT.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, models, trainers
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 from views import Views
 
 from cubediff.models.tiny import sd_scheduler, small_text_encoder
@@ -28,8 +29,8 @@ SIZE = 128
 WIDTH = 128
 
 
-def train_tokenizer(captions: list[str], merges: int = 1200):
-    """A CLIP tokenizer whose merges are those byte-pair encoding finds in `captions`."""
+def train_tokenizer(captions: list[str], merges: int = 1200) -> CLIPTokenizer:
+    """Trains the byte-pair merges of a CLIP tokenizer on `captions`."""
     like = byte_tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = like.normalizer, like.pre_tokenizer
@@ -41,6 +42,7 @@ def train_tokenizer(captions: list[str], merges: int = 1200):
 
 
 def build_unet() -> UNet2DConditionModel:
+    """A UNet of 5 M parameters for 16 × 16 latents."""
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -55,8 +57,8 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def thin(caption: str, draw: random.Random) -> str:
-    """The caption, sometimes with words left out, so that other wordings still mean something."""
+def drop_words(caption: str, draw: random.Random) -> str:
+    """Drops words of four captions in ten, so that the model also follows shorter wordings."""
     if draw.random() < 0.6:
         return caption
     kept = [word for word in caption.split() if draw.random() < 0.7]
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("vae", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument(
-        "--start", type=Path, help="go on from this Stable Diffusion folder's UNet, text encoder, tokenizer"
+        "--start", type=Path, help="Stable Diffusion folder whose UNet, text encoder and tokenizer to start from"
     )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--views", type=int, default=3200)
@@ -111,12 +113,12 @@ def main() -> None:
         return F.mse_loss(predicted, noise)
 
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    average = EMAModel(parameters, decay=0.998, foreach=True)
+    ema = EMAModel(parameters, decay=0.998, foreach=True)
     start, steps, smooth = time.monotonic(), 0, 1.0
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
     while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
         chosen = draw.sample(range(len(latents)), args.batch)
-        texts = ["" if draw.random() < 0.1 else thin(captions[i], draw) for i in chosen]
+        texts = ["" if draw.random() < 0.1 else drop_words(captions[i], draw) for i in chosen]
         loss = loss_of(latents[chosen], texts)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (steps + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -124,14 +126,14 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        average.step(parameters)
+        ema.step(parameters)
         steps, smooth = steps + 1, 0.98 * smooth + 0.02 * loss.item()
         if steps % 20 == 0:
             bar.update(int(100 * progress) - bar.n)
             bar.set_postfix_str(f"step {steps} loss {smooth:.4f}")
-    average.copy_to(parameters)
+    ema.copy_to(parameters)
     for part in (vae, unet):
-        part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+        part.register_to_config(_name_or_path="")  # else the config holds the path that it was loaded from
     generator = torch.Generator(args.device).manual_seed(1)
     with torch.no_grad():
         known = loss_of(latents[:128], captions[:128], generator).item()

@@ -1,9 +1,9 @@
-"""Trains tiny_sd's autoencoder (AutoencoderKL, 8× smaller latents with 4 channels) on views of panoramas.
+"""Trains tiny_sd's autoencoder (AutoencoderKL, latents with 4 channels at an eighth of the size) on views of panoramas.
 
     python experiments/tiny_sd/train_vae.py PANORAMAS OUTPUT --minutes 60
 
-The learning rate follows a cosine over the given time, so that the run ends when it should on any machine; most of
-the time goes to quarter-size crops, which give four times as many steps, the rest to whole views.
+The learning rate follows a cosine over the given minutes, so that the run takes as long on any machine. Most of the
+time is spent on crops of a quarter of a view, which give four times as many steps, the rest on full views.
 """
 
 import argparse
@@ -22,6 +22,7 @@ SIZE = 128
 
 
 def build() -> AutoencoderKL:
+    """An autoencoder of 2.7 M parameters."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -34,12 +35,13 @@ def build() -> AutoencoderKL:
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Decibels of each image of two batches in [−1, 1], as 8-bit pictures would have it."""
+    """PSNR in dB (B,) of the images of two batches in [−1, 1]."""
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1))
 
 
 @torch.no_grad()
 def evaluate(vae: AutoencoderKL, views: Views, count: int = 96) -> dict[str, float]:
+    """PSNR of reconstructed views in dB, and mean and standard deviation of the latents."""
     views.random.seed(1)
     images, _ = views.sample(count)
     latents = torch.cat([vae.encode(x).latent_dist.mean for x in images.split(16)])
@@ -57,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--start", type=Path, help="go on from this autoencoder")
+    parser.add_argument("--start", type=Path, help="autoencoder to start from")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--whole-share", type=float, default=0.3, help="share of the time on whole views")
+    parser.add_argument("--whole-share", type=float, default=0.3, help="share of the time on full views")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=1e-5)
     parser.add_argument("--device", default="cpu")

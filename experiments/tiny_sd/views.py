@@ -1,8 +1,9 @@
-"""Perspective views of captioned panoramas: what a 2D diffusion model of everyday pictures learns from."""
+"""Perspective views of captioned panoramas, the training images of tiny_sd."""
 
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from cubediff.geometry import FACES, equirect_to_perspective
 
-# Scenes never trained on, by asset: they measure the autoencoder.
+# Assets that are not trained on, for the evaluation of the autoencoder.
 HELD_OUT = (
     "autoshop_01",
     "brown_photostudio_02",
@@ -23,9 +24,14 @@ FOV = 95.0
 
 
 class Views:
-    """Random square views of a folder of panoramas with a captions.jsonl (as `cubediff.prepare` reads it).
+    """Random square views of a folder of panoramas with a captions.jsonl, as `cubediff prepare` reads it.
 
-    Panoramas are kept at twice the view size in height, so that a 95° view is sampled at about one pixel a pixel.
+    Args:
+        folder: The folder of panoramas.
+        size: Width and height of a view in pixels. Panoramas are resized to twice this height, at which a view of 95°
+            has about as many pixels as the part of the panorama that it shows.
+        held_out: Whether to draw views of the held-out assets or of all others.
+        seed: Seed of the random views.
     """
 
     def __init__(self, folder: Path, size: int, held_out: bool, seed: int = 0) -> None:
@@ -40,15 +46,15 @@ class Views:
     def _load(self, path: Path) -> torch.Tensor:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise ValueError(f"{path}: not a readable image")
+            raise ValueError(f"{path}: expected an image that OpenCV reads")
         image = cv2.resize(image, (4 * self.size, 2 * self.size), interpolation=cv2.INTER_AREA)
         return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)
 
     def sample(self, count: int, level: float = 2 / 3) -> tuple[torch.Tensor, list[str]]:
-        """`count` views (N, 3, S, S) in [−1, 1] and a caption for each; a share `level` of them look at the horizon.
+        """Draws `count` views (N, 3, S, S) in [−1, 1] with captions; a share `level` of them look at the horizon.
 
-        A view has the field of view of a cube's face, so that the pictures' scale is that of the faces. Its caption
-        is the panorama's, that of the face nearest to where it looks, or both.
+        A view has the field of view of a cube's face, so that objects appear at the same scale. Its caption is that of
+        the panorama, that of the nearest face, or both.
         """
         chosen = [self.random.randrange(len(self.records)) for _ in range(count)]
         yaw = torch.tensor([self.random.uniform(-180, 180) for _ in chosen])
@@ -60,12 +66,14 @@ class Views:
         ]
         return views.clamp(-1, 1), captions
 
-    def _caption(self, record: dict, yaw: float, pitch: float) -> str:
+    def _caption(self, record: dict[str, Any], yaw: float, pitch: float) -> str:
         looks = {90: "up", -90: "down"}
         face = looks.get(round(pitch), FACES[round(yaw / 90) % 4])
+        of_panorama: str = record["caption"]
+        of_face: str = record["faces"][face]
         draw = self.random.random()
         if draw < 0.4:
-            return record["caption"]
+            return of_panorama
         if draw < 0.8:
-            return record["faces"][face]
-        return f"{record['faces'][face]}. {record['caption']}"
+            return of_face
+        return f"{of_face}. {of_panorama}"

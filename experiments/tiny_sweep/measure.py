@@ -1,4 +1,4 @@
-"""Did the runs of a sweep learn? Each run's loss on the panoramas before and after, at the same noise and drops.
+"""Measures whether the runs of a sweep learned: the loss before and after, at the same noise and condition dropout.
 
     python experiments/tiny_sweep/measure.py SHARDS OUTPUT RUN [RUN …]
 
@@ -8,6 +8,7 @@ Writes metrics.json and prints the table.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -17,11 +18,12 @@ from cubediff.configs import build
 from cubediff.data import PanoramaDataModule
 from cubediff.training.module import CubeDiffModule
 
-DRAWS = 4  # of noise, timestep and drops for each panorama
+DRAWS = 4  # of noise, timestep and condition dropout for each panorama
 
 
 @torch.no_grad()
-def loss(module: CubeDiffModule, batches: list[dict]) -> float:
+def loss(module: CubeDiffModule, batches: list[dict[str, Any]]) -> float:
+    """The mean loss over all panoramas and draws."""
     module.encode_null_text()
     losses = []
     for draw in range(DRAWS):

@@ -166,6 +166,7 @@ def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, lat
         cached(source, tmp_path / "out", *words)
 
 
+@pytest.mark.ddp
 def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_path: Path) -> None:
     words = [*WORDS, "cache.turns=3", "cache.dtype=float32", "trainer.devices=2", "+trainer.strategy=ddp"]
     command = [sys.executable, "-m", "cubediff.cache", *words, f"data.path={source}", f"cache.output={tmp_path}/out"]

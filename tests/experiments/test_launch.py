@@ -238,6 +238,7 @@ def here(given: list[str], shards: Path, folder: Path) -> list[str]:
     return [paths.get(word, word) for word in given]
 
 
+@pytest.mark.ddp
 def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tmp_path: Path) -> None:
     words = here(command("torchrun --standalone"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "2"
@@ -247,6 +248,7 @@ def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tm
     finished(result, tmp_path)
 
 
+@pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [(), ("trainer=fsdp", "trainer.num_nodes=2")])
 def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
@@ -262,6 +264,7 @@ def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: P
     finished(subprocess.CompletedProcess(words, max(node.returncode for node in nodes), out, err), tmp_path)
 
 
+@pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "nodes"), [("slurm_node.sbatch", 1), ("slurm_nodes.sbatch", 2)])
 def test_slurm_scripts_make_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Path, name: str, nodes: int) -> None:
@@ -270,6 +273,7 @@ def test_slurm_scripts_make_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Pa
     assert asked(tmp_path) is None
 
 
+@pytest.mark.ddp
 @pytest.mark.slow
 def test_a_slurm_job_at_its_time_limit_saves_asks_to_be_queued_again_and_then_goes_on(
     tiny_shards: Path, tmp_path: Path

@@ -31,6 +31,7 @@ MEASURED: dict[str, Any] = json.loads((SCALING / "measured.json").read_text())
 # ---- formulas ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ddp
 def test_two_ranks_write_the_bytes_of_the_formulas() -> None:
     """By Linux's count of what each process wrote. gloo scatters gradients by a whole all-reduce, of which FSDP keeps
     its part: a ring more than half a ring."""

@@ -5,7 +5,6 @@ import html
 import io
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from cubediff.geometry import (
     FACES,
@@ -34,17 +33,6 @@ LOOKS = {
     "up": (0, 90),
     "down": (0, -90),
 }
-FLAGS = [
-    "--no-sandbox",
-    "--use-angle=swiftshader",  # WebGL without a graphics card
-    "--enable-unsafe-swiftshader",
-    "--force-color-profile=srgb",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-]
 FRONT = {"yaw": 0, "pitch": 0, "fov": 90}
 PANELS_HIDDEN = ".panel { visibility: hidden !important } #view { box-shadow: none !important }"
 # Replaces the browser's frames by ones that the page draws when it is asked to, 16 ms apart.
@@ -62,18 +50,6 @@ HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror=\"window.hacked = 2\"> 'single' & &amp; "
     "{{faces}} ${window.hacked} <!-- \\u003c 永 \u202e"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    path = next((name for name in found if name), None)
-    if path is None:
-        pytest.skip("no Chromium on the PATH: install one, for example with `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 Opener = Callable[..., Page]

@@ -149,6 +149,7 @@ torch.distributed.barrier()
 """
 
 
+@pytest.mark.ddp
 @pytest.mark.parametrize(
     ("way", "words"),
     [

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.processes import ONE, TWO, Run, difference, gone, saved
 
+pytestmark = pytest.mark.ddp
+
 STEPS = "trainer.max_steps=10"
 
 

@@ -1,4 +1,4 @@
-"""Random weights strong enough that every input shows in the output, so that no claim holds only for want of effect."""
+"""Random weights with which every input affects the output, so that no test passes because an input has no effect."""
 
 from typing import TypeVar
 
@@ -10,8 +10,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @torch.no_grad()
 def awaken_(module: ModuleT, seed: int = 0) -> ModuleT:
-    """Redraws all weights, those of new input channels included, at a size that keeps signals; norms and biases are
-    shaken, so that leaving out their affine part shows."""
+    """Redraws all weights in place, at a scale that preserves the size of activations.
+
+    This includes the weights of new input channels, which are zero before. Norms and biases are perturbed, so that an
+    implementation that skips them gives another result.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         draw = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)

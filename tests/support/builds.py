@@ -1,4 +1,4 @@
-"""Folders of panoramas to build shards from, builds in processes that can be killed, and what a build left."""
+"""Writes folders of panoramas to build shards from, and builds them in processes that a test may kill."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from cubediff.data.building.write import build_shards
 
 
 def panoramas(folder: Path, count: int, width: int = 64, suffix: str = ".png") -> Path:
-    """Different panoramas with a caption each; PNG has to be re-encoded, JPEG has not."""
+    """Writes `count` different panoramas with captions. PNG files are re-encoded by a build, JPEG files are copied."""
     folder.mkdir(parents=True)
     lines = []
     for i in range(count):
@@ -24,10 +24,10 @@ def panoramas(folder: Path, count: int, width: int = 64, suffix: str = ".png") -
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder."""
+    """The bytes of all files below the folder, by relative path."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def build(source: Path, output: Path, options: dict[str, Any]) -> None:
-    """To be another process's whole work."""
+    """Builds shards; the target of another process."""
     build_shards(source, output, **options)

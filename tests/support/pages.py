@@ -1,10 +1,10 @@
-"""Reads HTML pages."""
+"""Parses HTML pages."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """The page's elements, and its text by the element that it is in."""
+    """The tags and attributes of a page, and its texts by the tag that precedes them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

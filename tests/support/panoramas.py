@@ -1,4 +1,4 @@
-"""Tiny panoramas in shards, and a model that writes down what it is trained on."""
+"""Tiny panoramas in shards, and a model that records which samples it is trained on."""
 
 import json
 import tarfile
@@ -25,7 +25,7 @@ COLOURS = {
 
 
 def room() -> Image.Image:
-    """Four walls, ceiling and floor in the colours of COLOURS, in FACES order."""
+    """Draws a panorama of a room whose walls, ceiling and floor have the colours of COLOURS, in FACES order."""
     yaw = ((np.arange(128) + 0.5) / 128 - 0.5) * 360
     pitch = (0.5 - (np.arange(64) + 0.5) / 64) * 180
     wall = np.round(yaw / 90).astype(int) % 4
@@ -34,6 +34,7 @@ def room() -> Image.Image:
 
 
 def shards(path: Path, count: int, *, val: float = 0.0, shard_size: int = 4, faces: bool = False) -> Path:
+    """Builds shards of `count` panoramas; with `faces`, of the same room with captions for its faces."""
     source = path / "source"
     source.mkdir(parents=True)
     records = []
@@ -48,6 +49,7 @@ def shards(path: Path, count: int, *, val: float = 0.0, shard_size: int = 4, fac
 
 
 def data(path: Any, rank: int = 0, world: int = 1, position: int = 0, **options: Any) -> PanoramaDataModule:
+    """Sets up a data module as rank `rank` of `world` sees it, at a sample index of the stream."""
     module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
     module.trainer = SimpleNamespace(
         global_rank=rank, world_size=world, global_step=0, current_epoch=0, accumulate_grad_batches=1
@@ -58,21 +60,22 @@ def data(path: Any, rank: int = 0, world: int = 1, position: int = 0, **options:
 
 
 def keys(loader: Any) -> list[str]:
+    """The keys of all samples of a loader, in order."""
     return [key for batch in loader for key in batch["key"]]
 
 
 def spoil(path: Path, *names: str) -> None:
-    """Overwrites the middle of members of a shard, leaving the tar in order."""
+    """Damages the content of members of a shard; the tar archive itself stays valid."""
     with tarfile.open(path) as tar:
-        places = [(tar.getmember(n).offset_data, tar.getmember(n).size) for n in names]
+        members = [(tar.getmember(n).offset_data, tar.getmember(n).size) for n in names]
     with path.open("r+b") as file:
-        for start, size in places:
+        for start, size in members:
             file.seek(start + size // 2)
             file.write(b"\xff\x00damage")
 
 
 class Step(NamedTuple):
-    """A batch, and the optimizer step that it went into."""
+    """The samples of a batch, and the optimizer step that used it."""
 
     step: int
     keys: list[str]
@@ -80,6 +83,8 @@ class Step(NamedTuple):
 
 
 class Recorder(L.LightningModule):
+    """Records the samples of each step; raises at the step `fails_at`."""
+
     def __init__(self, fails_at: int | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -110,10 +115,10 @@ def fit(
     trainer: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Recorder, L.Trainer]:
-    """Trains up to that many optimizer steps, from a checkpoint if one is given."""
+    """Trains a `Recorder` to `steps` optimizer steps, resuming from the checkpoint if one is given."""
     module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
     model = model or Recorder()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    made = L.Trainer(max_steps=steps, accelerator="cpu", **quiet | {"enable_checkpointing": False} | (trainer or {}))
-    made.fit(model, module, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
-    return model, made
+    fitted = L.Trainer(max_steps=steps, accelerator="cpu", **quiet | {"enable_checkpointing": False} | (trainer or {}))
+    fitted.fit(model, module, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    return model, fitted

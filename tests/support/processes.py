@@ -1,4 +1,4 @@
-"""Runs of `python -m cubediff.train` as people start them, to be killed, stopped and started again."""
+"""Starts `python -m cubediff.train` in a process of its own, which a test may kill, stop and start again."""
 
 import os
 import signal
@@ -28,13 +28,13 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "t
 
 
 class Run:
-    """A started process, and what it has said when it has ended."""
+    """A training process with `TINY` and further overrides; its output goes to `run_dir` with the suffix .txt."""
 
     def __init__(self, shards: Path, run_dir: Path, *words: str, **environment: str) -> None:
         command = [sys.executable, "-m", "cubediff.train", *TINY, f"data.path={shards}", f"run_dir={run_dir}", *words]
         self.checkpoints = run_dir / "checkpoints"
-        self.said = run_dir.with_suffix(".txt")
-        with self.said.open("a") as file:
+        self.log = run_dir.with_suffix(".txt")
+        with self.log.open("a") as file:
             self.process = subprocess.Popen(
                 command,
                 stdout=file,
@@ -42,8 +42,8 @@ class Run:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
 
-    def after(self, step: int, seconds: float = 120.0) -> "Run":
-        """Waits for the checkpoint of a step."""
+    def after(self, step: int, seconds: float = 300.0) -> "Run":
+        """Waits until the checkpoint of a step is written, and returns this run."""
         deadline = time.monotonic() + seconds
         while not (self.checkpoints / f"step{step:08d}.ckpt").exists():
             assert self.process.poll() is None, self.output
@@ -53,15 +53,17 @@ class Run:
 
     @property
     def children(self) -> list[int]:
+        """The process ids of the ranks that the process has started."""
         listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
         return [int(pid) for pid in listed.stdout.split()]
 
     @property
     def output(self) -> str:
-        return self.said.read_text()
+        """What the process and its ranks have printed so far."""
+        return self.log.read_text()
 
-    def ended(self, seconds: float = 120.0) -> int:
-        """Its exit code."""
+    def ended(self, seconds: float = 300.0) -> int:
+        """Waits for the end of the process and returns its exit code; kills it if that takes too long."""
         try:
             return self.process.wait(seconds)
         finally:
@@ -69,6 +71,7 @@ class Run:
 
 
 def alive(pid: int) -> bool:
+    """Whether the process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -77,7 +80,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(*pids: int, seconds: float = 20.0) -> bool:
-    """Whether none of these processes is left after a while."""
+    """Waits for the processes to end; kills those that do not, and returns whether all ended by themselves."""
     deadline = time.monotonic() + seconds
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -88,14 +91,17 @@ def gone(*pids: int, seconds: float = 20.0) -> bool:
 
 
 def saved(run_dir: Path) -> dict[str, Any]:
-    """The last checkpoint, without Lightning's count of epochs begun: one that ends where a run is cut is either."""
+    """Loads the last checkpoint of a run.
+
+    Lightning's count of started epochs is left out: it is one more if the run was interrupted at the end of an epoch.
+    """
     content: dict[str, Any] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     content["loops"]["fit_loop"].pop("epoch_progress")
     return content
 
 
 def difference(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two checkpoints are not bit by bit the same."""
+    """The paths at which two checkpoints differ by at least a bit."""
     if isinstance(a, torch.Tensor):
         return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [where]
     if isinstance(a, dict):

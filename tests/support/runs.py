@@ -1,4 +1,4 @@
-"""Composes configs and trains by them in this process, as the command line would."""
+"""Composes configs and trains with them in this process, as the command line does."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ FEW_SAMPLING_STEPS = "callbacks.samples.steps=1"
 
 
 def composed(*overrides: str, run_dir: Path | None = None, name: str = "train") -> DictConfig:
-    """The job's config; what it reads of Hydra's own (the output folder) is that of the last one composed."""
+    """Composes the config of a job; its references to Hydra's own config are those of the last one composed."""
     into = [] if run_dir is None else [f"run_dir={run_dir}"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         config = compose(name, overrides=[*overrides, *into], return_hydra_config=True)
@@ -33,7 +33,7 @@ def composed(*overrides: str, run_dir: Path | None = None, name: str = "train") 
 
 
 def train(shards: Path, run_dir: Path, *overrides: str) -> Path:
-    """A run of a few steps of a tiny model into `run_dir`, which it returns."""
+    """Trains a tiny model for a few steps and returns `run_dir`."""
     from cubediff.runs.fit import fit
 
     run_dir.mkdir(parents=True)

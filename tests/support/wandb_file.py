@@ -1,4 +1,4 @@
-"""Reads what an offline run of Weights & Biases left in its own file, by the library's protocol alone."""
+"""Reads the file of an offline run of Weights & Biases with the protocol buffers of the library."""
 
 import json
 import struct
@@ -11,21 +11,24 @@ BLOCK = 32768  # bytes; no record's header lies across two of them
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records in order: 7 bytes of the file's own, then chunks (sum, length, and whether a record begins or ends),
-    as in LevelDB's logs."""
+    """Yields the records in order.
+
+    The file has LevelDB's log format: a header of 7 bytes, then chunks of checksum, length and kind (a full record, or
+    the first, middle or last part of one).
+    """
     from wandb.proto import wandb_internal_pb2
 
-    content, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        if BLOCK - place % BLOCK < 7:
-            place += BLOCK - place % BLOCK
+    content, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 <= len(content):
+        if BLOCK - offset % BLOCK < 7:
+            offset += BLOCK - offset % BLOCK
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        place += 7
-        if place + length > len(content):
+        _, length, kind = struct.unpack_from("<IHB", content, offset)
+        offset += 7
+        if offset + length > len(content):
             return
-        parts = (b"" if kind in (1, 2) else parts) + content[place : place + length]
-        place += length
+        parts = (b"" if kind in (1, 2) else parts) + content[offset : offset + length]
+        offset += length
         if kind in (1, 4):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
@@ -33,13 +36,15 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def nested(items: Any) -> dict[str, Any]:
-    """The values of a record by their keys, those of an object by KEY.PART."""
+    """The values of a record by key; the keys of nested values are joined by dots."""
     return {".".join([item.key] if item.key else item.nested_key): json.loads(item.value_json) for item in items}
 
 
 class OfflineRun:
-    """`config`; `history`, a dict a row; `artifacts`, of each (type, name) the files. Waits until the file is whole,
-    for W&B's own process goes on writing it after `wandb.finish()`."""
+    """The `config`, the `history` (a dict for each row), and the files of the `artifacts` by (type, name).
+
+    Waits until the file is complete: W&B's own process still writes to it after `wandb.finish()`.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         (self.path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
@@ -48,10 +53,10 @@ class OfflineRun:
         self.history: list[dict[str, Any]] = []
         self.artifacts: dict[tuple[str, str], set[str]] = {}
         until = time.monotonic() + 60
-        while not (whole := list(records(self.path))) or whole[-1].WhichOneof("record_type") != "exit":
+        while not (complete := list(records(self.path))) or complete[-1].WhichOneof("record_type") != "exit":
             assert time.monotonic() < until, f"{self.path} has no end"
             time.sleep(0.1)
-        for record in whole:
+        for record in complete:
             kind = record.WhichOneof("record_type")
             if kind in ("run", "config"):
                 self.config |= nested((record.run.config if kind == "run" else record.config).update)

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from support.builds import panoramas
 from support.pages import Page
 
@@ -68,21 +68,18 @@ def test_text_from_users_stays_text(folder: Path) -> None:
     assert any("1024x100 is not 2:1" in text for text in page.texts["td"])
 
 
-def test_a_browser_shows_all_pictures_and_nothing_runs(folder: Path) -> None:
-    browser_path = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 420, "height": 800})
-        requests, faults = [], []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: faults.append(message.text))
-        page.goto((folder / "report.html").as_uri())
-        page.eval_on_selector_all("img", "images => images.forEach(i => i.loading = 'eager')")
-        page.wait_for_function("[...document.images].every(i => i.complete)")
-        sizes = page.eval_on_selector_all("img", "images => images.map(i => [i.naturalWidth, i.naturalHeight])")
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        title = page.title()
-        browser.close()
+def test_a_browser_shows_all_pictures_and_nothing_runs(browser: Browser, folder: Path) -> None:
+    page = browser.new_page(viewport={"width": 420, "height": 800})
+    requests, faults = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: faults.append(message.text))
+    page.goto((folder / "report.html").as_uri())
+    page.eval_on_selector_all("img", "images => images.forEach(i => i.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(i => i.complete)")
+    sizes = page.eval_on_selector_all("img", "images => images.map(i => [i.naturalWidth, i.naturalHeight])")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    title = page.title()
+    page.close()
     assert sizes == [[288, 144]] * 28
     assert wide <= 420  # nothing sticks out on a phone
     assert title == "Panoramas of a dataset"

@@ -1,13 +1,12 @@
 """The report of a sweep: what the table and the page say of made-up results, and that a browser shows the page."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from support.pages import Page
 from typer.testing import CliRunner
 
@@ -80,27 +79,24 @@ def test_the_page_tells_all_and_text_from_users_stays_text(out: str, folder: Pat
     assert text.count("<svg ") == 4  # two curves, two keys
 
 
-def test_a_browser_shows_the_page_within_a_narrow_window(out: str, folder: Path) -> None:
-    browser_path = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 420, "height": 800})
-        faults: list[str] = []
-        page.on("console", lambda message: faults.append(message.text))
-        page.goto((folder / "report.html").as_uri())
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        outside = page.evaluate(
-            """[...document.querySelectorAll('svg')].filter(svg => {
-                const all = svg.getBoundingClientRect();
-                return [...svg.querySelectorAll('circle, path, text')].some(part => {
-                    const box = part.getBoundingClientRect();
-                    return box.left < all.left - 1 || box.right > all.right + 1
-                        || box.top < all.top - 1 || box.bottom > all.bottom + 1;
-                });
-            }).length"""
-        )
-        title = page.title()
-        browser.close()
+def test_a_browser_shows_the_page_within_a_narrow_window(browser: Browser, out: str, folder: Path) -> None:
+    page = browser.new_page(viewport={"width": 420, "height": 800})
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.goto((folder / "report.html").as_uri())
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    outside = page.evaluate(
+        """[...document.querySelectorAll('svg')].filter(svg => {
+            const all = svg.getBoundingClientRect();
+            return [...svg.querySelectorAll('circle, path, text')].some(part => {
+                const box = part.getBoundingClientRect();
+                return box.left < all.left - 1 || box.right > all.right + 1
+                    || box.top < all.top - 1 || box.bottom > all.bottom + 1;
+            });
+        }).length"""
+    )
+    title = page.title()
+    page.close()
     assert (wide, outside, title, faults) == (420, 0, "Runs compared", [])
 
 
