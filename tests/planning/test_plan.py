@@ -1,6 +1,5 @@
 """The plan against real runs of the same step: parameters, bytes, operations, peak of allocations."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,38 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from omegaconf import DictConfig
 from support.losses import losses_of
 from support.runs import composed
+from support.step_memory import BATCH, TINY, module_and_batch
 from torch import nn
 
-from cubediff.configs import build
 from cubediff.planning.cost import cost, largest_batch
-from cubediff.training.module import CubeDiffModule
 
 TINY_SD = Path(__file__).parents[2] / "experiments" / "tiny_sd" / "model"
-TINY = ("model=tiny_random", "trainer=cpu", "data.path=SHARDS")
 FULL = (*TINY, "model.trainable=full")
-
-
-def real(config: DictConfig, batch: int) -> tuple[CubeDiffModule, dict[str, Any]]:
-    module = build(config.model)
-    module.encode_null_text()
-    faces = torch.rand(batch, 6, 3, config.face_size, config.face_size) * 2 - 1
-    return module, {"faces": faces, "prompts": [[f"{b} {f}" for f in range(6)] for b in range(batch)]}
 
 
 @pytest.mark.parametrize("trainable", ["attention", "value_output", "lora", "full"])
 def test_parameters_and_bytes_are_those_of_the_real_module(trainable: str) -> None:
     config = composed(*TINY, f"model.trainable={trainable}")
-    module, batch = real(config, 1)
+    module, batch = module_and_batch(config, 1)
     planned = cost(config, 1)
     trained = list(module.trained_parameters.values())
     assert planned.trained == sum(p.numel() for p in trained)
     assert planned.parameters == sum(p.numel() for p in module.unet.parameters())
     assert planned.weights == sum(t.nbytes for t in module.unet.state_dict().values())
-    assert planned.average == sum(p.nbytes for p in trained)
+    assert planned.ema == sum(p.nbytes for p in trained)
     losses_of(module, batch, (0,)).mean().backward()
     assert planned.gradients == sum(p.grad.nbytes for p in trained)
     optimizer = module.optimizer(trained)
@@ -60,7 +48,7 @@ def test_operations_are_those_counted_by_hand() -> None:
     """Convolutions, linear layers and attention of one forward pass, from the layers' own shapes. A backward pass takes
     twice as many, and two and a half times those of attention, whose products are made again."""
     config = composed(*FULL)
-    module, batch = real(config, 2)
+    module, batch = module_and_batch(config, 2)
     counted = {"unet": 0, "vae": 0, "text": 0, "unet attention": 0, "vae attention": 0}
 
     def count(part: str) -> Any:
@@ -93,62 +81,6 @@ def test_operations_are_those_counted_by_hand() -> None:
     assert planned.flops == pytest.approx(expected, rel=0.02)
 
 
-MEMORY = """
-import gc, json, re, sys
-sys.path[:0] = [TESTS, TESTS + '/planning']
-import torch
-from torch.nn.parallel import DistributedDataParallel
-from functools import partial
-from test_plan import FULL, Path, composed, cost, losses_of, real
-from cubediff.training.fsdp import apply_fsdp
-
-def resident(kind):  # VmHWM is of this process alone; getrusage's maximum is also of what it was forked from
-    return 1024 * int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
-class Losses(torch.nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *given):
-        return losses_of(self.module, *given)
-
-way, rank, file, *words = sys.argv[1:]
-world = 2 if way == "fsdp" else 1
-device = ["trainer.devices=" + str(world), "trainer.accelerator=cpu", "trainer.precision=32-true"]
-config = composed("experiment=tiny_cpu", "data.path=SHARDS", "trainer=" + way, *device, *words)
-planned = cost(config, 2)
-torch.distributed.init_process_group("gloo", init_method="file://" + file, rank=int(rank), world_size=world)
-mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
-
-def prepared(module):
-    if way == "fsdp":
-        apply_fsdp(module.unet, module.backbone.blocks(), mesh)
-    if way == "ddp":
-        return DistributedDataParallel(Losses(module), gradient_as_bucket_view=True)
-    return partial(losses_of, module)
-
-small, made = real(composed(*FULL), 1)
-prepared(small)(made, (0,)).mean().backward()  # loads what the first step of a process loads
-del small, made
-gc.collect()
-before = resident('VmRSS')
-module, made = real(config, 2)
-losses = prepared(module)
-gc.collect()
-optimizer = module.optimizer(list(module.trained_parameters.values()))
-Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-for step in range(3):  # DDP has its last buckets after the first, the optimizer its moments
-    optimizer.zero_grad(set_to_none=True)
-    for micro in range(config.trainer.accumulate_grad_batches):
-        losses(made, (step,)).mean().backward()
-    optimizer.step()
-peak = resident('VmHWM')
-print(json.dumps([planned.resident - planned.average + planned.step_peak, planned.gathered, peak - before]), flush=True)
-torch.distributed.barrier()
-"""
-
-
 @pytest.mark.ddp
 @pytest.mark.parametrize(
     ("way", "words"),
@@ -160,26 +92,32 @@ torch.distributed.barrier()
     ],
 )
 def test_the_peak_is_the_memory_that_a_process_takes_for_its_steps(way: str, words: list[str], tmp_path: Path) -> None:
-    """With an allocator that gives everything back at once, as torch's on a GPU reuses it. What FSDP has whole at a
-    time is most where activations are few, so that not all of it need count."""
-    script = MEMORY.replace("TESTS", repr(str(Path(__file__).parents[1])))
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    options: dict[str, Any] = {
-        "env": {**os.environ, **at_once, "OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
+    """With an allocator that returns memory at once, as torch reuses it on a GPU.
+
+    FSDP's gathered parameters are largest where there are few activations, so they need not add to the peak in full.
+    """
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **allocator, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    world = 2 if way == "fsdp" else 1
+    device = (f"trainer.devices={world}", "trainer.accelerator=cpu", "trainer.precision=32-true")
+    overrides = ("experiment=tiny_cpu", "data.path=SHARDS", f"trainer={way}", *device, *words)
     ranks = [
-        subprocess.Popen([sys.executable, "-c", script, way, str(rank), str(tmp_path / "meet"), *words], **options)
-        for rank in range(2 if way == "fsdp" else 1)
+        subprocess.Popen(
+            [sys.executable, "-m", "support.step_memory", way, str(rank), str(world), tmp_path / "meet", *overrides],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
     ]
-    for done in ranks:
-        out, err = done.communicate(timeout=300)
-        assert done.returncode == 0, err
-        planned, gathered, measured = json.loads(out.splitlines()[-1])
-        assert (gathered > 0) == (way == "fsdp")
-        assert 0.9 * (planned - gathered) < measured < 1.1 * planned
+    planned = cost(composed(*overrides), BATCH)
+    assert (planned.unsharded > 0) == (way == "fsdp")
+    steps = planned.resident - planned.ema + planned.step_peak
+    for process in ranks:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert 0.9 * (steps - planned.unsharded) < int(out.splitlines()[-1]) < 1.1 * steps
 
 
 def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_its_multiple() -> None:
