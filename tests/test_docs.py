@@ -52,7 +52,6 @@ REPLACED = (
 OFFENDERS: dict[str, int] = {
     "conf/callbacks/default.yaml": 1,
     "conf/callbacks/none.yaml": 1,
-    "conf/data/panoramas.yaml": 1,
     "conf/objective/v_prediction.yaml": 1,
     "conf/train.yaml": 2,
     "conf/trainer/fsdp.yaml": 1,
