@@ -58,7 +58,6 @@ OFFENDERS: dict[str, int] = {
     "src/cubediff/configs/arguments.py": 1,
     "src/cubediff/data/building/captioning.py": 1,
     "src/cubediff/data/building/report.html": 1,
-    "src/cubediff/data/streaming/stream.py": 1,
     "src/cubediff/diffusion/objective.py": 1,
     "src/cubediff/images/reading.py": 1,
     "src/cubediff/models/backbone.py": 2,

@@ -103,9 +103,11 @@ class PanoramaDecoder:
     augmentation: Augmentation
 
     def verify(self, sample: Sample) -> None:
+        """Checks the JPEG's checksum."""
         verify_member(sample, "jpg")
 
     def decode(self, sample: Sample, rng: random.Random | None) -> DecodedPanorama:
+        """Decodes and resizes a panorama, augmented if there is an rng."""
         record, image = read_record(sample), resize_panorama(decode_image(sample["jpg"]), self.height)
         key, caption, faces = str(sample["__key__"]), str(record["caption"]), record.get("faces")
         if rng is None:
@@ -116,6 +118,7 @@ class PanoramaDecoder:
         return DecodedPanorama(key, np.ascontiguousarray(image[:, ::-1]) if view.flipped else image, view)
 
     def collate(self, samples: Sequence[DecodedPanorama]) -> PanoramaBatch:
+        """Stacks panoramas to a batch."""
         images = torch.from_numpy(np.stack([s.image for s in samples]))
         return PanoramaBatch(
             panorama=images.permute(0, 3, 1, 2),  # stays channels-last in memory: a copy would take longer

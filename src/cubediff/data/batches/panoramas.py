@@ -73,6 +73,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         )
 
     def decoder(self, split: str) -> PanoramaDecoder:
+        """The decoder of panoramas, the same for both splits; the stream gives no rng for validation."""
         return PanoramaDecoder(self.panorama_height, self.augmentation)
 
     def on_after_batch_transfer(self, batch: PanoramaBatch, dataloader_idx: int) -> CubeBatch:

@@ -1,4 +1,4 @@
-"""The keys of the batches that data modules produce, besides those of `StreamBatch`.
+"""The keys of the batches that data modules produce, in addition to those of `StreamBatch`.
 
 B is the number of panoramas of one device.
 """

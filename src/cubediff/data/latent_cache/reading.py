@@ -36,9 +36,11 @@ class LatentDecoder:
     """
 
     def verify(self, sample: Sample) -> None:
+        """Checks the checksum of the tensors."""
         verify_member(sample, "safetensors")
 
     def decode(self, sample: Sample, rng: random.Random | None) -> DecodedLatents:
+        """Loads the tensors of one rotation."""
         yaws, packed = read_record(sample)["yaws"], sample["safetensors"]
         if not isinstance(yaws, list) or not isinstance(packed, bytes):
             raise TypeError("its yaws must be a list and its safetensors bytes")
@@ -49,6 +51,7 @@ class LatentDecoder:
         return DecodedLatents(str(sample["__key__"]), yaws[rotation], latents, text)
 
     def collate(self, samples: Sequence[DecodedLatents]) -> LatentBatch:
+        """Stacks latents and text states to a batch."""
         return LatentBatch(
             latents=torch.stack([s.latents for s in samples]),
             text={name: torch.stack([s.text[name] for s in samples]) for name in samples[0].text},
@@ -108,4 +111,5 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
         return self.latents[0]["encoders"]
 
     def decoder(self, split: str) -> LatentDecoder:
+        """The decoder of latents, the same for both splits."""
         return LatentDecoder()

@@ -1,4 +1,4 @@
-"""The panoramas to cache: a data module that shows each at several yaw rotations, shard by shard."""
+"""The data module of panoramas to cache: each at several yaw rotations, shard by shard."""
 
 import random
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ from cubediff.data.batches.types import CubeBatch, PanoramaBatch
 from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.skipping import SkippedSample
 from cubediff.data.streaming.stream import Stream
+from cubediff.geometry.conventions import FACE_FOV
 
 
 class _Location(NamedTuple):
-    """Where a panorama lies."""
+    """Split, shard and number of a panorama in its shard."""
 
     split: str
     shard: int
@@ -24,15 +25,18 @@ class _Location(NamedTuple):
 
 
 class CachingDataModule(PanoramaDataModule):
-    """Each panorama of a dataset as one batch of yaw rotations, drawn as training draws them from the seed and the key.
+    """Batches of all yaw rotations of one panorama, augmented as in training and drawn from the seed and its key.
 
-    Validation panoramas are not rotated and have one view.
+    Validation panoramas have one view, which is not augmented.
 
     Args:
         path: Of the dataset.
+        batch_size: Unused: a batch has the rotations of one panorama.
         face_size: Of the faces to encode, in pixels.
+        fov: Field of view of the faces, in degrees.
+        panorama_height: Rows that the workers resize panoramas to; None is 2 · `face_size`.
         turns: Yaw rotations of each training panorama.
-        **options: As of `PanoramaDataModule`.
+        **options: The fields of `Augmentation` and `StreamSettings`.
 
     Raises:
         ValueError: If `turns` is below 1, `photos` is set or `path` names several datasets.
@@ -43,11 +47,13 @@ class CachingDataModule(PanoramaDataModule):
         path: str | Path | Sequence[str | Path],
         batch_size: int,
         face_size: int,
+        fov: float = FACE_FOV,
+        panorama_height: int | None = None,
         *,
         turns: int,
         **options: Unpack[PanoramaOptions],
     ) -> None:
-        super().__init__(path, batch_size, face_size, **options)
+        super().__init__(path, batch_size, face_size, fov, panorama_height, **options)
         if turns < 1:
             raise ValueError(f"cache.turns must be at least 1, got {turns}")
         if self.augmentation.photos is not None:

@@ -91,7 +91,7 @@ class Stream(Generic[SampleT, BatchT]):
 
         Raises:
             DataError: If a shard cannot be opened.
-            Exception: If a sample is damaged, whatever its bytes make the reader or the decoder raise.
+            Exception: If a sample is damaged: any exception that the reader or the decoder raises on its bytes.
         """
         for position in positions:
             shard, number = self.reader.locate(self.order[position])
