@@ -111,7 +111,7 @@ def test_sky_is_above_ground_is_below_and_the_seam_does_not_show(scenes: list) -
 
 @pytest.mark.parametrize("size", [(64, 100), (8, 16), (128, 64)])
 def test_a_size_that_is_no_panorama_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="the width is twice the height"):
+    with pytest.raises(ValueError, match="expected 1:2 and at least 16x32"):
         create_example_dataset(1, tmp_path, size=size)
 
 

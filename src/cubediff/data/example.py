@@ -1,6 +1,5 @@
-"""Procedural panoramas for people who have none: skies, grounds and things to see on each side, drawn by
-direction, with a caption of the whole and true captions of the six faces (the form of the paper's training
-data).
+"""Procedural panoramas as example data: sky, ground and one object on each side, with a caption of the panorama and of
+each face.
 
 `cubediff example NUM OUTPUT` writes a folder that `cubediff prepare` takes.
 """
@@ -13,17 +12,18 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 Array = np.ndarray
 RGB = tuple[float, float, float]
 
 
 class Sky(NamedTuple):
+    """Appearance of a sky; colours are RGB in [0, 1]."""
+
     caption: str
     zenith: RGB
     horizon: RGB
-    light: float  # of everything below it
+    light: float  # brightness of everything below the sky
     sun: RGB | None
     sun_pitch: float  # degrees
     clouds: float
@@ -60,62 +60,72 @@ COLOURS: dict[str, RGB] = {
     "orange": (0.95, 0.48, 0.08),
     "purple": (0.52, 0.16, 0.62),
 }
-_SPREAD = 0.85  # things stay within this tangent of their wall's centre, so that no neighbouring face shows them
+_SPREAD = 0.85  # greatest extent of an object from the centre of its face (a tangent): no neighbouring face shows it
 
 
 def create_example_dataset(
     num_samples: int, output_dir: str | Path, size: tuple[int, int] = (256, 512), seed: int = 0
 ) -> Path:
-    """Writes `num_samples` panoramas of `size` (height, width) and captions.jsonl into `output_dir`, which it
-    returns.
+    """Writes procedural panoramas and captions.jsonl to a folder.
 
-    Panorama i depends on `seed` and i alone. Raises ValueError where the size is not 2:1 or nothing is asked
-    for.
+    Args:
+        num_samples: Number of panoramas, at least 1.
+        output_dir: The folder, created if it does not exist.
+        size: Height and width in pixels, 1:2 and at least 16 x 32.
+        seed: Panorama i depends on the seed and i only.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the number or the size is out of range.
     """
     height, width = size
     if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}: ask for at least 1")
+        raise ValueError(f"num_samples is {num_samples}, expected at least 1")
     if width != 2 * height or height < 16:
-        raise ValueError(f"size {height}x{width} (height, width): the width is twice the height, at least 16x32")
+        raise ValueError(f"size is {height}x{width} (height, width), expected 1:2 and at least 16x32")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    from cubediff.images.writing import encode_jpeg  # imports torch, which --help does not wait for
+
     lines = []
     for i in range(num_samples):
         image, caption, faces = draw_example(height, seed, i)
         file = f"example_{i:06d}.jpg"
-        Image.fromarray(image).save(folder / file, quality=92, subsampling=0)
+        (folder / file).write_bytes(encode_jpeg(image, quality=92))
         lines.append(json.dumps({"file": file, "caption": caption, "faces": faces}) + "\n")
     (folder / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
 def draw_example(height: int, seed: int, index: int) -> tuple[UInt8[Array, "h w 3"], str, dict[str, str]]:
-    """One panorama (height, 2·height, 3), its caption (true at any yaw) and the captions of its faces."""
+    """Draws a panorama: sRGB levels (height, 2·height, 3), a caption that holds at any yaw, and the faces' captions."""
     from cubediff.geometry.conventions import FACES
 
     rng = np.random.default_rng([seed, index])
     sky = SKIES[rng.integers(len(SKIES))]
     ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
-    fine = 2 * height  # drawn at twice the size, then averaged
+    fine = 2 * height  # drawn at twice the size, then averaged to avoid aliasing
     yaw = ((np.arange(2 * fine) + 0.5) / (2 * fine) - 0.5) * 2 * np.pi
     pitch = (0.5 - (np.arange(fine) + 0.5) / fine) * np.pi
     yaw, pitch = np.meshgrid(yaw.astype(np.float32), pitch.astype(np.float32))
     rays = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], -1)
     image = np.where((pitch > 0)[..., None], _draw_sky(rays, sky, rng), _draw_ground(rays, sky, ground, rng))
-    seen = []
+    objects = []
     things, colours = rng.permutation(len(THINGS)), rng.permutation(len(COLOURS))
     for wall in range(4):
         name, draw = THINGS[things[wall]]
         colour = list(COLOURS)[colours[wall]]
-        turned = yaw - wall * np.pi / 2
-        ahead = np.cos(turned) > 0.3
-        right = np.tan(np.where(ahead, turned, 0.0))  # the position on the wall's own face: right and up
-        up = np.tan(pitch) / np.where(ahead, np.cos(turned), 1.0)
+        relative_yaw = yaw - wall * np.pi / 2
+        ahead = np.cos(relative_yaw) > 0.3
+        right = np.tan(np.where(ahead, relative_yaw, 0.0))  # tangent coordinates on the wall's face: right and up
+        up = np.tan(pitch) / np.where(ahead, np.cos(relative_yaw), 1.0)
         for mask, shade in draw(right, up, np.array(COLOURS[colour]), rng):
-            image[mask & ahead] = (shade * sky.light * (0.85 + 0.15 * np.cos(turned))[..., None])[mask & ahead]
-        seen.append(name.format(colour=colour))
-    caption = f"{', '.join(seen[:3])} and {seen[3]} around a place of {ground} under {sky.caption}"
-    walls = [f"{thing} on {ground} under {sky.caption}" for thing in seen]
+            image[mask & ahead] = (shade * sky.light * (0.85 + 0.15 * np.cos(relative_yaw))[..., None])[mask & ahead]
+        objects.append(name.format(colour=colour))
+    caption = f"{', '.join(objects[:3])} and {objects[3]} around a place of {ground} under {sky.caption}"
+    walls = [f"{thing} on {ground} under {sky.caption}" for thing in objects]
     captions = [*walls, sky.caption, ground]
     faces = {face: text[0].upper() + text[1:] for face, text in zip(FACES, captions, strict=True)}
     image = np.clip(image, 0, 1).reshape(height, 2, 2 * height, 2, 3).mean((1, 3))
@@ -126,22 +136,23 @@ def draw_example(height: int, seed: int, index: int) -> tuple[UInt8[Array, "h w 
 
 
 def _noise(points: Float[Array, "... 3"], scale: float, rng: np.random.Generator) -> Float[Array, "..."]:
-    """Smooth noise in about [-1, 1] over space, so that neither the seam nor the poles show."""
+    """Smooth noise of about [-1, 1] as a function of the point in space, so that it has no seam and no poles."""
     waves = scale * rng.normal(size=(6, 3)).astype(np.float32) * np.array([[1], [1], [2], [2], [4], [4]], np.float32)
     weights = 1 / np.linalg.norm(waves, axis=1)
     phases = rng.uniform(0, 2 * np.pi, 6).astype(np.float32)
-    return np.sin(points.astype(np.float32) @ waves.T + phases) @ (weights / weights.sum())
+    noise: Array = np.sin(points.astype(np.float32) @ waves.T + phases) @ (weights / weights.sum())
+    return noise
 
 
 def _draw_sky(rays: Float[Array, "h w 3"], sky: Sky, rng: np.random.Generator) -> Float[Array, "h w 3"]:
     up = np.clip(rays[..., 1:2], 0, 1) ** 0.6
-    image = (1 - up) * np.array(sky.horizon) + up * np.array(sky.zenith)
+    image: Array = (1 - up) * np.array(sky.horizon) + up * np.array(sky.zenith)
     if sky.clouds:
         cloud = np.clip(1.6 * _noise(rays * (1, 2.5, 1), 5.0, rng) + 0.1, 0, 1) * np.clip(6 * rays[..., 1], 0, 1)
         image += (sky.clouds * cloud)[..., None] * (0.97 - image)
     if sky.stars:
         height, width = image.shape[:2]
-        rows = (0.5 - np.arcsin(rng.uniform(0.1, 1, 300)) / np.pi) * height  # as many per area everywhere
+        rows = (0.5 - np.arcsin(rng.uniform(0.1, 1, 300)) / np.pi) * height  # uniform density over the sphere
         columns, shine = rng.integers(0, width - 1, 300), rng.uniform(0.3, 1, (300, 1))
         for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
             image[rows.astype(int) + down, columns + right] = shine
@@ -157,21 +168,22 @@ def _draw_sky(rays: Float[Array, "h w 3"], sky: Sky, rng: np.random.Generator) -
 def _draw_ground(rays: Float[Array, "h w 3"], sky: Sky, ground: str, rng: np.random.Generator) -> Float[Array, "h w 3"]:
     dark, light = (np.array(c) for c in GROUNDS[ground])
     depth = np.clip(-rays[..., 1:2], 0.02, None)
-    place = rays / depth  # where the ray meets the plane one unit below
+    plane = rays / depth  # where the ray meets the plane one unit below
     if ground == "grey paving stones":
-        x, z = 1.5 * place[..., 0], 1.5 * place[..., 2]
+        x, z = 1.5 * plane[..., 0], 1.5 * plane[..., 2]
         stone = np.sin((np.floor(x) * 7 + np.floor(z) * 13) * 12.9898)
         texture = np.where(np.minimum(x % 1, z % 1) < 0.06, -1.5, 0.6 * stone)
     else:
-        texture = _noise(place * ((1, 0, 4) if ground == "blue water" else (1, 0, 1)), 4.0, rng)
-    texture *= np.clip(depth[..., 0] * 4, 0, 1)  # finer than a pixel towards the horizon
+        texture = _noise(plane * ((1, 0, 4) if ground == "blue water" else (1, 0, 1)), 4.0, rng)
+    texture *= np.clip(depth[..., 0] * 4, 0, 1)  # fades out towards the horizon, where it is finer than a pixel
     image = (dark + (light - dark) * (0.5 + 0.5 * texture)[..., None]) * sky.light
     haze = np.exp(-depth * 14) * 0.7
-    return image + haze * (np.array(sky.horizon) * max(sky.light, 0.5) - image)
+    blended: Array = image + haze * (np.array(sky.horizon) * max(sky.light, 0.5) - image)
+    return blended
 
 
-# ---- things ------------------------------------------------------------------------------------------------
-# Each gives (mask, shade) layers over a face's plane: right and up are tangents, 0 at its centre, 1 at 45°.
+# ---- objects -----------------------------------------------------------------------------------------------
+# Each returns layers (mask, colours) over the plane of a face; right and up are tangents, 0 at its centre, 1 at 45°.
 
 Layers = list[tuple[Array, Array]]
 _WOOD, _WHITE, _DARK = (
@@ -258,7 +270,7 @@ THINGS: tuple[tuple[str, Callable[[Array, Array, Array, np.random.Generator], La
 
 
 def main(
-    num: Annotated[int, typer.Argument(help="How many panoramas.", min=1)],
+    num: Annotated[int, typer.Argument(help="Number of panoramas.", min=1)],
     output: Annotated[Path, typer.Argument(help="Folder for the panoramas and captions.jsonl.")],
     height: Annotated[int, typer.Option(help="Of a panorama in pixels; its width is twice that.", min=16)] = 256,
     seed: Annotated[int, typer.Option(help="Another seed, other panoramas.")] = 0,
