@@ -40,6 +40,9 @@ _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 # interpolation as its text.
 ADDED: dict[str, object] = {
     "data.stages": None,
+    "model.objective.process": None,
+    "model.objective.timesteps": None,
+    "model.objective.weighting": None,
 }
 
 

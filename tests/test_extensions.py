@@ -1,0 +1,130 @@
+"""Another package adds a data source, a callback, a loss weighting and a backbone, one file each, and every command of
+this package works with them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cubediff.configs import CONFIG_DIR
+from cubediff.data import create_example_dataset
+
+EXTENSION = Path(__file__).parent / "support/extension"
+MODEL = ("model=toy", "trainer=cpu", "data.batch_size=1", "data.num_workers=0")
+STEPS = ("trainer.max_steps=3", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed package: modules, a config, and the entry points of its distribution."""
+    folder = tmp_path_factory.mktemp("site")
+    for module in EXTENSION.glob("*.py"):
+        shutil.copy(module, folder)
+    (folder / "conf/model").mkdir(parents=True)
+    shutil.copy(EXTENSION / "toy.yaml", folder / "conf/model")
+    info = folder / "toy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[cubediff.backbones]\ntoy = toy_backbone:ToyPipeline\n[cubediff.sources]\narrays = toy_source:ArrayFolder\n"
+    )
+    return folder
+
+
+def cubediff(package: Path, *words: object, cwd: Path) -> str:
+    """Runs a command in a fresh process that has the package installed; returns its output."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "cubediff.cli", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shards(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "arrays").mkdir()
+    for path in sorted(create_example_dataset(6, folder / "images", size=(64, 128)).glob("*.[jp][pn]g")):
+        with Image.open(path) as image:
+            np.save(folder / "arrays" / f"{path.stem}.npy", np.asarray(image.convert("RGB")))
+    cubediff(package, "prepare", folder / "arrays", folder / "shards", "--source", "arrays", cwd=folder)
+    assert json.loads((folder / "shards/manifest.json").read_text())["samples"] == 6
+    return folder / "shards"
+
+
+def train(package: Path, folder: Path, *words: object) -> tuple[Path, dict[int, list[float]]]:
+    """A run with the extension's model, callback and loss weighting: its folder, and the losses of each rank."""
+    run, losses = folder / "run", folder / "losses"
+    losses.mkdir()
+    callback = f"+callbacks.losses={{_target_:toy_callback.LossFile,folder:{losses}}}"
+    config = ("--config-dir", package / "conf")
+    cubediff(package, "train", *config, *MODEL, *STEPS, f"run_dir={run}", callback, *words, cwd=folder)
+    each = {int(file.stem.removeprefix("rank")): file for file in losses.glob("rank*.txt")}
+    return run, {rank: [float(line) for line in file.read_text().split()] for rank, file in each.items()}
+
+
+def weighting(factor: float) -> str:
+    return f"model.objective.weighting={{_target_:toy_weighting.Constant,factor:{factor}}}"
+
+
+def test_it_is_trained_exported_and_generates_in_a_fresh_process(package: Path, shards: Path, tmp_path: Path) -> None:
+    data = f"data.path={shards}"
+    for name, factor in (("one", 1.0), ("three", 3.0)):
+        (tmp_path / name).mkdir()
+        run, losses = train(package, tmp_path / name, data, weighting(factor), "trainer.max_steps=1")
+        (tmp_path / name / "first").write_text(str(losses[0][0]))
+    first = [float((tmp_path / name / "first").read_text()) for name in ("one", "three")]
+    assert first[1] == pytest.approx(3 * first[0], rel=1e-6)  # the weighting acts
+    run, losses = train(package, tmp_path, data, weighting(1.0))
+    assert len(losses[0]) == 3
+    assert json.loads((run / "export/model_index.json").read_text())["transformer"] == [
+        "toy_backbone",
+        "ToyTransformer",
+    ]
+    made = cubediff(
+        package, "generate", "--model", run / "export", "--prompt", "a hall", "--output", tmp_path / "out",
+        "--steps", 2, "--seed", 1, cwd=tmp_path,
+    )  # fmt: skip
+    assert "panorama.jpg" in made
+    with Image.open(tmp_path / "out/panorama.jpg") as panorama:
+        assert panorama.size == (256, 128)
+
+
+@pytest.mark.ddp
+def test_it_is_trained_on_two_ranks_that_the_launcher_starts(package: Path, shards: Path, tmp_path: Path) -> None:
+    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2")
+    _, losses = train(package, tmp_path, f"data.path={shards}", *devices)
+    assert {rank: len(each) for rank, each in losses.items()} == {0: 3, 1: 3}
+    assert losses[0] != losses[1]
+
+
+def test_it_is_planned_and_cached_and_trained_from_the_cache(package: Path, shards: Path, tmp_path: Path) -> None:
+    config = ("--config-dir", package / "conf", *MODEL)
+    plan = cubediff(package, "plan", *config, "name=toy", cwd=tmp_path)
+    assert "0.0 M parameters" in plan
+    latents = tmp_path / "latents"
+    cubediff(package, "cache", *config, f"data.path={shards}", f"cache.output={latents}", "cache.turns=2", cwd=tmp_path)
+    _, losses = train(package, tmp_path, "data=latents", f"data.path={latents}")
+    assert len(losses[0]) == 3
+
+
+def test_a_backbone_that_is_no_pipeline_class_is_refused_by_name(package: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(package, site)
+    info = site / "toy-1.0.dist-info/entry_points.txt"
+    info.write_text("[cubediff.backbones]\ntoy = toy_backbone:ToyBackbone\n")
+    run = [sys.executable, "-m", "cubediff.cli", "generate", "--model", CONFIG_DIR, "--prompt", "x", "--output", "o"]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
+    run[run.index(CONFIG_DIR)] = str(model)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the backbone toy = toy_backbone:ToyBackbone: expected a subclass of" in done.stderr
