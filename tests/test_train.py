@@ -238,7 +238,7 @@ def test_every_run_of_a_sweep_is_a_wandb_run_of_its_own_with_its_samples(sweep: 
 
 def test_the_command_shows_its_progress_and_no_advertisements(sweep: tuple[Path, str, str]) -> None:
     _, out, err = sweep
-    assert "5 panoramas and 3 to validate with, 2 a step" in out
+    assert "5 training and 3 validation panoramas, 2 per step" in out
     assert "training: 100%" in err
     assert "2/2" in err
     assert not any(noise in out + err for noise in ("Tip:", "Writing model shards", "Loading weights", "Warning:"))
@@ -259,7 +259,7 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("trained: ") == 1
-    assert "4 a step" in result.stdout
+    assert "4 per step" in result.stdout
     (run,) = (tmp_path / "experiments/runs/train").iterdir()
     data = PanoramaDataModule(tiny_shards, batch_size=3, face_size=64)
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
@@ -299,7 +299,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> 
 def test_four_gpus_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}")
-    assert told == "error: trainer.devices=4 of GPUs, and this machine has none: give trainer=cpu"
+    assert told == "error: trainer.devices=4 GPUs, but this machine has none: give trainer=cpu"
 
 
 def test_weights_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,13 +328,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tiny_shards: Path, t
     told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True, check=True)
     assert f"path: {tiny_shards}" in told.stdout  # the config
     assert "4 × 4 panoramas" in told.stdout  # the plan
-    assert f"{tiny_shards}: 5 to train with in 1 shards, 3 to validate with in 1 shards" in told.stdout
-    assert told.stdout.rstrip().endswith(f"everything would go to {run_dir}")
+    assert f"{tiny_shards}: 5 training panoramas in 1 shards, 3 validation panoramas in 1 shards" in told.stdout
+    assert told.stdout.rstrip().endswith(f"output folder: {run_dir}")
     assert [path.name for path in run_dir.iterdir()] == [".hydra"]
     words = (*words, f"resume={tmp_path / 'nothing.ckpt'}")
     told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True)
     assert told.returncode == 1
-    assert "nothing.ckpt is no file" in told.stderr
+    assert "nothing.ckpt is not a file" in told.stderr
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -342,7 +342,7 @@ def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pyt
     finite = ("callbacks.finite.every_n_steps=1", "callbacks.finite.limit=3")
     options = (*QUICK, *finite, "model.optimizer.lr=1e30", "trainer.limit_val_batches=0")
     told = ended(monkeypatch, tmp_path, *options, f"data.path={tiny_shards}", "trainer.max_steps=9")
-    assert told.startswith("error: 3 steps were left out because losses or gradients are not finite (the last up to")
+    assert told.startswith("error: 3 steps were skipped because losses or gradients are not finite (the last up to")
     assert "example_00000" in told
     assert told.endswith("lower model.optimizer.lr, or look at these samples")
     assert (tmp_path / "run/logs/metrics.csv").is_file()
@@ -363,8 +363,8 @@ def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
         folder = tmp_path / str(fits)
         folder.mkdir()
         told = ended(monkeypatch, folder, *options)
-        assert told.startswith("error: data.batch_size=2 does not fit the GPU's 0.6 GiB, by the plan")
-        assert f"plan {fits} does: give {remedy} (python -m cubediff.plan" in told
+        assert told.startswith("error: data.batch_size=2 does not fit the GPU's 0.6 GiB, a batch of")
+        assert f"a batch of {fits} does by the plan: give {remedy} (`cubediff plan`" in told
 
 
 def test_wandb_that_refuses(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""The Weights & Biases workspace in which cubediff's runs read well: python -m cubediff.dashboard ENTITY.
+"""Creates the Weights & Biases workspace for the training metrics: cubediff dashboard ENTITY.
 
-Without it W&B shows the same metrics, a panel each, in sections by their prefixes.
+Without it W&B shows the same metrics, one panel each, in sections by their prefixes.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,19 +15,19 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    entity: Annotated[str, typer.Argument(help="your W&B user or team")],
-    project: Annotated[str, typer.Option(help="logger.wandb.project of the runs")] = "cubediff",
+    entity: Annotated[str, typer.Argument(help="W&B user or team.")],
+    project: Annotated[str, typer.Option(help="W&B project, the runs' logger.wandb.project.")] = "cubediff",
 ) -> None:
-    """Makes the workspace "CubeDiff" in a W&B project and prints where it is."""
-    import wandb
+    """Create the workspace "CubeDiff" in a W&B project and print its URL."""
+    import wandb  # start-up time
 
     try:
-        made = workspace(entity, project)
+        built: Any = workspace(entity, project)  # its `save` is not annotated
     except ModuleNotFoundError:
         sys.exit("error: wandb-workspaces is not installed: pip install 'cubediff[dashboard]'")
     if not wandb.login(prompt=False, verify=False):
-        sys.exit("error: no W&B credentials: run `wandb login` first; the layout is in cubediff.training.metric_table")
-    print(made.save().url)
+        sys.exit("error: no W&B credentials: run `wandb login` first")
+    print(built.save().url)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cubediff.utils.files import write_atomic
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -18,23 +20,23 @@ def report(
 ) -> None:
     """Compare the runs of a sweep: a table, and a page with loss curves and the effect of every swept key."""
     # Imported here so that --help does not wait for Hydra.
-    from cubediff.runs.sweeps.report import differing, html, table
+    from cubediff.runs.sweeps.report import compare_overrides, report_page, text_table
     from cubediff.runs.sweeps.results import read_results
 
     try:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: give a sweep's run_dir")
+            raise ValueError(f"{folder} is not a folder: give the run_dir of a sweep")
         results = read_results(folder)
         if not results:
-            raise ValueError(f"no folder in {folder} holds a result.json: give a sweep's run_dir")
+            raise ValueError(f"no folder in {folder} holds a result.json: give the run_dir of a sweep")
     except ValueError as error:
         sys.exit(f"error: {error}")
     ranked = sorted(results.items(), key=lambda item: (item[1].loss is None, item[1].loss or 0.0))
     runs = [(path.name, result) for path, result in ranked]
-    keys, _ = differing([result for _, result in runs])
-    typer.echo(table(runs, keys))
+    keys, _ = compare_overrides([result for _, result in runs])
+    typer.echo(text_table(runs, keys))
     page = output or folder / "report.html"
-    page.write_text(html(folder, runs), encoding="utf-8")
+    write_atomic(page, report_page(folder, runs))
     typer.echo(f"curves and plots: {page}")
 
 

@@ -1,4 +1,4 @@
-"""Trains CubeDiff: python -m cubediff.train [experiment=NAME] data.path=SHARDS [key=value …]."""
+"""Trains CubeDiff: cubediff train [experiment=NAME] data.path=SHARDS [key=value …]."""
 
 import errno
 import os
@@ -7,55 +7,59 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
-from cubediff.runs.fit import fit
-from cubediff.runs.sweeps.results import recorded
+from cubediff.runs.sweeps.isolation import run_recorded
+from cubediff.training.metric_table import Curves
 
 
 @command("train")
 def main(config: DictConfig) -> float | None:
-    """Returns the last validation loss, which a sweep may search by."""
+    """Trains, or with dry_run=true prints the plan; returns the last validation loss, which a sweep may minimize."""
     if config.dry_run:
-        from cubediff.runs.dry_run import describe
+        from cubediff.runs.dry_run import describe  # start-up time
 
-        with _told():
+        with exit_on_user_error():
             print(describe(config, Path(HydraConfig.get().runtime.output_dir)))
         return None
-    return recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
+    return run_recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
 
 
-def train(config: DictConfig, run_dir: Path, curves: dict[str, Any]) -> None:
-    """`fit`; told to end by a signal it ends with the exit code that says so."""
-    with _told():
+def train(config: DictConfig, run_dir: Path, curves: Curves) -> None:
+    """Calls `fit`; exits with code 143 after SIGTERM, and with a message alone after an error that the user can fix."""
+    with exit_on_user_error():
+        check(config)
+        check_devices(config)
+        from cubediff.runs.fit import fit  # start-up time: wrong configs are refused before torch is imported
+
         try:
             fit(config, run_dir, curves)
         except SystemExit as error:
-            from lightning.pytorch.utilities.exceptions import SIGTERMException
+            from lightning.pytorch.utilities.exceptions import SIGTERMException  # start-up time
 
             if not isinstance(error, SIGTERMException):
                 raise
-            # A rank that Lightning has started must not look failed, else Lightning kills the one that started it.
+            # Lightning's launcher kills the process that started a rank if the rank exits with an error.
             sys.exit(0 if "_ddp_process_" in HydraConfig.get().job.name else 128 + signal.SIGTERM)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Where it fails inside in a way that a user can mend, the process ends with that message alone."""
+def exit_on_user_error() -> Iterator[None]:
+    """Prints only the message of errors that the user can fix, then exits; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:
         yield
     except Exception as error:
-        wandb = type(error).__module__.startswith("wandb.")
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        told = wandb or full or isinstance(error, ValueError | FloatingPointError)
-        if not told or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        is_wandb = type(error).__module__.startswith("wandb.")
+        is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        is_fixable = is_wandb or is_disk_full or isinstance(error, ValueError | FloatingPointError)
+        if not is_fixable or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        remedy = "\ngive logger=csv, or set WANDB_MODE=offline, which needs no account" if wandb else ""
-        remedy = "\nmake room, then the same command goes on from the last checkpoint" if full else remedy
+        remedy = "\ngive logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
+        remedy = "\nfree disk space, then the same command resumes from the last checkpoint" if is_disk_full else remedy
         sys.exit(f"error: {error}{remedy}")
 
 

@@ -202,7 +202,7 @@ def test_an_extra_that_is_not_installed_is_told_with_the_command() -> None:
 
 
 def test_no_shards_given_is_told_with_the_override() -> None:
-    with pytest.raises(ValueError, match=r"data\.path=SHARDS.*cubediff\.prepare"):
+    with pytest.raises(ValueError, match=r"data\.path=SHARDS.*cubediff prepare"):
         check(composed("model=tiny_random", "trainer=cpu"))
 
 

@@ -10,7 +10,7 @@ from support.runs import composed
 from cubediff import cache, plan, train
 from cubediff.configs import build
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import hint
+from cubediff.configs.overrides import error_hint
 
 DATA = "data.path=SHARDS"
 
@@ -33,13 +33,13 @@ DATA = "data.path=SHARDS"
 def test_a_key_that_does_not_exist_is_answered_with_the_nearest_that_does(given: str, meant: str) -> None:
     with pytest.raises(ConfigCompositionException) as error:
         composed(DATA, given)
-    assert hint(error.value) == f"did you mean {meant}?"
+    assert error_hint(error.value) == f"did you mean {meant}?"
 
 
 def test_a_key_like_none_gets_no_advice() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         composed(DATA, "zzz.qqq=1")
-    assert hint(error.value) is None
+    assert error_hint(error.value) is None
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])
@@ -58,27 +58,27 @@ def test_every_command_says_it_after_hydras_own_error(
 
 def test_a_plugin_that_is_not_installed_is_answered_with_the_command() -> None:
     missing = MissingConfigException("Could not find it", missing_cfg_file="hydra/sweeper/optuna", options=["basic"])
-    assert hint(missing) == "hydra/sweeper/optuna is not installed: pip install 'cubediff[sweep]'"
+    assert error_hint(missing) == "hydra/sweeper/optuna is not installed: pip install 'cubediff[sweep]'"
     with pytest.raises(MissingConfigException) as error:
         composed(DATA, "model=sd16")
-    assert hint(error.value) is None  # Hydra lists what there is
+    assert error_hint(error.value) is None  # Hydra lists what there is
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.batch_size=four", "data.batch_size=four: give a whole number"),
-        ("data.batch_size=2.5", "data.batch_size=2.5: give a whole number"),
-        ("data.batch_size=true", "data.batch_size=True: give a whole number"),
-        ("data.batch_size=null", "data.batch_size=null: give a whole number"),
-        ("data.num_workers=some", "data.num_workers=some: give a whole number"),  # of the class's base
+        ("data.batch_size=four", "data.batch_size=four: give an integer"),
+        ("data.batch_size=2.5", "data.batch_size=2.5: give an integer"),
+        ("data.batch_size=true", "data.batch_size=True: give an integer"),
+        ("data.batch_size=null", "data.batch_size=null: give an integer"),
+        ("data.num_workers=some", "data.num_workers=some: give an integer"),  # of the class's base
         ("data.yaw=any", "data.yaw=any: give uniform or none"),
         ("model.objective.drop_text=none", "model.objective.drop_text=none: give a number"),
         ("model.gradient_checkpointing=1", "model.gradient_checkpointing=1: give true or false"),
         ("model.compile=max", "model.compile=max: give regional or null"),
         ("model.optimizer.lr=fast", "model.optimizer.lr=fast: give a number or Tensor"),
-        ("trainer.max_steps=many", "trainer.max_steps=many: give a whole number"),
-        ("trainer.limit_val_batches=none", "trainer.limit_val_batches=none: give a whole number or a number or null"),
+        ("trainer.max_steps=many", "trainer.max_steps=many: give an integer"),
+        ("trainer.limit_val_batches=none", "trainer.limit_val_batches=none: give an integer or a number or null"),
         ("callbacks.ema.decay=high", "callbacks.ema.decay=high: give a number"),
     ],
 )

@@ -8,7 +8,7 @@ from support.runs import composed
 
 from cubediff.configs import targets
 from cubediff.configs.targets import ADDED, RENAMED, current_name, first_form, rename_targets_
-from cubediff.runs.sweeps.results import _sum
+from cubediff.runs.sweeps.isolation import config_fingerprint
 
 # Every target of cubediff in the configs of the first release (commit a16afbe).
 FIRST_TARGETS = [
@@ -59,7 +59,7 @@ def test_every_target_of_the_first_configs_resolves(target: str) -> None:
 
 @pytest.mark.parametrize("words", FIRST_FINGERPRINTS)
 def test_fingerprints_of_jobs_are_those_of_the_first_release(words: tuple[str, ...]) -> None:
-    assert _sum(composed(*words)) == FIRST_FINGERPRINTS[words]
+    assert config_fingerprint(composed(*words)) == FIRST_FINGERPRINTS[words]
 
 
 def test_old_targets_are_renamed_wherever_they_are_in_a_config() -> None:
@@ -93,8 +93,10 @@ def with_additions(**changes: object) -> DictConfig:
 @pytest.mark.usefixtures("added")
 def test_added_keys_count_in_a_fingerprint_only_when_they_differ_from_their_default() -> None:
     first = FIRST_FINGERPRINTS["data.path=SHARDS",]
-    assert _sum(with_additions()) == first
-    changed = [_sum(with_additions(**change)) for change in ({"stride": 2}, {"stride": True}, {"size": 512})]
+    assert config_fingerprint(with_additions()) == first
+    changed = [
+        config_fingerprint(with_additions(**change)) for change in ({"stride": 2}, {"stride": True}, {"size": 512})
+    ]
     assert len({first, *changed}) == 4
 
 

@@ -298,4 +298,4 @@ def test_a_slurm_job_at_its_time_limit_saves_asks_to_be_queued_again_and_then_go
     assert not (tmp_path / "run/export").exists()
     again = ended(slurm(tmp_path, "slurm_node.sbatch", *words, *more, srun=SRUN.format(python=sys.executable)))
     finished(again, tmp_path)
-    assert "goes on from" in again.stdout
+    assert "resuming from" in again.stdout

@@ -21,7 +21,7 @@ from cubediff.training.module import CubeDiffModule
 
 pytestmark = pytest.mark.ddp
 
-RESUMES = "it goes on from"
+RESUMES = "resuming from"
 
 JOINED = ("trainer=cpu", "data.batch_size=4")
 DDP = (*TWO, "trainer.accumulate_grad_batches=2")  # 2 ranks × 1 panorama × 2 = 4

@@ -14,9 +14,15 @@ import torch
 from support.runs import QUICK, composed
 
 from cubediff.runs.fit import fit
-from cubediff.runs.resume import choose
+from cubediff.runs.resume import find_checkpoint
 from cubediff.training.callbacks import RunCheckpoint
-from cubediff.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, damage, file_name, steps
+from cubediff.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    file_name,
+    find_damage,
+    list_checkpoints,
+)
 
 CONTENT = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 3}
 NO_SAMPLES = ("callbacks.samples=null", "trainer.limit_val_batches=0", "face_size=64")
@@ -46,7 +52,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(CheckpointError, match=r"step00000003\.ckpt cannot be written .*No space left.*make room"):
+    with pytest.raises(CheckpointError, match=r"step00000003\.ckpt cannot be written .*No space left.*free disk space"):
         AtomicCheckpointIO().save_checkpoint(CONTENT, file)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
@@ -69,11 +75,11 @@ def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(
             "trainer.max_steps=9",
             f"callbacks.checkpoint.folder={disk}",
         )
-        with pytest.raises(CheckpointError, match=r"step0000000.*cannot be written .*make room or choose"):
+        with pytest.raises(CheckpointError, match=r"step0000000.*cannot be written .*free disk space or choose"):
             fit(composed(*words, "callbacks.checkpoint.every_n_steps=1", run_dir=tmp_path / "run"), tmp_path / "run")
-        left = steps(disk)
+        left = list_checkpoints(disk)
         assert len(left) == 1
-        assert damage(next(iter(left.values()))) is None
+        assert find_damage(next(iter(left.values()))) is None
         assert not list(disk.glob(".*.part"))
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -85,7 +91,7 @@ def test_the_last_ones_stay_and_those_at_multiples(tmp_path: Path) -> None:
     for trainer.global_step in range(5, 75, 5):
         saver.save(trainer)
         assert (tmp_path / "last.ckpt").resolve() == tmp_path / file_name(trainer.global_step)
-    assert list(steps(tmp_path)) == [70, 65, 60, 40, 20]
+    assert list(list_checkpoints(tmp_path)) == [70, 65, 60, 40, 20]
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------
@@ -93,45 +99,45 @@ def test_the_last_ones_stay_and_those_at_multiples(tmp_path: Path) -> None:
 
 def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
     (file,) = write(tmp_path, 1)
-    assert damage(file) is None
+    assert find_damage(file) is None
     whole = file.read_bytes()
     for place in (len(whole) // 3, len(whole) // 2, len(whole) - 300):
         file.write_bytes(whole[:place])
-        assert damage(file) is not None
+        assert find_damage(file) is not None
     spoil(write(tmp_path, 2)[0])
-    assert "checksum" in str(damage(tmp_path / "checkpoints" / file_name(2)))
+    assert "checksum" in str(find_damage(tmp_path / "checkpoints" / file_name(2)))
 
 
 def test_the_last_whole_one_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert choose("auto", tmp_path) is None
-    assert choose("never", tmp_path) is None
+    assert find_checkpoint("auto", tmp_path) is None
+    assert find_checkpoint("never", tmp_path) is None
     first, second, third = write(tmp_path, 9, 10, 100)
-    assert choose("auto", tmp_path) == third
+    assert find_checkpoint("auto", tmp_path) == third
     spoil(third)
-    assert choose("auto", tmp_path) == second
+    assert find_checkpoint("auto", tmp_path) == second
     assert "step00000100.ckpt is damaged" in capsys.readouterr().out
     spoil(first)
     spoil(second)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole .*step00000010.*remove them"):
-        choose("auto", tmp_path)
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged .*step00000010.*remove them"):
+        find_checkpoint("auto", tmp_path)
 
 
 def test_by_a_path_a_run_begins_and_goes_on_with_its_own(tmp_path: Path) -> None:
     (other,) = write(tmp_path / "other", 5)
-    assert choose(str(other), tmp_path / "run") == other
+    assert find_checkpoint(str(other), tmp_path / "run") == other
     (own,) = write(tmp_path / "run", 7)
-    assert choose(str(other), tmp_path / "run") == own
-    with pytest.raises(CheckpointError, match=r"resume=.*nowhere is no file: give a checkpoint, auto or never"):
-        choose(str(tmp_path / "nowhere"), tmp_path / "new")
+    assert find_checkpoint(str(other), tmp_path / "run") == own
+    with pytest.raises(CheckpointError, match=r"resume=.*nowhere is not a file: give a checkpoint file, auto or never"):
+        find_checkpoint(str(tmp_path / "nowhere"), tmp_path / "new")
     spoil(other)
     with pytest.raises(CheckpointError, match=r"is damaged .*give another checkpoint"):
-        choose(str(other), tmp_path / "new")
+        find_checkpoint(str(other), tmp_path / "new")
 
 
 def test_never_does_not_throw_away(tmp_path: Path) -> None:
     write(tmp_path, 7)
-    with pytest.raises(CheckpointError, match=r"resume=never, and .* holds checkpoints up to step 7: give"):
-        choose("never", tmp_path)
+    with pytest.raises(CheckpointError, match=r"resume=never, but .* holds checkpoints up to step 7: give"):
+        find_checkpoint("never", tmp_path)
 
 
 # ---- the same run ----------------------------------------------------------------------------------------------
@@ -147,8 +153,8 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["name=other"], "holds a run of train, and this is other: give another run_dir"),
-        (["model.optimizer.lr=1e-3"], r"has model\.optimizer\.lr .* and not 0\.001: a run goes on as it began"),
+        (["name=other"], "holds a run named train, this run is named other: give another run_dir"),
+        (["model.optimizer.lr=1e-3"], r"has model\.optimizer\.lr .* and not 0\.001: resuming needs the same settings"),
         (["model.trainable=full"], r"has model\.trainable attention and not full"),
         (
             ["model.lora_rank=4", "seed=5"],
@@ -176,13 +182,15 @@ def test_another_run_is_refused_with_what_differs(
 def test_a_checkpoint_of_something_else_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
     (foreign,) = write(tmp_path, 3)
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}")
-    with pytest.raises(CheckpointError, match=r"is no checkpoint of this cubediff .*model\.pipeline\.path=RUN/export"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a checkpoint of this version of cubediff .*model\.pipeline\.path=RUN/export"
+    ):
         fit(composed(*words, f"resume={foreign}", run_dir=tmp_path / "run"), tmp_path / "run")
     content = torch.load(begun / "checkpoints/last.ckpt", weights_only=True)
     content["state_dict"]["unet.conv_in.bias"] = torch.zeros(3)
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
-    with pytest.raises(CheckpointError, match=r"other weights than the model in 1 places, such as unet\.conv_in\.bias"):
+    with pytest.raises(CheckpointError, match=r"is of another model: 1 of its weights .*, such as unet\.conv_in\.bias"):
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
 
 
@@ -192,12 +200,12 @@ def test_a_run_begins_with_anothers_checkpoint_and_a_finished_one_may_go_on_long
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "name=fork", f"resume={begun}/checkpoints/last.ckpt")
     run_dir = tmp_path / "run"
     fit(composed(*words, "trainer.max_steps=3", run_dir=run_dir), run_dir)
-    assert list(steps(run_dir / "checkpoints")) == [3]
-    assert "it goes on from" in capsys.readouterr().out
+    assert list(list_checkpoints(run_dir / "checkpoints")) == [3]
+    assert "resuming from" in capsys.readouterr().out
     fit(composed(*words, "trainer.max_steps=3", run_dir=run_dir), run_dir)  # nothing is left to do
     assert (run_dir / "export/model_index.json").is_file()
     fit(composed(*words, "trainer.max_steps=5", run_dir=run_dir), run_dir)
-    assert list(steps(run_dir / "checkpoints")) == [5, 3]
+    assert list(list_checkpoints(run_dir / "checkpoints")) == [5, 3]
     rows = (run_dir / "logs/metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("step")
     logged = [int(row.split(",")[column]) for row in rows[1:]]

@@ -41,10 +41,10 @@ def test_told_to_end_it_ends_with_a_checkpoint_and_143_and_goes_on_to_the_same_b
     assert gone(*pids)
     step = saved(tmp_path / "run")["global_step"]
     assert 3 <= step < 10
-    assert f"told to end: {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt is written" in run.output
+    assert f"stopped by a signal: saved {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in run.output
     again = Run(tiny_shards, tmp_path / "run", *words, STEPS)
     assert again.ended() == 0, again.output
-    assert f"it goes on from {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in again.output
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in again.output
     assert difference(saved(whole[kind]), saved(tmp_path / "run")) == []
 
 
@@ -99,7 +99,7 @@ def test_a_rank_that_is_stopped_is_named_and_nothing_is_left(tiny_shards: Path, 
     assert run.ended() == 1, run.output
     assert gone(*pids)
     assert "error: rank 1 (" in run.output
-    assert f"process {pids[1]}) has given no sign of life for 4 s; it was last " in run.output
+    assert f"process {pids[1]}) has sent no heartbeat for 4 s; its last activity: " in run.output
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_where_rank_0_is_stopped_the_others_name_it(tiny_shards: Path, tmp_path:
     run.process.send_signal(signal.SIGSTOP)
     try:
         deadline = time.monotonic() + 60
-        while "error: rank 0 has given no sign of life for 4 s" not in run.output:
+        while "error: rank 0 has sent no heartbeat for 4 s" not in run.output:
             assert time.monotonic() < deadline, run.output
             time.sleep(0.1)
     finally:

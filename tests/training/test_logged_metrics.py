@@ -197,8 +197,8 @@ def test_tars_have_no_manifest_and_an_installed_package_no_commit(
 ) -> None:
     from cubediff.runs import record
 
-    assert record._manifest("pipe:cat x.tar") is None
-    assert record._manifest("https://host/{0..3}.tar?key=1") is None
+    assert record._manifest_sha256("pipe:cat x.tar") is None
+    assert record._manifest_sha256("https://host/{0..3}.tar?key=1") is None
     monkeypatch.setattr(record, "__file__", str(tmp_path / "lib/cubediff/runs/record.py"))
     assert record._git() is None
 

@@ -1,4 +1,4 @@
-"""The Hydra configs: where they are, and how one becomes objects, with errors that name the override to give."""
+"""The Hydra configs: where they are, checks before a run, and instantiation with errors that name the config's key."""
 
 import os
 import re
@@ -14,75 +14,98 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from cubediff.configs.arguments import check_types
 from cubediff.configs.targets import rename_targets_
 
-# Packages that some choices need, and the extras that bring them.
+# Optional packages that some choices need → the extra that installs them.
 EXTRAS = {"bitsandbytes": "bnb"}
 
 
-def _find() -> str:
+def _find_config_dir() -> str:
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
             return str(folder)
-    raise FileNotFoundError(f"no conf/ beside {package} or at the top of its checkout: install cubediff again")
+    raise FileNotFoundError(f"no conf/train.yaml in {package} or in its checkout: install cubediff again")
 
 
-CONFIG_DIR = _find()
+CONFIG_DIR = _find_config_dir()
 
 
 def check(config: DictConfig) -> None:
-    """Raises ValueError, before anything is loaded, where a value is missing."""
+    """Checks, before anything is loaded, that no value is missing.
+
+    Raises:
+        ValueError: If a mandatory value is missing, or `run_dir` in a run whose processes are started by a launcher.
+    """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
-        raise ValueError("data.path is missing: give data.path=SHARDS, a folder that python -m cubediff.prepare wrote")
+        raise ValueError("data.path is missing: give data.path=SHARDS, a folder that `cubediff prepare` wrote")
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: give {' '.join(f'{key}=VALUE' for key in missing)}")
-    launched = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    words = [*HydraConfig.get().overrides.task, *HydraConfig.get().overrides.hydra] if HydraConfig.initialized() else []
-    if launched > 1 and "run_dir" in config and not any(re.match(r"run_dir=|hydra\.run\.dir=", word) for word in words):
+    processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    overrides: list[str] = []
+    if HydraConfig.initialized():
+        overrides = [*HydraConfig.get().overrides.task, *HydraConfig.get().overrides.hydra]
+    has_run_dir = any(re.match(r"run_dir=|hydra\.run\.dir=", override) for override in overrides)
+    if processes > 1 and "run_dir" in config and not has_run_dir:
         raise ValueError(
-            f"run_dir is missing: {launched} processes were started, and each would make a folder of its own; give "
-            "run_dir=DIR"
+            f"run_dir is missing: {processes} processes were started, and each would write to a folder of its own; "
+            "give run_dir=DIR"
         )
 
 
 def check_devices(config: DictConfig) -> None:
-    """Raises ValueError where the devices are not there."""
+    """Checks that the devices of `config.trainer` exist and can run in this mode.
+
+    Raises:
+        ValueError: If there are fewer GPUs, or a sweep asks for several devices that its launcher does not start.
+    """
     trainer = config.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if not isinstance(devices, int):
         return
     if trainer.accelerator in ("gpu", "cuda"):
-        import torch
-
-        present = torch.cuda.device_count()
-        if not present:
-            raise ValueError(f"trainer.devices={trainer.devices} of GPUs, and this machine has none: give trainer=cpu")
-        if devices > present:
-            raise ValueError(
-                f"trainer.devices={trainer.devices} of GPUs, and this machine has {present}: "
-                f"give trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
-            )
+        _check_gpus(trainer, devices)
     if devices > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         launcher = HydraConfig.get().launcher
-        # Lightning starts a device's process with the command line of the sweep, but not where SLURM has started all.
+        # Lightning starts a process per device with the sweep's command line, except under SLURM, which starts them.
         if launcher.get("tasks_per_node") != devices or "Slurm" not in launcher["_target_"]:
             raise ValueError(
-                f"trainer.devices={trainer.devices} in a sweep, which every device's process would repeat as a whole: "
-                f"give trainer.devices=1; or under SLURM hydra/launcher=submitit_slurm with "
-                f"hydra.launcher.tasks_per_node={devices} hydra.launcher.gpus_per_node={devices}, which gives each job "
-                "its own processes; or start the runs one by one without -m"
+                f"trainer.devices={trainer.devices} in a sweep: the process of every device would run the whole sweep. "
+                "Give trainer.devices=1; or under SLURM hydra/launcher=submitit_slurm with "
+                f"hydra.launcher.tasks_per_node={devices} hydra.launcher.gpus_per_node={devices}, which starts the "
+                "processes of each job; or start the runs one by one without -m"
             )
 
 
-def build(config: DictConfig, **options: Any) -> Any:
-    """What the config's `_target_` makes of it and `options`; a failure is a ValueError that names the config's key."""
+def _check_gpus(trainer: DictConfig, devices: int) -> None:
+    import torch  # start-up time
+
+    present = torch.cuda.device_count()
+    if not present:
+        raise ValueError(f"trainer.devices={trainer.devices} GPUs, but this machine has none: give trainer=cpu")
+    if devices > present:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} GPUs, but this machine has {present}: "
+            f"give trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
+        )
+
+
+def build(config: DictConfig, **options: object) -> Any:
+    """Instantiates the object that a config's `_target_` names.
+
+    Args:
+        config: A node of a composed config; old names of targets are replaced in it.
+        options: Further arguments of the target.
+
+    Raises:
+        ValueError: If a value has the wrong type or the target fails; names the config's key.
+    """
     rename_targets_(config)
     check_types(config)
     try:
         return hydra.utils.instantiate(config, **options)
     except InstantiationException as error:
         key = re.search(r"full_key: (\S+)", str(error))
-        where, cause = key[1] if key else "the configuration", error.__cause__ or error
+        where, cause = key[1] if key else "the config", error.__cause__ or error
         path = OmegaConf.select(config, "pipeline.path") if where == "model.pipeline" else None
         if path is not None and isinstance(cause, OSError):
             raise ValueError(

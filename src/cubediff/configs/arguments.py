@@ -1,9 +1,9 @@
-"""Whether the values of a configuration have the types that the objects made of it are annotated with; what does not is
-told by its key before anything is made."""
+"""Checks config values against the type annotations of their targets, before anything is instantiated."""
 
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
@@ -13,79 +13,98 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
-SCALARS = (bool, int, float, str)
+Scalar = bool | int | float | str | None
+Annotation = object  # a class, or an object of `typing`
+_TYPE_NAMES: dict[Annotation, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "null",
+}
 
 
 def check_types(config: DictConfig) -> None:
-    """Raises ValueError where a number, a text or nothing (null) stands for an argument that is annotated otherwise.
+    """Checks the numbers, strings, booleans and nulls among the arguments of every `_target_` in a config.
 
-    Looks at every object that `config` makes; lists and objects are left to what takes them.
+    Lists and nested objects are left to the targets themselves.
+
+    Raises:
+        ValueError: If a value does not fit its annotation; names the key, the value and the expected type.
     """
     if "_target_" in config:
-        expected = {}
-        with suppress(ImportError):  # told where it is made
-            expected = _annotations(get_method(config._target_))
+        annotations: dict[str, Annotation] = {}
+        with suppress(ImportError):  # `instantiate` reports it
+            annotations = _argument_annotations(get_method(config._target_))
         for name, value in config.items():
-            if isinstance(value, (*SCALARS, type(None))) and not _accepts(expected.get(str(name), Any), value):
+            expected = annotations.get(str(name), Any)
+            if isinstance(value, Scalar) and not _accepts(expected, value):
                 key = config._get_full_key(name)
-                raise ValueError(f"{key}={'null' if value is None else value}: give {_told(expected[str(name)])}")
+                raise ValueError(f"{key}={'null' if value is None else value}: give {_type_name(expected)}")
     for value in config.values():
         if isinstance(value, DictConfig):
             check_types(value)
 
 
-def _annotations(target: Any) -> dict[str, Any]:
-    """Of the arguments of a function or class, and of its bases where it passes others on to them."""
-    made: list[Any] = (
-        [vars(c).get("__init__") for c in reversed(target.__mro__)] if isinstance(target, type) else [target]
-    )
-    made = [function for function in made if function is not None]
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made[-1]).parameters.values()):
-        made = made[-1:]
-    expected: dict[str, Any] = {}
-    for function in made:
-        with suppress(NameError, TypeError):  # annotations that a type checker alone can read
-            hints = typing.get_type_hints(function)
-            unpacked = [hints.pop(name) for name, hint in list(hints.items()) if typing.get_origin(hint) is Unpack]
-            for hint in unpacked:
-                expected |= typing.get_type_hints(typing.get_args(hint)[0])
-            expected |= hints
-    return expected
+def _argument_annotations(target: Callable[..., object]) -> dict[str, Annotation]:
+    """By argument; of a class that takes `**kwargs` also those of its base classes, to which it passes them."""
+    functions: list[Callable[..., object]] = [target]
+    if isinstance(target, type):
+        functions = [vars(kind)["__init__"] for kind in reversed(target.__mro__) if "__init__" in vars(kind)]
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(functions[-1]).parameters.values()):
+        functions = functions[-1:]
+    annotations: dict[str, Annotation] = {}
+    for function in functions:
+        with suppress(NameError, TypeError):  # annotations that only a type checker can resolve
+            annotations |= _resolved_annotations(function)
+    return annotations
 
 
-def _accepts(expected: Any, value: Any) -> bool:
+def _resolved_annotations(function: Callable[..., object]) -> dict[str, Annotation]:
+    """With the keys of `**options: Unpack[SomeTypedDict]` as arguments."""
+    annotations: dict[str, Annotation] = {}
+    for name, hint in typing.get_type_hints(function).items():
+        if typing.get_origin(hint) is Unpack:
+            annotations |= typing.get_type_hints(typing.get_args(hint)[0])
+        else:
+            annotations[name] = hint
+    return annotations
+
+
+def _accepts(expected: Annotation, value: Scalar) -> bool:
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected in (Any, object):
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_accepts(one, value) for one in arguments)
+        return any(_accepts(option, value) for option in arguments)
     if origin is typing.Annotated:
         return _accepts(arguments[0], value)
     if origin is typing.Literal:
         return value in arguments
     if value is None:
         return expected is type(None)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if expected is bool:
-        return isinstance(value, bool)
+    if expected in (int, float, bool):
+        return _is_number_of_type(expected, value)
     if expected is str:
         return not isinstance(value, bool)  # a name may look like a number
     if origin in (list, tuple, dict, set):
         return False
     if not isinstance(expected, type) or getattr(expected, "_is_protocol", False):
         return True
-    return isinstance(value, expected) or issubclass(expected, PurePath | Enum)  # which are made of texts
+    return isinstance(value, expected) or issubclass(expected, PurePath | Enum)  # both are made from strings
 
 
-def _told(expected: Any) -> str:
-    """An annotation in words."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+def _is_number_of_type(expected: Annotation, value: Scalar) -> bool:
+    """Where True is not 1, and an integer is a float."""
+    if expected is bool or isinstance(value, bool):
+        return expected is bool and isinstance(value, bool)
+    return isinstance(value, int | float) if expected is float else isinstance(value, int)
+
+
+def _type_name(annotation: Annotation) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_told(one) for one in arguments))
+        return " or ".join(dict.fromkeys(_type_name(option) for option in arguments))
     if origin is typing.Literal:
-        return " or ".join(str(one) for one in arguments)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return names.get(expected) or str(getattr(origin or expected, "__name__", expected))
+        return " or ".join(str(option) for option in arguments)
+    return _TYPE_NAMES.get(annotation) or str(getattr(origin or annotation, "__name__", annotation))

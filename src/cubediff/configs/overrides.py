@@ -1,11 +1,9 @@
-"""Hydra's command lines, with errors that say what was meant: the nearest key where one does not exist, and the extra
-where a plugin is not installed."""
+"""Hydra's command lines with hints: the nearest key for one that does not exist, the extra for a missing plugin."""
 
 import sys
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -13,15 +11,20 @@ from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
 
-# Hydra's plugins, and the extra that brings them.
-PLUGINS = ("hydra/launcher/joblib", "hydra/launcher/submitit_slurm", "hydra/launcher/submitit_local",
-           "hydra/sweeper/optuna")  # fmt: skip
+# Hydra's plugins of the extra "sweep".
+PLUGINS = (
+    "hydra/launcher/joblib",
+    "hydra/launcher/submitit_slurm",
+    "hydra/launcher/submitit_local",
+    "hydra/sweeper/optuna",
+)
+_MIN_SIMILARITY = 0.7  # of a suggested key, in [0, 1]
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Makes a task a command line, as hydra.main does, on `conf/<config_name>.yaml`."""
+def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
+    """Decorates a task as a command line with the config conf/`config_name`.yaml, as `hydra.main` does."""
 
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         start = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
 
         def main() -> None:
@@ -29,8 +32,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 start()
             except SystemExit as end:
                 # Hydra exits while it handles the error that it has printed.
-                if isinstance(end.__context__, Exception) and (told := hint(end.__context__)):
-                    print(told, file=sys.stderr)
+                if isinstance(end.__context__, Exception) and (hint := error_hint(end.__context__)):
+                    print(hint, file=sys.stderr)
                 raise
 
         return main
@@ -38,32 +41,32 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
-def hint(error: Exception) -> str | None:
-    """What to give instead, where Hydra could not compose a configuration for `error`."""
+def error_hint(error: Exception) -> str | None:
+    """A remedy for an error of Hydra's config composition, None if there is none."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file in PLUGINS:
         return f"{error.missing_cfg_file} is not installed: pip install 'cubediff[sweep]'"
     parent = getattr(error.__cause__, "parent_node", None)
     if not isinstance(error, ConfigCompositionException) or parent is None:
         return None
-    wanted = str(error).split("'")[1]  # Could not override 'KEY'.
+    unknown = str(error).split("'")[1]  # Could not override 'KEY'.
     groups = {folder.name for folder in Path(CONFIG_DIR).iterdir() if folder.is_dir()}
-    nearest = nearest_key(wanted, {*groups, *_keys(parent._get_root())})
+    nearest = nearest_key(unknown, {*groups, *_keys(parent._get_root())})
     return f"did you mean {nearest}?" if nearest else None
 
 
-def nearest_key(wanted: str, keys: set[str]) -> str | None:
-    """The key whose last part is most like that of `wanted`, and of several such the one most like it as a whole."""
+def nearest_key(unknown: str, keys: set[str]) -> str | None:
+    """The key that is most similar to `unknown` in its last part, and among equals as a whole; None if none is."""
 
-    def likeness(key: str) -> tuple[float, float]:
-        ends = key.rpartition(".")[2], wanted.rpartition(".")[2]
-        return SequenceMatcher(None, *ends).ratio(), SequenceMatcher(None, key, wanted).ratio()
+    def similarity(key: str) -> tuple[float, float]:
+        last_parts = key.rpartition(".")[2], unknown.rpartition(".")[2]
+        return SequenceMatcher(None, *last_parts).ratio(), SequenceMatcher(None, key, unknown).ratio()
 
-    best = max(sorted(keys), key=likeness)
-    return best if likeness(best)[0] >= 0.7 else None
+    best = max(sorted(keys), key=similarity)
+    return best if similarity(best)[0] >= _MIN_SIMILARITY else None
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """All keys, dotted; unresolved, since what some refer to is known to a job alone."""
+    """All keys, dotted; values stay unresolved, since Hydra's own references resolve inside a job only."""
     for key in map(str, config):
         yield f"{prefix}{key}"
         node = config._get_node(key)

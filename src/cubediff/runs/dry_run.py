@@ -1,4 +1,4 @@
-"""What `python -m cubediff.train … dry_run=true` says instead of training: the config, the plan, and the data."""
+"""The output of `cubediff train … dry_run=true`: the config, the plan and the data."""
 
 from pathlib import Path
 
@@ -7,26 +7,39 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.configs import build, check
 from cubediff.planning.cost import devices
 from cubediff.planning.report import report
-from cubediff.runs.resume import choose
+from cubediff.runs.resume import find_checkpoint
 
 
 def describe(config: DictConfig, run_dir: Path) -> str:
-    """All of it as text; needs no GPU. Raises ValueError as the run itself would."""
+    """Describes a run without starting it; needs no GPU.
+
+    Args:
+        config: The composed config of `cubediff train`.
+        run_dir: The run's folder.
+
+    Returns:
+        The text to print.
+
+    Raises:
+        ValueError: As the run itself would.
+    """
     check(config)
-    begin = choose(str(config.resume), run_dir)
+    checkpoint = find_checkpoint(str(config.resume), run_dir)
     data = build(config.data)
     data.setup()
-    step = config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches
-    steps = config.trainer.max_steps
+    per_step = config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches
+    steps, samples = config.trainer.max_steps, data.samples("train")
     lines = [OmegaConf.to_yaml(config, resolve=True), report(config), "", "data"]
     for path, shards in zip(data.paths, data.shards, strict=True):
-        counts = ", ".join(f"{sum(map(len, shards[split]))} to {what} with in {len(shards[split])} shards"
-                           for split, what in (("train", "train"), ("val", "validate")))  # fmt: skip
+        counts = ", ".join(
+            f"{sum(map(len, shards[split]))} {kind} panoramas in {len(shards[split])} shards"
+            for split, kind in (("train", "training"), ("val", "validation"))
+        )
         lines.append(f"  {path}: {counts}")
     lines += [
-        f"  {data.sample_bytes / 1e3:.0f} kB a panorama, {data.samples('train') / step:.1f} steps an epoch, "
-        f"{steps * step / data.samples('train'):.1f} epochs in {steps} steps",
+        f"  {data.sample_bytes / 1e3:.0f} kB per panorama, {samples / per_step:.1f} steps per epoch, "
+        f"{steps * per_step / samples:.1f} epochs in {steps} steps",
         "",
-        f"everything would go to {run_dir}" + (f", on from {begin}" if begin else ""),
+        f"output folder: {run_dir}" + (f", resuming from {checkpoint}" if checkpoint else ""),
     ]
     return "\n".join(lines)

@@ -1,29 +1,33 @@
-"""Writes a trained module as a pipeline folder that CubeDiffPipeline.from_pretrained loads."""
+"""Exports a trained module as a pipeline folder that `CubeDiffPipeline.from_pretrained` loads."""
 
 import copy
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
 from torch.distributed.fsdp import FSDPModule
 
-from cubediff.training.callbacks import UNetEMA
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
+from cubediff.training.protocols import ExportWeights
+from cubediff.utils.files import write_json
 
 
-def export_pipeline(module: CubeDiffModule, folder: Path, average: UNetEMA | None, steps: int) -> None:
-    """The pipeline with the averaged weights where there is an average, and training.json saying which they are;
-    written by rank 0, but called by all.
+def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights | None, steps: int) -> None:
+    """Writes the pipeline and a training.json that names its weights; rank 0 writes, every rank must call it.
 
-    Low-rank additions (trainable="lora") are added up into the weights they belong to, and written by themselves too,
-    to unet_lora/.
+    LoRA weights are fused into the layers that they adapt, and saved separately in NETWORK_lora/, such as unet_lora/.
+
+    Args:
+        module: The trained module; its pipeline is unchanged afterwards.
+        folder: The folder to write.
+        weights: The callback whose weights are exported, such as the EMA; None exports the trained weights.
+        steps: Number of optimizer steps, for training.json.
     """
     pipeline, network, name = module.pipeline, module.network, module.backbone.network_name
     sharded = isinstance(network, FSDPModule)
     if module.global_rank != 0 and not sharded:
         return
-    with average.averaged(module) if average else nullcontext():
+    with weights.averaged(module) if weights else nullcontext():
         exported = network
         if getattr(network, "peft_config", None):
             network.save_lora_adapter(folder / f"{name}_lora")
@@ -38,7 +42,6 @@ def export_pipeline(module: CubeDiffModule, folder: Path, average: UNetEMA | Non
         if module.global_rank == 0:
             pipeline.save_pretrained(folder)
         setattr(pipeline, name, network)
-    if module.global_rank != 0:
-        return
-    record = {"weights": "ema" if average else "raw", "steps": steps, "seed": module.seed}
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    if module.global_rank == 0:
+        record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
+        write_json(folder / "training.json", record)

@@ -1,21 +1,74 @@
-"""Trains by a config."""
+"""Trains the model of a config and exports it (CubeDiff, section 4.3)."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices
+from cubediff.planning.cost import GIB, largest_batch
+from cubediff.runs.export import export_pipeline
+from cubediff.runs.record import RunRecord, run_record
+from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
+from cubediff.training.loggers import CurveLogger, log_config
+from cubediff.training.metric_table import Curves
+from cubediff.training.module import CubeDiffModule
+from cubediff.training.protocols import (
+    CALLBACK_PROTOCOLS,
+    LOGGER_PROTOCOLS,
+    EncodedData,
+    EncoderUser,
+    ExportLogger,
+    ExportWeights,
+    FlopsConsumer,
+    IdentityWriter,
+    ResumableLogger,
+    TrainingData,
+    require_members,
+    require_type,
+    require_whole_protocols,
+)
+from cubediff.utils.files import write_json
 from cubediff.utils.logging import silence
 
 
+def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path:
+    """Trains the model of a config and exports its pipeline.
+
+    Args:
+        config: The composed config of `cubediff train`.
+        run_dir: The folder for checkpoints, logs, samples and the export.
+        curves: Receives the losses while they are logged, see `CurveLogger`.
+
+    Returns:
+        The exported pipeline's folder, run_dir/export, with the EMA weights if the config has an EMA.
+
+    Raises:
+        ValueError: If the config, the data, a checkpoint or the GPU's memory does not allow the run.
+    """
+    check(config)
+    check_devices(config)
+    silence()
+    with _finish_wandb():
+        checkpoint = find_checkpoint(str(config.resume), run_dir)
+        run = _build_run(config, run_dir, curves)
+        _prepare_resuming(run, checkpoint)
+        if run.trainer.is_global_zero:
+            _announce(run, checkpoint)
+        _train(run, checkpoint)
+        return _export(run)
+
+
 @contextmanager
-def _wandb_ended() -> Iterator[None]:
-    """Ends a W&B run that was begun inside, else a sweep's next run would go on in it."""
+def _finish_wandb() -> Iterator[None]:
+    """Finishes a W&B run that starts inside the block; the next job of a sweep would resume it otherwise."""
     try:
         yield
     finally:
@@ -23,99 +76,139 @@ def _wandb_ended() -> Iterator[None]:
             wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
-def fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None = None) -> Path:
-    """Trains, and writes the pipeline with the averaged weights; returns its folder, run_dir/export.
+@dataclass(frozen=True)
+class _Run:
+    config: DictConfig
+    folder: Path
+    data: TrainingData
+    module: CubeDiffModule
+    callbacks: list[L.Callback]
+    loggers: list[Logger]
+    trainer: L.Trainer
 
-    The losses come to `curves` as they are logged (see `CurveLogger`).
-    """
-    with _wandb_ended():  # as a decorator it could not be sent to other processes, as joblib does
-        return _fit(config, run_dir, curves)
+    @property
+    def encoded(self) -> bool:
+        return isinstance(self.data, EncodedData)
 
 
-def _fit(config: DictConfig, run_dir: Path, curves: dict[str, Any] | None) -> Path:
-    check(config)
-    check_devices(config)
-    import lightning as L
-    import torch
-
-    from cubediff.data import LatentDataModule
-    from cubediff.runs.export import export_pipeline
-    from cubediff.runs.record import run_record
-    from cubediff.runs.resume import check_same, choose, identity
-    from cubediff.training.callbacks import RunCheckpoint, SampleLogger, StepMetrics, UNetEMA
-    from cubediff.training.loggers import CSVRun, CurveLogger, WandbRun, log_config
-
-    silence()
-    begin = choose(str(config.resume), run_dir)
+def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None) -> _Run:
     L.seed_everything(config.seed, workers=True, verbose=False)
-    datamodule = build(config.data)
-    datamodule.setup()
-    module = build(config.model)
-    # An experiment may set options of a callback that callbacks=none or …=null has taken away.
-    callbacks = [build(c) for c in config.callbacks.values() if c and "_target_" in c]
-    encoded = isinstance(datamodule, LatentDataModule)
-    if encoded and any(isinstance(c, SampleLogger) for c in callbacks):
-        print("training on latents, with no encoders in memory: no samples are drawn")
-        callbacks = [c for c in callbacks if not isinstance(c, SampleLogger)]
-    loggers = [build(c) for c in config.logger.values()]
-    if curves is not None:
-        loggers.append(CurveLogger(curves))
-    options = {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(run_dir)}
-    trainer: Any = build(config.trainer, **options)
-    saver = next((c for c in callbacks if isinstance(c, RunCheckpoint)), None)
-    if begin or saver:
-        run = identity(config, module)
-        if begin:
-            step = check_same(begin, run, module, own=run_dir in begin.parents)
-            for logger in loggers:
-                if isinstance(logger, CSVRun):
-                    logger.begin_at(step)
-        if saver:
-            saver.identity = run
-    if trainer.is_global_zero:
-        batch = config.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        print(
-            f"{config.name}: {sum(p.numel() for p in module.trained_parameters.values()):,} of "
-            f"{sum(p.numel() for p in module.network.parameters()):,} UNet parameters, "
-            f"{datamodule.samples('train')} panoramas and {datamodule.samples('val')} to validate with, "
-            f"{batch} a step; everything goes to {run_dir}" + (f"; it goes on from {begin}" if begin else "")
-        )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        record = run_record(config, trainer, module, datamodule)
-        (run_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        told: Any = OmegaConf.to_container(config, resolve=True)
-        log_config(loggers, told, record)
-        for callback in callbacks:
-            if isinstance(callback, StepMetrics) and "flops_per_panorama" in record["plan"]:
-                callback.set_flops(record["plan"]["flops_per_panorama"], record["plan"]["device_flops_per_s"])
+    data = _build_data(config)
+    module: CubeDiffModule = build(config.model)
+    require_type(module, CubeDiffModule, "model")
+    callbacks = _build_callbacks(config, encoded=isinstance(data, EncodedData))
+    loggers = _build_loggers(config, curves)
+    trainer: L.Trainer = build(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))
+    return _Run(config, run_dir, data, module, callbacks, loggers, trainer)
+
+
+def _build_data(config: DictConfig) -> TrainingData:
+    data: L.LightningDataModule = build(config.data)
+    require_type(data, L.LightningDataModule, "data")
+    require_members(data, TrainingData, "data")
+    data.setup("fit")
+    assert isinstance(data, TrainingData)
+    return data
+
+
+def _build_callbacks(config: DictConfig, encoded: bool) -> list[L.Callback]:
+    callbacks: list[L.Callback] = []
+    for name, node in config.callbacks.items():
+        if not node or "_target_" not in node:
+            continue  # an experiment may set options of a callback that callbacks=none or …=null has removed
+        callback: L.Callback = build(node)
+        require_type(callback, L.Callback, f"callbacks.{name}")
+        require_whole_protocols(callback, CALLBACK_PROTOCOLS, f"callbacks.{name}")
+        if encoded and isinstance(callback, EncoderUser):
+            print(f"training on latents, with no encoders in memory: {callback.left_out_without_encoders()}")
+        else:
+            callbacks.append(callback)
+    return callbacks
+
+
+def _build_loggers(config: DictConfig, curves: Curves | None) -> list[Logger]:
+    loggers: list[Logger] = []
+    for name, node in config.logger.items():
+        logger: Logger = build(node)
+        require_type(logger, Logger, f"logger.{name}")
+        require_whole_protocols(logger, LOGGER_PROTOCOLS, f"logger.{name}")
+        loggers.append(logger)
+    return loggers if curves is None else [*loggers, CurveLogger(curves)]
+
+
+def _prepare_resuming(run: _Run, checkpoint: Path | None) -> None:
+    """Compares the run with its checkpoint, and gives its identity to the callbacks that write checkpoints."""
+    writers = [callback for callback in run.callbacks if isinstance(callback, IdentityWriter)]
+    if checkpoint is None and not writers:
+        return  # the fingerprints of the weights take seconds
+    identity = run_identity(run.config, run.module)
+    if checkpoint:
+        step = check_resumable(checkpoint, identity, run.module, is_own=run.folder in checkpoint.parents)
+        for logger in run.loggers:
+            if isinstance(logger, ResumableLogger):
+                logger.begin_at(step)
+    for writer in writers:
+        writer.set_run_identity(identity)
+
+
+def _announce(run: _Run, checkpoint: Path | None) -> None:
+    """Prints the run's size, writes run.json and gives the loggers the config; on rank 0."""
+    trainer, parameters = run.trainer, run.module.trained_parameters.values()
+    panoramas_per_step = run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    print(
+        f"{run.config.name}: {sum(p.numel() for p in parameters):,} of "
+        f"{sum(p.numel() for p in run.module.network.parameters()):,} parameters are trainable, "
+        f"{run.data.samples('train')} training and {run.data.samples('val')} validation panoramas, "
+        f"{panoramas_per_step} per step; output folder: {run.folder}"
+        + (f"; resuming from {checkpoint}" if checkpoint else "")
+    )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = run_record(run.config, trainer, run.module, run.data)
+    write_json(run.folder / "run.json", record)
+    settings: Any = OmegaConf.to_container(run.config, resolve=True)
+    log_config(run.loggers, settings, record)
+    _set_flops(run, record)
+
+
+def _set_flops(run: _Run, record: RunRecord) -> None:
+    plan = record["plan"]
+    if "flops_per_panorama" not in plan or "device_flops_per_s" not in plan:
+        return
+    for callback in run.callbacks:
+        if isinstance(callback, FlopsConsumer):
+            callback.set_flops(plan["flops_per_panorama"], plan["device_flops_per_s"])
+
+
+def _train(run: _Run, checkpoint: Path | None) -> None:
+    data: Any = run.data  # a LightningDataModule
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=begin, weights_only=True if begin else None)
+        run.trainer.fit(run.module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except torch.OutOfMemoryError as error:
-        raise ValueError(_smaller(config)) from error
-    average = next((c for c in callbacks if isinstance(c, UNetEMA)), None)
-    if trainer.is_global_zero and encoded:
-        fresh = build(config.model.pipeline)
-        module.pipeline.register_modules(**fresh.backbone.frozen_components())
-    export_pipeline(module, run_dir / "export", average, steps=trainer.global_step)
-    if trainer.is_global_zero:
-        for logger in loggers:
-            if isinstance(logger, WandbRun):
-                logger.log_pipeline(run_dir / "export")
-        print(f"trained: {run_dir / 'export'}")
-    trainer.strategy.barrier()
-    return run_dir / "export"
+        raise ValueError(_out_of_memory_hint(run.config)) from error
 
 
-def _smaller(config: DictConfig) -> str:
-    """What to give instead of a batch that does not fit the GPU."""
-    import torch
-
-    from cubediff.planning.cost import GIB, largest_batch
-
+def _out_of_memory_hint(config: DictConfig) -> str:
     memory = float(torch.cuda.mem_get_info()[1])
     fits, _ = largest_batch(config, memory)
     remedy = f"data.batch_size={fits}" if fits else "model.gradient_checkpointing=true, or a smaller face_size"
     return (
-        f"data.batch_size={config.data.batch_size} does not fit the GPU's {memory / GIB:.1f} GiB, by the plan {fits} "
-        f"does: give {remedy} (python -m cubediff.plan with the same words says what takes it)"
+        f"data.batch_size={config.data.batch_size} does not fit the GPU's {memory / GIB:.1f} GiB, a batch of {fits} "
+        f"does by the plan: give {remedy} (`cubediff plan` with the same overrides prints what takes the memory)"
     )
+
+
+def _export(run: _Run) -> Path:
+    """Writes run_dir/export on rank 0; every rank must call it."""
+    folder = run.folder / "export"
+    weights = next((callback for callback in run.callbacks if isinstance(callback, ExportWeights)), None)
+    if run.trainer.is_global_zero and run.encoded:
+        loaded = build(run.config.model.pipeline)
+        run.module.pipeline.register_modules(**loaded.backbone.frozen_components())
+    export_pipeline(run.module, folder, weights, steps=run.trainer.global_step)
+    if run.trainer.is_global_zero:
+        for logger in run.loggers:
+            if isinstance(logger, ExportLogger):
+                logger.log_pipeline(folder)
+        print(f"trained: {folder}")
+    run.trainer.strategy.barrier()
+    return folder

@@ -1,117 +1,158 @@
-"""Resuming a run: which checkpoint, and whether it belongs to this run."""
+"""Resuming a run: finding its checkpoint, and refusing checkpoints of other runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from cubediff.configs.targets import ADDED, added_at_default, current_name
 from cubediff.models.encoders import fingerprint
-from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, damage, steps
+from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, find_damage, list_checkpoints
 from cubediff.training.module import CubeDiffModule
 
-# What a checkpoint's own state overrides or contradicts, so that another value would go unheard or break it. What is
-# left out here may change: where and how fast the run goes on, how long, and with how many panoramas a step.
+RunIdentity = dict[str, object]
+
+# Config keys that must match the checkpoint on resume: its state overrides or contradicts other values. Everything else
+# may change: devices, speed, length, panoramas per step.
 _FIXED = ("name", "face_size", "fov", "model", "callbacks.ema")
-
-
 _FREE = ("model.gradient_checkpointing", "model.compile", "model.channels_last", "model.pipeline.path")
+_FINGERPRINTS = ("encoders", "frozen weights")
 
 
-_SUMS = ("encoders", "frozen weights")
+def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """Finds the checkpoint that a run starts from.
 
+    Args:
+        resume: "auto" for the last undamaged checkpoint of the run, if there is one; "never" to refuse a run that has
+            checkpoints; or a checkpoint file, which a run without checkpoints of its own starts from.
+        run_dir: The run's folder.
 
-def choose(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that a run begins with, or None for none: by "auto" the last one of its own that is whole, by a
-    path that file where it has none of its own. By "never" it must have none.
+    Returns:
+        The checkpoint, None to start from step 0.
 
-    Raises CheckpointError where that cannot be done.
+    Raises:
+        CheckpointError: If `resume` is "never" and there are checkpoints, all of them are damaged, or the file is
+            missing or damaged.
     """
-    own = steps(run_dir / "checkpoints")
+    own = list_checkpoints(run_dir / "checkpoints")
     if resume == "never":
         if own:
             raise CheckpointError(
-                f"resume=never, and {run_dir} holds checkpoints up to step {next(iter(own))}: give another run_dir, or "
-                "resume=auto to go on"
+                f"resume=never, but {run_dir} holds checkpoints up to step {next(iter(own))}: give another run_dir, or "
+                "resume=auto to resume"
             )
         return None
-    damaged: list[str] = []
-    for file in own.values():
-        if (fault := damage(file)) is None:
-            if damaged:
-                print(f"WARNING: {'; '.join(damaged)}: going on from {file.name}")
-            return file
-        damaged.append(f"{file.name} is damaged ({fault})")
-    if damaged:
-        raise CheckpointError(
-            f"no checkpoint in {run_dir / 'checkpoints'} is whole ({'; '.join(damaged)}): remove them to start anew"
-        )
+    if own:
+        return _last_undamaged(own)
     if resume == "auto":
         return None
     path = Path(resume)
     if not path.is_file():
-        raise CheckpointError(f"resume={resume} is no file: give a checkpoint, auto or never")
-    if fault := damage(path):
-        raise CheckpointError(f"resume={resume} is damaged ({fault}): give another checkpoint")
+        raise CheckpointError(f"resume={resume} is not a file: give a checkpoint file, auto or never")
+    if damage := find_damage(path):
+        raise CheckpointError(f"resume={resume} is damaged ({damage}): give another checkpoint")
     return path
 
 
-def identity(config: DictConfig, module: CubeDiffModule) -> dict[str, Any]:
-    """What must be the same for a run to go on: parts of its config, and the weights that it does not train."""
-    fixed: dict[str, Any] = {}
+def _last_undamaged(checkpoints: Mapping[int, Path]) -> Path:
+    damaged: list[str] = []
+    for file in checkpoints.values():
+        if (damage := find_damage(file)) is None:
+            if damaged:
+                print(f"WARNING: {'; '.join(damaged)}: resuming from {file.name}")
+            return file
+        damaged.append(f"{file.name} is damaged ({damage})")
+    raise CheckpointError(
+        f"every checkpoint in {file.parent} is damaged ({'; '.join(damaged)}): remove them to start from step 0"
+    )
+
+
+def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:
+    """The settings that must be equal for a run to resume.
+
+    Returns:
+        Dotted config keys with their values, and fingerprints of the frozen weights, which checkpoints leave out.
+    """
+    settings: RunIdentity = {}
     for key in _FIXED:
-        part = OmegaConf.select(config, key)
-        plain = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
-        fixed |= _flat(key, plain)
-    sums = module.backbone.fingerprint(), fingerprint(module.frozen)
-    container: Any = OmegaConf.to_container(config)
-    uncounted = added_at_default(container)
-    kept = {
+        node = OmegaConf.select(config, key)
+        settings |= _flat(key, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+    unresolved: Any = OmegaConf.to_container(config)
+    ignored = (*_FREE, *added_at_default(unresolved))
+    identity = {
         key: value
-        for key, value in fixed.items()
-        if key not in _FREE and not any(key == added or key.startswith(f"{added}.") for added in uncounted)
+        for key, value in settings.items()
+        if not any(key == other or key.startswith(f"{other}.") for other in ignored)
     }
-    return kept | {name: digest[:12] for name, digest in zip(_SUMS, sums, strict=True)}
+    digests = module.backbone.fingerprint(), fingerprint(module.frozen)
+    return identity | {name: digest[:12] for name, digest in zip(_FINGERPRINTS, digests, strict=True)}
 
 
-def check_same(path: Path, run: dict[str, Any], module: CubeDiffModule, own: bool) -> int:
-    """The step that a run with this identity goes on from with the checkpoint. Raises CheckpointError where it is not
-    the run's; its name counts where it lies in the run's `own` folder."""
+def check_resumable(path: Path, identity: RunIdentity, module: CubeDiffModule, is_own: bool) -> int:
+    """Checks that a checkpoint is of the run with this identity.
+
+    Args:
+        path: The checkpoint.
+        identity: The run's identity, from `run_identity`.
+        module: The run's module, whose trainable weights the checkpoint must have.
+        is_own: Whether the checkpoint is in the run's folder, where the run's name must match too.
+
+    Returns:
+        The optimizer step that the run resumes at.
+
+    Raises:
+        CheckpointError: If it is of another run or another model, or not of this package.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before, weights = saved[IDENTITY], saved["state_dict"]
-    except Exception as error:  # unpickling raises whatever it likes
-        raise CheckpointError(f"{path} is no checkpoint of this cubediff ({type(error).__name__}: {error}): begin with "
-                              "its run's export, model.pipeline.path=RUN/export, instead") from error  # fmt: skip
-    if own and before["name"] != run["name"]:
+        saved_identity, weights = saved[IDENTITY], saved["state_dict"]
+    except Exception as error:  # unpickling raises errors of any class
         raise CheckpointError(
-            f"{path.parent.parent} holds a run of {before['name']}, and this is {run['name']}: give another run_dir"
-        )
-    differing = [
-        k for k in run.keys() | before.keys() if k != "name" and current_name(before.get(k)) != current_name(run.get(k))
-    ]
-    differing.sort(key=lambda key: (key in _SUMS, key))
-    if differing:
-        told = ", ".join(
-            f"{key} {before.get(key, ADDED.get(key))} and not {run.get(key, ADDED.get(key))}" for key in differing[:8]
-        )
+            f"{path} is not a checkpoint of this version of cubediff ({type(error).__name__}: {error}): start from its "
+            "run's export instead, model.pipeline.path=RUN/export"
+        ) from error
+    if is_own and saved_identity["name"] != identity["name"]:
         raise CheckpointError(
-            f"{path} has {told}: a run goes on as it began. Give what it has, or begin another run_dir with its "
-            "weights, model.pipeline.path=RUN/export"
+            f"{path.parent.parent} holds a run named {saved_identity['name']}, this run is named {identity['name']}: "
+            "give another run_dir"
         )
-    expected = module.checkpointed
-    wrong = [key for key in expected.keys() | weights.keys()
-             if key not in weights or key not in expected or weights[key].shape != expected[key].shape]  # fmt: skip
-    if wrong:
-        raise CheckpointError(
-            f"{path} has other weights than the model in {len(wrong)} places, such as {', '.join(sorted(wrong)[:5])}: "
-            "it is of another model"
-        )
+    _check_identity(path, saved_identity, identity)
+    _check_weights(path, weights, module.checkpointed)
     return int(saved["global_step"])
 
 
-def _flat(key: str, value: Any) -> dict[str, Any]:
+def _check_identity(path: Path, saved: RunIdentity, own: RunIdentity) -> None:
+    names = (saved.keys() | own.keys()) - {"name"}
+    differing = [name for name in names if current_name(saved.get(name)) != current_name(own.get(name))]
+    differing.sort(key=lambda name: (name in _FINGERPRINTS, name))
+    if not differing:
+        return
+    listed = ", ".join(
+        f"{name} {saved.get(name, ADDED.get(name))} and not {own.get(name, ADDED.get(name))}" for name in differing[:8]
+    )
+    raise CheckpointError(
+        f"{path} has {listed}: resuming needs the same settings. Restore them, or start another run_dir from the "
+        "checkpoint's weights, model.pipeline.path=RUN/export"
+    )
+
+
+def _check_weights(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    wrong = [
+        key
+        for key in expected.keys() | weights.keys()
+        if key not in weights or key not in expected or weights[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is of another model: {len(wrong)} of its weights are missing, additional or of another shape, "
+            f"such as {', '.join(sorted(wrong)[:5])}; give the model that it was trained with"
+        )
+
+
+def _flat(key: str, value: object) -> RunIdentity:
     if not isinstance(value, dict):
         return {key: value}
-    return {k: v for name, part in value.items() for k, v in _flat(f"{key}.{name}", part).items()}
+    return {k: v for name, inner in value.items() for k, v in _flat(f"{key}.{name}", inner).items()}

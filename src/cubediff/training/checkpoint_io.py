@@ -1,67 +1,78 @@
-"""Checkpoints on disk: written whole or not at all, verified before they are read, and found again by a run that goes
-on with them, if it is the same run."""
+"""Checkpoints on disk: atomic writes, integrity checks, and the list of a folder's checkpoints."""
 
-import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-IDENTITY = "cubediff"  # the checkpoint's entry that says which run it is of
+from cubediff.utils.files import atomic_file
+
+IDENTITY = "cubediff"  # key of the run's identity in a checkpoint
 _FILE = re.compile(r"step(\d+)\.ckpt")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read, or gone on with; its message says what to do."""
+    """A checkpoint cannot be written, read or resumed from; the message says what to do."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under another name and gives it its own once it is on the disk; reads tensors and plain
-    values alone. Lightning's own goes by the folder for temporary files, which may be another disk."""
+    """Writes checkpoints atomically beside their final path; loads tensors and plain values only.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises CheckpointError where it cannot be written; whatever was at `path` before is then still there."""
+    Lightning's own implementation writes to the folder for temporary files first, which may be another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: object | None = None
+    ) -> None:
+        """Writes a checkpoint, or leaves the previous file at `path` as it is.
+
+        Raises:
+            CheckpointError: If it cannot be written, for example on a full disk.
+        """
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            for part in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while it wrote
+                part.unlink()
+            with atomic_file(path, sync=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-        except (OSError, RuntimeError) as error:  # torch's own where a write fails in the middle
-            part.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a write that fails midway
             raise CheckpointError(
-                f"the checkpoint {path} cannot be written ({error}): make room or choose another run_dir; the ones "
-                "before it are whole, and the same command goes on from the last"
+                f"the checkpoint {path} cannot be written ({error}): free disk space or choose another run_dir; the "
+                "previous checkpoints are undamaged, and the same command resumes from the last one"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Loads with `weights_only=True` whatever is asked, so that a checkpoint cannot execute code."""
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 def file_name(step: int) -> str:
+    """The name of the checkpoint after an optimizer step."""
     return f"step{step:08d}.ckpt"
 
 
-def steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a folder by their steps, the last first."""
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their optimizer step, newest first."""
     found = {int(match[1]): file for file in folder.glob("step*.ckpt") if (match := _FILE.fullmatch(file.name))}
     return dict(sorted(found.items(), reverse=True))
 
 
-def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, by the checksums that are in it; None where it is whole."""
+def find_damage(file: Path) -> str | None:
+    """Verifies a checkpoint by the checksums inside it.
+
+    Returns:
+        What is wrong, None for an undamaged file.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except (OSError, zipfile.BadZipFile) as error:
         return str(error)
-    return None if bad is None else f"{bad} in it has another checksum"
+    return None if bad is None else f"the checksum of {bad} in it differs"

@@ -16,6 +16,9 @@ from cubediff.diffusion.conditions import CONDITIONS
 if TYPE_CHECKING:
     from torch import Tensor
 
+Curves = dict[str, list[tuple[int, float | None]]]
+"""Loss → (optimizer step, value); None for a value that is not finite, which JSON lacks."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -1,29 +1,29 @@
-"""Turning down what libraries say to everyone."""
+"""Silences third-party messages that no user can act on."""
 
 import logging
 import warnings
 
 
 def silence() -> None:
-    """Turns off what libraries say to everyone and nobody could act on; their warnings about a run stay."""
-    import diffusers.utils.logging as diffusers_logging
-    import huggingface_hub.utils as hub
+    """Silences libraries' advertisements, deprecations and progress bars; warnings about a run are still shown."""
+    import diffusers.utils.logging as diffusers_logging  # start-up time
     import transformers.utils.logging as transformers_logging
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
-    # Lightning 2.6 against torch 2.13, and diffusers 0.42 against huggingface_hub 1.
+    # Lightning 2.6 with torch 2.13, and diffusers 0.42 with huggingface_hub 1.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
     warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument", category=UserWarning)
-    # Lightning 2.6 against torch 2.13, on several devices.
+    # Lightning 2.6 with torch 2.13, on several devices.
     warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.all_gather is")
-    # The line that a run begins with says how many panoramas were held out.
+    # The first line of a run prints the number of validation panoramas.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-    # Logging goes by steps, not by epochs, so short epochs lose nothing.
+    # Logging counts steps, not epochs, so that short epochs lose no rows.
     warnings.filterwarnings("ignore", message="The number of training batches")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
     diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # of files read in a moment; it turns off those of downloads too
-    hub.enable_progress_bars()
+    transformers_logging.disable_progress_bar()  # also turns off the bars of downloads, which the next line restores
+    enable_progress_bars()
 
 
-def _no_tip(record: logging.LogRecord) -> bool:
+def _is_no_tip(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("💡")

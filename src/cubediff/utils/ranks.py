@@ -1,19 +1,24 @@
-"""What one rank has seen and all must act on."""
+"""Decisions that all ranks take together."""
 
-import lightning as L
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import ProcessGroup
 
-class Agreement:
-    """The greatest of all ranks' wishes, known to all; between processors, so that no device is waited for."""
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        self._group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+def new_cpu_group(world_size: int) -> ProcessGroup | None:
+    """A gloo group of all ranks, so that its calls do not synchronise the GPU; None for one rank. Collective."""
+    return torch.distributed.new_group(backend="gloo") if world_size > 1 else None
 
-    def __call__(self, wish: int) -> int:
-        """A collective call: every rank must make it."""
-        if self._group is None:
-            return wish
-        greatest = torch.tensor(wish)
-        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, group=self._group)
-        return int(greatest)
+
+def all_reduce_max(value: int, group: ProcessGroup | None) -> int:
+    """The maximum of an int over the ranks of a group from `new_cpu_group`; collective."""
+    if group is None:
+        return value
+    maximum = torch.tensor(value)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, group=group)
+    return int(maximum)

@@ -17,8 +17,10 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from cubediff import CubeDiffPipeline
 from cubediff.configs import CONFIG_DIR, build
-from cubediff.runs.sweeps import results
-from cubediff.runs.sweeps.results import RESULT, Result, read_results, recorded, take_gpu
+from cubediff.runs.sweeps import gpus
+from cubediff.runs.sweeps.gpus import assign_gpu
+from cubediff.runs.sweeps.isolation import run_recorded
+from cubediff.runs.sweeps.results import RESULT, Result, read_results
 from cubediff.train import main
 
 JOBS = (
@@ -81,14 +83,14 @@ def test_a_job_that_fails_is_recorded_and_the_others_run(grid: tuple[Path, str, 
     ]
     failed = rates(folder)[DIVERGES]
     assert failed.error is not None
-    assert failed.error.startswith("1 steps were left out because losses or gradients are not finite")
+    assert failed.error.startswith("1 steps were skipped because losses or gradients are not finite")
     assert failed.loss is None
     assert failed.curves["train/loss"]
     assert not (folder / "0" / "export").exists()
     assert (folder / "2" / "export" / "model_index.json").is_file()
     assert f"job 0 failed: {failed.error}" in err
-    assert out.splitlines()[-1] == "sweep: 2 of 3 jobs done; python -m cubediff.sweep_report sweep compares them"
-    assert err.splitlines()[-1] == f"not done: 0 (failed); each says why in its {RESULT}"
+    assert out.splitlines()[-1] == "sweep: 2 of 3 jobs done; `cubediff sweep-report sweep` compares them"
+    assert err.splitlines()[-1] == f"not done: 0 (failed); the error of each is in its {RESULT}"
 
 
 def test_a_job_leaves_its_last_validation_loss_and_the_words_it_was_given(grid: tuple[Path, str, str]) -> None:
@@ -143,7 +145,9 @@ def test_a_search_without_a_validation_loss_is_told(
     assert run_in(tmp_path, monkeypatch, *words, "model.warmup_steps=0", *JOBS) == 1
     (result,) = read_results(tmp_path / "sweep").values()
     assert result.error is not None
-    assert result.error.startswith("no val/loss for the search to go by: take shards with validation panoramas")
+    assert result.error.startswith(
+        "a search needs val/loss, and none was logged: give shards with validation panoramas"
+    )
 
 
 # ---- how a job ends ----------------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_a_failure_is_told_recorded_and_the_worst_of_losses(
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         raise raised
 
-    assert recorded(job(tmp_path), task) == float("inf")
+    assert run_recorded(job(tmp_path), task) == float("inf")
     content = json.loads((tmp_path / RESULT).read_text())
     assert (content["status"], content["job"], content["loss"]) == ("failed", 3, None)
     assert str(raised).removeprefix("error: ") in content["error"]
@@ -185,7 +189,7 @@ def test_a_signal_ends_the_sweep_and_the_job_is_cut(signal: BaseException, tmp_p
         raise signal
 
     with pytest.raises(type(signal)):
-        recorded(job(tmp_path), task)
+        run_recorded(job(tmp_path), task)
     content = json.loads((tmp_path / RESULT).read_text(), parse_constant=pytest.fail)
     assert (content["status"], content["curves"]) == ("cut", {"val/loss": [[1, 0.5], [2, None]]})
 
@@ -194,7 +198,7 @@ def test_a_job_that_is_killed_is_left_as_running(tmp_path: Path) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         assert json.loads((run_dir / RESULT).read_text())["status"] == "running"
 
-    recorded(job(tmp_path), task)
+    run_recorded(job(tmp_path), task)
     assert json.loads((tmp_path / RESULT).read_text())["status"] == "done"
 
 
@@ -207,25 +211,25 @@ def test_a_job_that_is_done_is_run_again_only_with_another_config(
         ran.append(run_dir)
         curves["val/loss"] = [(1, 0.5)] if len(ran) == 1 else [(1, 0.25)]
 
-    assert [recorded(job(tmp_path), task) for _ in range(2)] == [0.5, 0.5]
+    assert [run_recorded(job(tmp_path), task) for _ in range(2)] == [0.5, 0.5]
     assert "job 3 is done already" in capsys.readouterr().out
-    assert recorded(job(tmp_path, "seed=1"), task) == 0.25
+    assert run_recorded(job(tmp_path, "seed=1"), task) == 0.25
 
 
 @pytest.mark.parametrize("status", ["failed", "cut", "running"])
 def test_a_job_that_is_not_done_is_run_again(status: str, tmp_path: Path) -> None:
-    recorded(job(tmp_path), lambda run_dir, curves: None)
+    run_recorded(job(tmp_path), lambda run_dir, curves: None)
     content = json.loads((tmp_path / RESULT).read_text())
     (tmp_path / RESULT).write_text(json.dumps({**content, "status": status}))
     ran = []
-    recorded(job(tmp_path), lambda run_dir, curves: ran.append(run_dir))
+    run_recorded(job(tmp_path), lambda run_dir, curves: ran.append(run_dir))
     assert ran == [tmp_path]
 
 
 def test_a_reference_that_leads_nowhere_fails_its_job_alone(tmp_path: Path) -> None:
     config = job(tmp_path)
     OmegaConf.update(config, "data.extra", "${nowhere}", force_add=True)
-    assert recorded(config, lambda run_dir, curves: config.data.extra) == float("inf")
+    assert run_recorded(config, lambda run_dir, curves: config.data.extra) == float("inf")
     assert "nowhere" in json.loads((tmp_path / RESULT).read_text())["error"]
 
 
@@ -234,7 +238,7 @@ def test_a_single_runs_failure_is_recorded_and_raised(tmp_path: Path) -> None:
         raise ValueError("no such thing")
 
     with pytest.raises(ValueError, match="no such thing"):
-        recorded(composed("model=tiny_random", "data.path=x", run_dir=tmp_path), task)
+        run_recorded(composed("model=tiny_random", "data.path=x", run_dir=tmp_path), task)
     assert json.loads((tmp_path / RESULT).read_text())["status"] == "failed"
 
 
@@ -243,7 +247,7 @@ def test_of_several_processes_the_first_alone_records(
     rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(rank, "1")
-    recorded(job(tmp_path), lambda run_dir, curves: None)
+    run_recorded(job(tmp_path), lambda run_dir, curves: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,13 +269,15 @@ def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
     processes: list[list[Any]] = [[], [], []]
 
     def devices(process: int) -> Any:
-        monkeypatch.setattr(results, "_slot", processes[process])
+        monkeypatch.setattr(gpus, "_held", processes[process])
         config = job(tmp_path, "trainer=gpu")
-        take_gpu(config, tmp_path)
+        assign_gpu(config, tmp_path)
         return config.trainer.devices
 
     assert (devices(0), devices(1), devices(0), devices(1)) == ([0], [1], [0], [1])
-    with pytest.raises(ValueError, match=r"more jobs at a time than the 2 GPUs .* give hydra\.launcher\.n_jobs=2"):
+    with pytest.raises(
+        ValueError, match=r"more jobs run in parallel than the 2 GPUs .* give hydra\.launcher\.n_jobs=2"
+    ):
         devices(2)
     processes[0].pop().release()
     assert devices(2) == [0]
@@ -283,7 +289,7 @@ def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
 def test_jobs_on_the_cpu_or_with_devices_of_their_own_keep_them(tmp_path: Path) -> None:
     for words, devices in ((("trainer=cpu",), 1), (("trainer=gpu", "trainer.devices=[1]"), [1])):
         config = job(tmp_path, *words)
-        take_gpu(config, tmp_path)
+        assign_gpu(config, tmp_path)
         assert config.trainer.devices == devices
     assert list(tmp_path.iterdir()) == []
 

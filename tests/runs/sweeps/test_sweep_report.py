@@ -11,7 +11,7 @@ from support.pages import Page
 from typer.testing import CliRunner
 
 from cubediff.pages.charts import Series, _Axis, chart
-from cubediff.runs.sweeps.report import best, differing
+from cubediff.runs.sweeps.report import compare_overrides, lowest_loss
 from cubediff.runs.sweeps.results import Result
 from cubediff.sweep_report import app
 
@@ -57,15 +57,15 @@ def test_the_table_has_the_lowest_loss_first_and_the_keys_that_differ(out: str, 
 
 
 def test_what_all_jobs_share_is_no_column() -> None:
-    keys, shared = differing([result(0, "1", "true", 0.1), result(1, "2", "true", 0.1)])
+    keys, shared = compare_overrides([result(0, "1", "true", 0.1), result(1, "2", "true", 0.1)])
     assert keys == ["model.optimizer.lr"]
     assert shared == {"model.pipeline.sync_group_norm": "true", "seed": "0"}
 
 
 def test_the_lowest_loss_is_that_of_the_curve_where_it_is_a_number() -> None:
-    assert best(result(0, "1", "true", 0.4)) == (4, 0.4)
-    assert best(result(0, "1", "true", None)) == (3, 0.5)
-    assert best(Result("running", "t", 0, [], 0.0)) is None
+    assert lowest_loss(result(0, "1", "true", 0.4)) == (4, 0.4)
+    assert lowest_loss(result(0, "1", "true", None)) == (3, 0.5)
+    assert lowest_loss(Result("running", "t", 0, [], 0.0)) is None
 
 
 def test_the_page_tells_all_and_text_from_users_stays_text(out: str, folder: Path) -> None:
@@ -126,7 +126,10 @@ def test_an_axis_has_a_few_ticks_that_lie_on_it_in_order(values: list[float]) ->
 
 
 def test_a_folder_without_results_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder, told in ((tmp_path, "holds a result.json: give a sweep's run_dir"), (tmp_path / "no", "is no folder")):
+    for folder, told in (
+        (tmp_path, "holds a result.json: give the run_dir of a sweep"),
+        (tmp_path / "no", "is not a folder"),
+    ):
         monkeypatch.setattr(sys, "argv", ["report", str(folder)])
         with pytest.raises(SystemExit, match=told):
             app(standalone_mode=False)

@@ -197,7 +197,7 @@ def test_the_average_is_kept_in_float32_under_mixed_precision_and_moves_at_a_rat
     torch.testing.assert_close(shadow(ema), reference(trajectory.weights, 0.9999), rtol=1e-5, atol=1e-6)
 
 
-def test_there_is_no_average_before_training() -> None:
+def test_there_is_no_ema_before_training() -> None:
     with pytest.raises(RuntimeError, match="before training"), UNetEMA().averaged(Line()):
         pass
     assert UNetEMA().state_dict() == {}
@@ -294,16 +294,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(
     step(good, "a")
     step(bad, "sunny_room", "dark_room")
     assert guard.skipped == 1
-    assert caplog.messages == ["rank 1: up to step 2 1 steps had gradients that are not finite and were left out; "
+    assert caplog.messages == ["rank 1: skipped 1 steps up to step 2, whose gradients are not finite; "
                                "the loss is not finite in a batch of sunny_room, dark_room"]  # fmt: skip
     resumed = NonFiniteGuard(limit=3)
     resumed.load_state_dict(guard.state_dict())
     assert resumed.skipped == 1
     step(bad, "sunny_room", "dark_room")
     assert guard.skipped == 1  # not looked at yet
-    with pytest.raises(
-        FloatingPointError, match=r"3 steps were left out.*step 4; .*dark_room, b.*model\.optimizer\.lr"
-    ):
+    with pytest.raises(FloatingPointError, match=r"3 steps were skipped.*step 4; .*dark_room, b.*model\.optimizer\.lr"):
         step(bad, "b")
 
 

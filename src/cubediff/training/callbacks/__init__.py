@@ -1,5 +1,4 @@
-"""What happens around the training step: averaged weights, samples to look at, metrics, progress,
-checkpoints, and guards."""
+"""Callbacks of a run: EMA, samples, metrics, progress, checkpoints, signals, guards."""
 
 from cubediff.training.callbacks.checkpoint import RunCheckpoint
 from cubediff.training.callbacks.ema import UNetEMA

@@ -6,31 +6,17 @@ The values are accumulated on the device; they are read, and reduced over the ra
 import resource
 import sys
 import time
-from typing import Any, TypedDict
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
-from torch import Tensor
 from torchmetrics import MaxMetric, Metric, SumMetric
 
+from cubediff.training.callbacks.batch import KeyedBatch
 from cubediff.training.metrics import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
-from cubediff.training.module import CubeDiffModule
-
-
-class StepOutputs(TypedDict):
-    """What `CubeDiffModule.training_step` and `validation_step` return for callbacks, each (B,)."""
-
-    losses: Tensor
-    timesteps: Tensor
-    conditions: Tensor
-
-
-class KeyedBatch(TypedDict):
-    """The part of a batch that callbacks read."""
-
-    key: list[str]  # the names of its B samples
+from cubediff.training.module import CubeDiffModule, StepOutput
 
 
 class StepMetrics(Callback):
@@ -74,7 +60,7 @@ class StepMetrics(Callback):
         self,
         trainer: L.Trainer,
         pl_module: CubeDiffModule,
-        outputs: StepOutputs,
+        outputs: StepOutput,
         batch: KeyedBatch,
         batch_idx: int,
     ) -> None:
@@ -95,7 +81,7 @@ class StepMetrics(Callback):
         self,
         trainer: L.Trainer,
         pl_module: CubeDiffModule,
-        outputs: StepOutputs,
+        outputs: StepOutput,
         batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -175,7 +161,7 @@ class DataWaitTimer:
             self.profiler.stop(action_name)
 
 
-def _update(losses: GroupedLosses, outputs: StepOutputs, module: CubeDiffModule) -> None:
+def _update(losses: GroupedLosses, outputs: StepOutput, module: CubeDiffModule) -> None:
     steps = module.process.num_timesteps
     losses.update(outputs["losses"], outputs["timesteps"], outputs["conditions"], steps)
 

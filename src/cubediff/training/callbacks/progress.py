@@ -1,6 +1,4 @@
-"""The one line that a terminal shows of a run."""
-
-from typing import Any
+"""StepProgress: one progress bar for the whole run."""
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -8,8 +6,10 @@ from tqdm import tqdm
 
 
 class StepProgress(ProgressBar):
-    """One bar over the run's optimizer steps, where Lightning's own counts the batches of an epoch, of which a small
-    set of panoramas has one."""
+    """Progress bar over the run's optimizer steps.
+
+    Lightning's own bar counts the batches of an epoch, and a small dataset has one batch per epoch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,9 +27,11 @@ class StepProgress(ProgressBar):
         self._bar = tqdm(desc="training", total=steps, initial=done, unit="step", disable=not self._enabled)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if self._bar.update(trainer.global_step - self._bar.n):  # it was drawn: metrics are read from the device then
+        if self._bar.update(
+            trainer.global_step - self._bar.n
+        ):  # True if the bar was redrawn; reading metrics synchronises
             self._bar.set_postfix(trainer.progress_bar_metrics, refresh=False)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

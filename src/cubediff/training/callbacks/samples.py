@@ -1,4 +1,4 @@
-"""Panoramas of the same captions and photos again and again, to see a model learn."""
+"""SampleLogger: panoramas generated from the same captions and photos after every validation."""
 
 import math
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
@@ -21,12 +22,17 @@ from cubediff.training.module import CubeDiffModule
 
 
 class SampleLogger(Callback):
-    """After each validation, panoramas of its first captions and front faces, from the same noise every time.
+    """Generates panoramas after each validation, from its first captions and front faces and always the same noise.
 
-    `count` panoramas of text alone and of text and photo, with `steps` sampling steps each. In `folder` each is a
-    panorama, its six faces side by side (in the order of `cubediff.geometry.FACES`) and a page to look around in; W&B
-    is given all three, TensorBoard the images. The ranks share them out, and rank 0 writes them; which they are, and
-    their noise, does not depend on the number of ranks.
+    Every sample is generated from text alone and from text and photo. `folder` receives the panorama, its six
+    faces side by side (in the order of `cubediff.geometry.FACES`) and a viewer page of each; W&B receives all three,
+    TensorBoard the images. The ranks share the samples, which do not depend on the number of ranks.
+
+    Args:
+        folder: The folder to write to, on rank 0.
+        count: Number of samples.
+        steps: Number of sampling steps.
+        guidance_scale: Scale of classifier-free guidance.
     """
 
     def __init__(self, folder: str, count: int = 2, steps: int = 20, guidance_scale: float = 3.5) -> None:
@@ -36,11 +42,15 @@ class SampleLogger(Callback):
         self.guidance_scale = guidance_scale
         self._examples: tuple[list[list[str]], Tensor] | None = None
 
+    def left_out_without_encoders(self) -> str:
+        """The line that a run on latents prints."""
+        return "no samples are generated"
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
         if trainer.sanity_checking:
             return
         if self._examples is None:
-            self._examples = _read(trainer, pl_module, self.count)
+            self._examples = _read_examples(trainer, pl_module, self.count)
         prompts, photos = self._examples
         world, count = trainer.world_size, len(prompts)
         own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
@@ -56,9 +66,9 @@ class SampleLogger(Callback):
                 output_type="pt",
                 truncate_prompts=True,
             )
-            shares = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
-            # Each rank has every `world`-th.
-            faces, panoramas = (share.transpose(0, 1).flatten(0, 1)[:count] for share in shares)
+            gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
+            # Rank r generated the samples r, r + world, …
+            faces, panoramas = (each.transpose(0, 1).flatten(0, 1)[:count] for each in gathered)
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
         pipeline.set_progress_bar_config(disable=False)
 
@@ -85,22 +95,39 @@ class SampleLogger(Callback):
             pages.append(write_viewer(self.folder / f"{name}.html", faces, fov=fov, prompt=captions[i], title=title))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                import wandb
-
-                media: dict[str, Any] = {
-                    f"samples/{kind}": [wandb.Image(p, caption=c) for p, c in zip(panoramas, captions, strict=True)],
-                    f"samples/{kind}_faces": [wandb.Image(s, caption=c) for s, c in zip(strips, captions, strict=True)],
-                }
-                for i, page in enumerate(pages):  # as it is: `inject` would link a style sheet that the page forbids
-                    media[f"samples/{kind}_viewer_{i}"] = wandb.Html(str(page), inject=False)
-                logger.log_metrics(media, step=step)
+                logger.log_metrics(_wandb_media(kind, panoramas, strips, pages, captions), step=step)
             elif isinstance(logger, TensorBoardLogger):
-                for i, (panorama, strip) in enumerate(zip(panoramas, strips, strict=True)):
-                    for tag, image in ((f"samples/{kind}_{i}", panorama), (f"samples/{kind}_faces_{i}", strip)):
-                        logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+                _log_images(logger, kind, panoramas, strips, step)
 
 
-def _read(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
+def _wandb_media(
+    kind: str,
+    panoramas: list[PIL.Image.Image],
+    strips: list[PIL.Image.Image],
+    pages: list[Path],
+    captions: list[str],
+) -> dict[str, Any]:
+    import wandb  # start-up time
+
+    media: dict[str, Any] = {
+        f"samples/{kind}": [wandb.Image(p, caption=c) for p, c in zip(panoramas, captions, strict=True)],
+        f"samples/{kind}_faces": [wandb.Image(s, caption=c) for s, c in zip(strips, captions, strict=True)],
+    }
+    for i, page in enumerate(pages):
+        # `inject` would link a style sheet, which the page's content security policy forbids.
+        media[f"samples/{kind}_viewer_{i}"] = wandb.Html(str(page), inject=False)
+    return media
+
+
+def _log_images(
+    logger: TensorBoardLogger, kind: str, panoramas: list[PIL.Image.Image], strips: list[PIL.Image.Image], step: int
+) -> None:
+    for i, (panorama, strip) in enumerate(zip(panoramas, strips, strict=True)):
+        for tag, image in ((f"samples/{kind}_{i}", panorama), (f"samples/{kind}_faces_{i}", strip)):
+            logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+
+def _read_examples(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
     """The six captions and the front face, on the module's device, of the first validation panoramas."""
     data = trainer.datamodule
     batch = data.transfer_batch_to_device(data.examples(count), module.device, 0)

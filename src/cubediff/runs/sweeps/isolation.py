@@ -1,0 +1,113 @@
+"""Records the result of every run, and isolates the jobs of a sweep: a failed job does not stop the others."""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cubediff.configs.targets import first_form
+from cubediff.runs.sweeps.gpus import assign_gpu
+from cubediff.runs.sweeps.results import RESULT, Result, read_result
+from cubediff.training.metric_table import Curves
+
+FAILED = float("inf")  # the loss that a search receives for a failed job
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # variables of the launchers that Lightning supports
+
+Task = Callable[[Path, Curves], object]
+
+
+def run_recorded(config: DictConfig, task: Task) -> float | None:
+    """Runs a task and writes its result.json.
+
+    In a sweep, a failure is printed and recorded, and a job that is done already with the same config is not run again.
+    The failure of a single run is raised.
+
+    Args:
+        config: The config of this run.
+        task: Receives the run's folder, and the curves that it fills.
+
+    Returns:
+        The last validation loss; infinity for a failed job of a sweep.
+    """
+    hydra = HydraConfig.get()
+    run_dir, is_sweep = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
+    result = Result(
+        "running",
+        config.name,
+        hydra.job.num if is_sweep else None,
+        list(hydra.overrides.task),
+        time.time(),
+        config=config_fingerprint(config),
+    )
+    if (run_dir / RESULT).is_file():
+        previous = read_result(run_dir / RESULT)
+        if is_sweep and (previous.status, previous.config) == ("done", result.config):
+            print(f"job {previous.job} is done already: {run_dir}")
+            return previous.loss
+        result.curves.update(previous.curves)  # the run may resume
+    is_first_rank = all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+    try:
+        if is_first_rank:
+            result.write(run_dir)
+        if is_sweep and "joblib" in hydra.launcher._target_:
+            assign_gpu(config, run_dir.parent)
+        task(run_dir, result.curves)
+        _set_loss(result, is_sweep, is_search=is_sweep and "direction" in hydra.sweeper)
+        return result.loss
+    except BaseException as error:
+        _set_error(result, error)
+        if result.status == "cut" or not is_sweep:
+            raise
+        print(f"job {result.job} failed: {result.error}", file=sys.stderr)
+        return FAILED
+    finally:
+        result.seconds = round(time.time() - result.started, 1)
+        if is_first_rank:
+            result.write(run_dir)
+        if is_sweep:
+            gc.collect()  # Lightning's objects form cycles, which would keep this job's model in memory
+
+
+def config_fingerprint(config: DictConfig) -> str:
+    """SHA-256 of a config without `run_dir`, with references unresolved, since one may lead nowhere."""
+    content: Any = OmegaConf.to_container(config)
+    del content["run_dir"]
+    return hashlib.sha256(json.dumps(first_form(content), sort_keys=True).encode()).hexdigest()
+
+
+def _set_loss(result: Result, is_sweep: bool, is_search: bool) -> None:
+    losses = result.curves.get("val/loss", [])
+    if is_search and not losses:
+        raise ValueError(
+            "a search needs val/loss, and none was logged: give shards with validation panoramas, and "
+            "trainer.val_check_interval (in batches) at most as long as the run"
+        )
+    last = losses[-1][1] if losses else None
+    if last is not None and math.isfinite(last):
+        result.loss = last
+    elif losses and is_sweep:
+        raise FloatingPointError("val/loss is not finite: lower model.optimizer.lr")
+    result.status = "done"
+
+
+def _set_error(result: Result, error: BaseException) -> None:
+    """A signal, which stops the sweep too, is an exit without a message."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        result.status, result.error = "cut", f"{type(error).__name__}, exit code {error.code}"
+    elif isinstance(error, Exception | SystemExit):
+        expected = isinstance(error, SystemExit | ValueError | FloatingPointError)
+        result.status = "failed"
+        result.error = str(error).removeprefix("error: ") if expected else traceback.format_exc()
+    else:
+        result.status, result.error = "cut", type(error).__name__
