@@ -1,4 +1,4 @@
-"""experiments/launch: every word of its files composes, they agree with each other, and what can start here starts."""
+"""experiments/launch: every override composes, the files agree with each other, and what runs on a CPU starts."""
 
 import importlib.util
 import os
@@ -24,9 +24,9 @@ SBATCH = ("slurm_node.sbatch", "slurm_nodes.sbatch")
 VERTEX: dict[str, Any] = yaml.safe_load((LAUNCH / "vertex.yaml").read_text())
 (POOL,) = VERTEX["workerPoolSpecs"]
 PAPER_BATCH = 64
-LIMIT = 300  # seconds: ranks that wait for each other would wait for half an hour
+LIMIT = 300  # seconds; ranks that wait for each other would wait for half an hour
 
-# What replaces a file's GPUs and its Stable Diffusion here: given last, it wins.
+# Overrides that replace the GPUs and Stable Diffusion of a launch file; as the last ones they take effect.
 HERE = (
     *("model=tiny_random", "logger=csv", "callbacks=none", "trainer.accelerator=cpu", "trainer.precision=32-true"),
     *("trainer.accumulate_grad_batches=1", "trainer.max_steps=2", "trainer.limit_val_batches=0", "data.batch_size=1"),
@@ -35,19 +35,19 @@ HERE = (
 
 
 def blocks() -> list[str]:
-    """The README's commands, continued lines joined."""
+    """The commands of the README, with continued lines joined."""
     fenced = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     return [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
 
 
 def command(start: str) -> list[str]:
-    """The words of the one README command that starts like this."""
+    """The words of the README's only command with this start."""
     (found,) = [line for line in blocks() if line.startswith(start)]
     return shlex.split(found)
 
 
 def words(name: str) -> list[str]:
-    """The overrides that a launch file or README command gives cubediff.train."""
+    """The overrides that a launch file or README command passes to `cubediff train`."""
     if name == "vertex.yaml":
         return list(POOL["containerSpec"]["args"])
     if name.endswith(".sbatch"):
@@ -76,7 +76,7 @@ def start(request: pytest.FixtureRequest) -> tuple[str, DictConfig]:
     return name, composed(*words(name))
 
 
-def test_every_start_composes_into_steps_of_64_panoramas_on_the_gpus_that_it_asks_for(
+def test_every_command_composes_to_steps_of_64_panoramas_on_the_requested_gpus(
     start: tuple[str, DictConfig],
 ) -> None:
     name, config = start
@@ -98,7 +98,7 @@ def test_every_start_composes_into_steps_of_64_panoramas_on_the_gpus_that_it_ask
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_every_start_names_its_run_and_its_shards(name: str) -> None:
+def test_every_command_gives_a_run_dir_and_shards(name: str) -> None:
     keys = [word.partition("=")[0] for word in words(name)]
     assert "run_dir" in keys
     assert "data.path" in keys
@@ -108,7 +108,7 @@ def test_every_start_names_its_run_and_its_shards(name: str) -> None:
 # ---- Vertex AI and its container -----------------------------------------------------------------------------
 
 
-def test_vertex_job_is_on_a_machine_with_four_l4_and_keeps_its_run_where_the_next_machine_finds_it() -> None:
+def test_vertex_job_requests_four_l4_and_writes_its_run_to_the_bucket() -> None:
     machine = POOL["machineSpec"]
     assert machine == {"machineType": "g2-standard-48", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 4}
     config = composed(*words("vertex.yaml"))
@@ -119,13 +119,13 @@ def test_vertex_job_is_on_a_machine_with_four_l4_and_keeps_its_run_where_the_nex
     assert "command" not in POOL["containerSpec"]  # it would replace the image's entry point
 
 
-def test_vertex_commands_fill_in_every_placeholder() -> None:
+def test_vertex_commands_replace_every_placeholder() -> None:
     capitals = set(re.findall(r"\b(REGION|PROJECT|BUCKET)\b", (LAUNCH / "vertex.yaml").read_text()))
     filled = {match for word in command("sed ") for match in re.findall(r"^s/([A-Z]+)/", word)}
     assert filled == capitals
 
 
-def test_dockerfile_copies_what_exists_and_starts_what_is_installed() -> None:
+def test_dockerfile_copies_existing_files_and_starts_an_installed_module() -> None:
     text = (LAUNCH / "Dockerfile").read_text()
     copied = [path for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for path in line.split()[:-1]]
     kept = [line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
@@ -158,7 +158,7 @@ sys.exit(max(map(abs, codes)))
 
 
 def slurm(folder: Path, name: str, *arguments: str, srun: str, nodes: int = 1, tasks: int = 2) -> subprocess.Popen[str]:
-    """A script as SLURM would start it, with stand-ins for srun and scontrol; the latter writes down what it gets."""
+    """Starts a script as SLURM does, with replacements of srun and scontrol; the latter records its arguments."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     for program, text in (("srun", srun), ("scontrol", f'#!/bin/sh\necho "$@" >> {programs}/asked\n')):
@@ -184,16 +184,14 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def asked(folder: Path) -> str | None:
-    """What scontrol was told."""
+    """The recorded arguments of scontrol."""
     file = folder / "bin/asked"
     return file.read_text() if file.exists() else None
 
 
 @pytest.mark.parametrize("name", SBATCH)
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (143, True)])
-def test_a_job_that_was_told_to_end_asks_to_be_queued_again(
-    tmp_path: Path, name: str, code: int, requeued: bool
-) -> None:
+def test_a_terminated_job_requeues_itself(tmp_path: Path, name: str, code: int, requeued: bool) -> None:
     result = ended(slurm(tmp_path, name, "data.path=x", "run_dir=y", srun=f"#!/bin/sh\nexit {code}\n"))
     assert result.returncode == code, result.stderr
     assert asked(tmp_path) == (f"requeue {os.getpid()}\n" if requeued else None)
@@ -207,7 +205,7 @@ def test_a_job_without_a_run_dir_starts_nothing(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", SBATCH)
-def test_time_limit_is_told_to_the_tasks_by_the_signal_that_ends_a_run_with_a_checkpoint(name: str) -> None:
+def test_slurm_signals_the_time_limit_by_sigterm_which_ends_a_run_with_a_checkpoint(name: str) -> None:
     options = directives(name)
     assert options["signal"] == "TERM@300"  # to the tasks: with B: the script alone would get it
     assert "requeue" in options
@@ -218,7 +216,7 @@ def test_time_limit_is_told_to_the_tasks_by_the_signal_that_ends_a_run_with_a_ch
 
 
 def finished(result: subprocess.CompletedProcess[str], folder: Path) -> None:
-    """One run of two ranks ended well: its export is there, and nothing beside it."""
+    """Asserts that one run of two ranks succeeded, and that it wrote nothing outside its folder."""
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("trained: ") == 1
     assert "2 a step" in result.stdout
@@ -239,7 +237,7 @@ def here(given: list[str], shards: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.ddp
-def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tmp_path: Path) -> None:
+def test_torchrun_command_of_the_readme_starts_one_run_of_two_ranks(tiny_shards: Path, tmp_path: Path) -> None:
     words = here(command("torchrun --standalone"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "2"
     result = subprocess.run(
@@ -251,7 +249,9 @@ def test_torchrun_of_the_readme_makes_one_run_of_two_ranks(tiny_shards: Path, tm
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [(), ("trainer=fsdp", "trainer.num_nodes=2")])
-def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_torchrun_commands_of_two_nodes_start_one_run(
+    tiny_shards: Path, tmp_path: Path, parts: tuple[str, ...]
+) -> None:
     words = here(command("torchrun --nnodes"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "1"
     with socket.socket() as free:
@@ -267,7 +267,7 @@ def test_two_torchruns_of_the_readme_make_one_run(tiny_shards: Path, tmp_path: P
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "nodes"), [("slurm_node.sbatch", 1), ("slurm_nodes.sbatch", 2)])
-def test_slurm_scripts_make_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Path, name: str, nodes: int) -> None:
+def test_slurm_scripts_start_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Path, name: str, nodes: int) -> None:
     words = (f"data.path={tiny_shards}", f"run_dir={tmp_path / 'run'}", *HERE, f"trainer.devices={2 // nodes}")
     finished(ended(slurm(tmp_path, name, *words, srun=SRUN.format(python=sys.executable), nodes=nodes)), tmp_path)
     assert asked(tmp_path) is None
@@ -275,10 +275,8 @@ def test_slurm_scripts_make_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Pa
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_a_slurm_job_at_its_time_limit_saves_asks_to_be_queued_again_and_then_goes_on(
-    tiny_shards: Path, tmp_path: Path
-) -> None:
-    """SLURM sends SIGTERM to every task at once, wherever each is in its step."""
+def test_a_slurm_job_at_its_time_limit_saves_requeues_itself_and_resumes(tiny_shards: Path, tmp_path: Path) -> None:
+    """SLURM sends SIGTERM to all tasks at once, at any point of their steps."""
     steps = 60
     here = [word for word in HERE if word != "callbacks=none"]
     words = (f"data.path={tiny_shards}", f"run_dir={tmp_path / 'run'}", *here, "callbacks.samples=null")

@@ -1,4 +1,4 @@
-"""experiments/scaling: its formulas against bytes that were counted, and its files against what its code says now."""
+"""experiments/scaling: the formulas agree with counted bytes, and the stored files with what the code computes."""
 
 import json
 import math
@@ -33,8 +33,10 @@ MEASURED: dict[str, Any] = json.loads((SCALING / "measured.json").read_text())
 
 @pytest.mark.ddp
 def test_two_ranks_write_the_bytes_of_the_formulas() -> None:
-    """By Linux's count of what each process wrote. gloo scatters gradients by a whole all-reduce, of which FSDP keeps
-    its part: a ring more than half a ring."""
+    """Linux counts the bytes that each process writes.
+
+    gloo implements reduce-scatter as a full all-reduce, of which FSDP keeps its shard: half a ring more.
+    """
     reduced, sharded = measure.ranks(2, (measure.all_reduced, measure.sharded))
     size = measure.SHARDED
     assert reduced == pytest.approx([scale.ddp(2, measure.REDUCED)] * 2, rel=2e-3)
@@ -49,7 +51,7 @@ def test_measured_ranks_wrote_the_bytes_of_the_formulas(row: dict[str, Any]) -> 
 
 
 class CountsBytes(L.Callback):
-    """Counts what DDP gives to be reduced."""
+    """Counts the bytes of the gradient buckets that DDP reduces."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
@@ -67,7 +69,7 @@ class CountsBytes(L.Callback):
 
 @pytest.fixture
 def process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What Lightning sets up in this process is gone afterwards."""
+    """Destroys the process group that Lightning creates in this process, and removes its environment variables."""
     before = dict(os.environ)
     yield
     if dist.is_initialized():
@@ -90,13 +92,15 @@ def test_trained_gradients_are_reduced_once_a_step_and_not_once_a_micro_batch(
     trainer.fit(module, datamodule=build(config.data))
     assert trainer.global_step == 2
     assert trainer.fit_loop.total_batch_idx + 1 == 6
-    assert list(module.buffers()) == []  # which DDP would send before every forward pass
+    assert list(module.buffers()) == []  # DDP would broadcast them before every forward pass
     assert sum(counter.bytes) == 2 * cost(config, 2, operations=False).gradients
 
 
-def test_a_step_by_hand() -> None:
-    """Attention training on 16 L4: 64 panoramas are two micro-batches of two on each; the ring passes from node to node
-    at 50 Gb/s, of which 70 % is reached."""
+def test_a_step_agrees_with_a_calculation_by_hand() -> None:
+    """Attention training on 16 L4: 64 panoramas are two micro-batches of two on each GPU.
+
+    The ring passes between nodes at 50 Gb/s, of which 70 % is reached.
+    """
     (row,) = [
         r
         for r in METRICS["steps"]
@@ -126,7 +130,7 @@ def test_counted_parameters_and_gradients_are_those_of_the_networks() -> None:
 
 
 @pytest.mark.slow
-def test_counts_are_those_of_the_networks() -> None:
+def test_stored_counts_are_those_of_the_networks() -> None:
     assert scale.counts() == METRICS["counts"]
 
 
@@ -137,7 +141,7 @@ def test_buckets_that_ddp_made_hold_the_counted_gradients(trainable: str) -> Non
     assert len(buckets) <= math.ceil(sum(buckets) / scale.BUCKET) + 1
 
 
-def test_metrics_are_what_the_formulas_say() -> None:
+def test_stored_metrics_are_those_of_the_formulas() -> None:
     rows = scale.steps(METRICS["counts"])
     assert rows == METRICS["steps"]
     assert scale.reading(rows) == METRICS["reading"]
@@ -149,7 +153,7 @@ def test_readme_has_the_tables_of_the_metrics() -> None:
         assert table in readme
 
 
-def test_one_node_reads_every_shard_once_and_more_nodes_the_whole_many_times() -> None:
+def test_each_of_up_to_16_nodes_reads_every_shard_and_a_single_node_reads_each_once() -> None:
     for row in METRICS["reading"]:
         if row["nodes"] <= 16:
             assert row["share_needed_by_a_node"] == pytest.approx(1, abs=0.01)
