@@ -103,8 +103,8 @@ def _ray(workers: int) -> Iterator[Map]:
         store = 100 << 20  # bytes of shared memory, instead of 30 % of the machine's: results are small
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=store)
     task: Any = ray.remote(_ray_task)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
-    ahead = _AHEAD * int(resources["CPU"])
+    cluster_resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    ahead = _AHEAD * int(cluster_resources()["CPU"])
 
     def mapped(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]:
         name, shared = uuid4().hex, ray.put(pickle.dumps(function))
