@@ -1,5 +1,4 @@
-"""Checkpoints are whole or not there, are told apart from damaged and foreign ones, and are found by the run they are
-of."""
+"""Checkpoints are written atomically, damaged and foreign ones are refused, and a run finds its own."""
 
 import os
 import shutil
@@ -13,8 +12,9 @@ import pytest
 import torch
 from support.runs import QUICK, composed
 
+from cubediff.configs import targets
 from cubediff.runs.fit import fit
-from cubediff.runs.resume import find_checkpoint
+from cubediff.runs.resume import _check_identity, find_checkpoint, run_identity
 from cubediff.training.callbacks import RunCheckpoint
 from cubediff.training.checkpoint_io import (
     AtomicCheckpointIO,
@@ -23,6 +23,7 @@ from cubediff.training.checkpoint_io import (
     find_damage,
     list_checkpoints,
 )
+from cubediff.training.module import CubeDiffModule
 
 CONTENT = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 3}
 NO_SAMPLES = ("callbacks.samples=null", "trainer.limit_val_batches=0", "face_size=64")
@@ -43,7 +44,7 @@ def spoil(file: Path) -> None:
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = write(tmp_path, 3)
     before = file.read_bytes()
 
@@ -59,7 +60,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(
+def test_on_a_full_disk_the_last_checkpoint_stays_and_the_error_names_the_remedy(
     begun: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     size = int(1.5 * (begun / "checkpoints/last.ckpt").stat().st_size)
@@ -85,7 +86,7 @@ def test_on_a_full_disk_the_last_checkpoint_stays_and_the_run_says_so(
         subprocess.run(["umount", disk], check=True)
 
 
-def test_the_last_ones_stay_and_those_at_multiples(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_those_at_multiples_are_kept(tmp_path: Path) -> None:
     saver, trainer = RunCheckpoint(str(tmp_path), keep=2, keep_every_n_steps=20), Mock(spec=L.Trainer)
     trainer.save_checkpoint = lambda path, weights_only: AtomicCheckpointIO().save_checkpoint(CONTENT, path)
     for trainer.global_step in range(5, 75, 5):
@@ -97,7 +98,7 @@ def test_the_last_ones_stay_and_those_at_multiples(tmp_path: Path) -> None:
 # ---- choosing --------------------------------------------------------------------------------------------------
 
 
-def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
+def test_damage_is_found_at_any_position(tmp_path: Path) -> None:
     (file,) = write(tmp_path, 1)
     assert find_damage(file) is None
     whole = file.read_bytes()
@@ -108,7 +109,7 @@ def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
     assert "checksum" in str(find_damage(tmp_path / "checkpoints" / file_name(2)))
 
 
-def test_the_last_whole_one_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumes_from_the_last_undamaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_checkpoint("auto", tmp_path) is None
     assert find_checkpoint("never", tmp_path) is None
     first, second, third = write(tmp_path, 9, 10, 100)
@@ -122,7 +123,7 @@ def test_the_last_whole_one_is_gone_on_with(tmp_path: Path, capsys: pytest.Captu
         find_checkpoint("auto", tmp_path)
 
 
-def test_by_a_path_a_run_begins_and_goes_on_with_its_own(tmp_path: Path) -> None:
+def test_a_path_is_for_a_run_without_checkpoints_of_its_own(tmp_path: Path) -> None:
     (other,) = write(tmp_path / "other", 5)
     assert find_checkpoint(str(other), tmp_path / "run") == other
     (own,) = write(tmp_path / "run", 7)
@@ -134,7 +135,7 @@ def test_by_a_path_a_run_begins_and_goes_on_with_its_own(tmp_path: Path) -> None
         find_checkpoint(str(other), tmp_path / "new")
 
 
-def test_never_does_not_throw_away(tmp_path: Path) -> None:
+def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path: Path) -> None:
     write(tmp_path, 7)
     with pytest.raises(CheckpointError, match=r"resume=never, but .* holds checkpoints up to step 7: give"):
         find_checkpoint("never", tmp_path)
@@ -151,7 +152,7 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["name=other"], "holds a run named train, this run is named other: give another run_dir"),
         (["model.optimizer.lr=1e-3"], r"has model\.optimizer\.lr .* and not 0\.001: resuming needs the same settings"),
@@ -171,15 +172,37 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_another_run_is_refused_with_what_differs(
-    begun: Path, tiny_shards: Path, tmp_path: Path, words: list[str], told: str
+    begun: Path, tiny_shards: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(begun, run_dir, symlinks=True)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", *words, run_dir=run_dir), run_dir)
 
 
-def test_a_checkpoint_of_something_else_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_key_that_was_added_later_resumes_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`model.lora_rank` stands for such a key; the checkpoint was written before it existed."""
+    monkeypatch.setitem(targets.ADDED, "model.lora_rank", 16)
+    module: Any = Mock(spec=CubeDiffModule, frozen={}, backbone=Mock())
+    module.backbone.fingerprint.return_value = "0" * 12
+    default, changed = (
+        run_identity(composed("model=tiny_random", "data.path=x", f"model.lora_rank={rank}"), module)
+        for rank in (16, 4)
+    )
+    assert "model.lora_rank" not in default
+    _check_identity(Path("old.ckpt"), default, default)
+    with pytest.raises(CheckpointError, match=r"old\.ckpt has model\.lora_rank 16 and not 4: resuming needs the same"):
+        _check_identity(Path("old.ckpt"), default, changed)
+
+
+def test_an_old_name_of_a_target_is_the_same_setting() -> None:
+    old, new = next(iter(targets.RENAMED.items()))
+    _check_identity(Path("old.ckpt"), {"name": "a", "model._target_": old}, {"name": "a", "model._target_": new})
+
+
+def test_a_checkpoint_of_another_program_or_model_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
     (foreign,) = write(tmp_path, 3)
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}")
     with pytest.raises(
@@ -194,7 +217,7 @@ def test_a_checkpoint_of_something_else_is_refused(begun: Path, tiny_shards: Pat
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
 
 
-def test_a_run_begins_with_anothers_checkpoint_and_a_finished_one_may_go_on_longer(
+def test_a_run_starts_from_anothers_checkpoint_and_a_finished_run_may_be_extended(
     begun: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "name=fork", f"resume={begun}/checkpoints/last.ckpt")

@@ -1,4 +1,4 @@
-"""Runs that are told to end, killed, stopped or starved, and go on to the same weights as if nothing had happened."""
+"""Runs that are stopped by signals, killed or hung resume to the weights of an uninterrupted run."""
 
 import os
 import random

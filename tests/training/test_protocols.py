@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
 from support.runs import QUICK, composed
 
+from cubediff.data import PanoramaDataModule
 from cubediff.runs.fit import fit
 from cubediff.training.callbacks import RunCheckpoint, SampleLogger, StepMetrics, UNetEMA
 from cubediff.training.loggers import CSVRun, WandbRun
@@ -20,6 +22,7 @@ from cubediff.training.protocols import (
     FlopsConsumer,
     IdentityWriter,
     ResumableLogger,
+    is_encoded,
     members,
 )
 
@@ -104,6 +107,12 @@ def test_a_callback_and_a_logger_from_elsewhere_take_part_by_their_methods(tiny_
     export = fit(config, tmp_path / "run")
     assert '"weights": "watched"' in (export / "training.json").read_text()
     assert Received.folders == [export]
+
+
+def test_only_data_that_names_its_encoders_is_encoded(tiny_shards: Path) -> None:
+    assert not is_encoded(PanoramaDataModule(tiny_shards, batch_size=1, face_size=64))
+    assert not is_encoded(NoPanoramas())
+    assert is_encoded(SimpleNamespace(encoded_by="0123456789ab"))
 
 
 @pytest.mark.parametrize(

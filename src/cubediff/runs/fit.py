@@ -23,7 +23,6 @@ from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import (
     CALLBACK_PROTOCOLS,
     LOGGER_PROTOCOLS,
-    EncodedData,
     EncoderUser,
     ExportLogger,
     ExportWeights,
@@ -31,6 +30,7 @@ from cubediff.training.protocols import (
     IdentityWriter,
     ResumableLogger,
     TrainingData,
+    is_encoded,
     require_members,
     require_type,
     require_whole_protocols,
@@ -88,7 +88,7 @@ class _Run:
 
     @property
     def encoded(self) -> bool:
-        return isinstance(self.data, EncodedData)
+        return is_encoded(self.data)
 
 
 def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None) -> _Run:
@@ -96,7 +96,7 @@ def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None) -> _Run
     data = _build_data(config)
     module: CubeDiffModule = build(config.model)
     require_type(module, CubeDiffModule, "model")
-    callbacks = _build_callbacks(config, encoded=isinstance(data, EncodedData))
+    callbacks = _build_callbacks(config, encoded=is_encoded(data))
     loggers = _build_loggers(config, curves)
     trainer: L.Trainer = build(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))
     return _Run(config, run_dir, data, module, callbacks, loggers, trainer)

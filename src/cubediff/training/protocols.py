@@ -32,13 +32,12 @@ class TrainingData(Protocol):
         """Number of panoramas in "train" or "val"."""
 
 
-@runtime_checkable
-class EncodedData(Protocol):
-    """A data module whose batches are latents and text states: the encoders are not kept in memory."""
+def is_encoded(data: object) -> bool:
+    """Whether a data module's batches are latents and text states, so that the encoders are not kept in memory.
 
-    @property
-    def encoded_by(self) -> str:
-        """Fingerprint of the encoders."""
+    Such a data module has the fingerprint of the encoders as `encoded_by`; for others it is None or absent.
+    """
+    return getattr(data, "encoded_by", None) is not None
 
 
 @runtime_checkable
