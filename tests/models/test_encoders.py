@@ -134,7 +134,9 @@ def test_truncation_keeps_the_beginning_and_is_told_once(encoders, caplog, monke
     with caplog.at_level(logging.WARNING, "cubediff"):
         cut = encoders.encode_captions(["x " * (limit + 30), "y " * (limit + 1)], truncate=True)
         encoders.encode_captions(["z " * 500], truncate=True)
-        FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_text(["z " * 500], truncate=True)
+        FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_captions(
+            ["z " * 500], truncate=True
+        )
     assert torch.equal(cut, encoders.encode_captions(["x " * limit, "y " * limit]))
     assert len(caplog.records) == 1
     assert "is truncated, as others may be (this warning is shown once)" in caplog.text

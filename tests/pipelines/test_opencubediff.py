@@ -176,5 +176,5 @@ def test_other_layouts_are_told_with_the_way_to_load_them(folder, tmp_path):
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     UNet2DConditionModel(**config | {"in_channels": 4}).save_pretrained(tmp_path / "unet")
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"takes 4 channels where the public CubeDiff checkpoints take 7.*from_2d"):
+    with pytest.raises(ValueError, match=r"7 input channels, as the public CubeDiff checkpoints have, got 4.*from_2d"):
         CubeDiffPipeline.from_opencubediff(tmp_path)

@@ -162,7 +162,7 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
     command = [sys.executable, "-m", "cubediff.plan", "experiment=tiny_cpu", f"model.pipeline.path={TINY_SD}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"the largest batch that does is \d+ \(\d+\.\d GiB\)", done.stdout)
+    assert re.search(r"the largest that fits is \d+ \(\d+\.\d GiB\)", done.stdout)
     assert "4 × L4" not in done.stdout
     assert "1 × L4" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -171,9 +171,9 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.pipeline.path=somebody/something", "nor one of stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        ("trainer.precision=16-true", "the plan knows 32-true and bf16-mixed"),
-        ("model.optimizer._target_=torch.optim.SGD", "the plan knows AdamW, Adam and AdamW8bit"),
+        ("model.pipeline.path=somebody/something", "none of stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("trainer.precision=16-true", "the plan supports 32-true and bf16-mixed"),
+        ("model.optimizer._target_=torch.optim.SGD", "the plan supports AdamW, Adam and AdamW8bit"),
     ],
 )
 def test_what_it_cannot_plan_is_told(override: str, told: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.data import PanoramaDataModule, RandomPhotos
-from cubediff.diffusion.objective import ConditionDropout, Objective
+from cubediff.diffusion.objective import Objective
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
@@ -38,9 +38,6 @@ def batch(tiny_shards: Path) -> Batch:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64)
     batch = next(iter(data.train_dataloader()))
     return dict(data.on_after_batch_transfer(batch, 0))
-
-
-NONE_DROPPED = ConditionDropout(text=torch.zeros(4, dtype=torch.bool), image=torch.zeros(4, dtype=torch.bool))
 
 
 class Recorder(L.Callback):
@@ -266,25 +263,23 @@ def test_compiled_blocks_give_the_same_gradients_with_checkpointing_and_both_way
 
 
 def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
-    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shards: Path,
 ) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=RandomPhotos(share=0.7), seed=2)
     batch = dict(data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0))
     module = module_of(objective=Objective(**KEEP_ALL))
     fitted(module, [batch], steps=1)
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        Objective, "loss", lambda self, *given, **options: (seen.append(options) or torch.zeros(4), 0, NONE_DROPPED)
-    )
-    losses_of(module, batch, (0,))
-    assert torch.equal(seen[0]["known"], module.pipeline.backbone.encode(batch["known"]))
+    example = module.example(batch)
+    assert example.clean is not None
+    assert example.mask is not None
+    assert torch.equal(example.clean, module.pipeline.backbone.encode(batch["known"]))
     for b in range(4):
         for f in range(6):
             for i in range(8):
                 for j in range(8):
                     block = batch["covered"][b, f, 0, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
-                    assert seen[0]["mask"][b, f, 0, i, j] == block.all()
-    assert 0 < seen[0]["mask"].mean() < 0.5
+                    assert example.mask[b, f, 0, i, j] == block.all()
+    assert 0 < example.mask.mean() < 0.5
 
 
 def test_what_was_dropped_is_kept_with_the_model() -> None:
@@ -352,17 +347,13 @@ def test_the_same_place_draws_the_same_and_every_other_place_draws_otherwise(bat
     assert len({tuple(loss.tolist()) for loss in losses}) == len(places)
 
 
-def test_captions_reach_their_own_face_and_panorama(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_reach_their_own_face_and_panorama(batch: Batch) -> None:
     module = module_of(objective=Objective(**KEEP_ALL))
     fitted(module, [batch], steps=1)
     prompts = [[f"panorama {p} face {f}" for f in range(6)] for p in range(3, -1, -1)]
-    seen = []
-    monkeypatch.setattr(
-        Objective, "loss", lambda self, *given, **options: (seen.append(given) or torch.zeros(4), 0, NONE_DROPPED)
-    )
-    losses_of(module, batch | {"prompts": prompts}, (0,))
-    latents, text = seen[0][2:4]
-    assert torch.equal(latents, module.pipeline.backbone.encode(batch["faces"]))
+    example = module.example(batch | {"prompts": prompts})
+    text = example.conditioning["text"]
+    assert torch.equal(example.latents, module.pipeline.backbone.encode(batch["faces"]))
     for i, six in enumerate(prompts):
         for j, prompt in enumerate(six):
             expected = module.pipeline.backbone.encoders.encode_captions([prompt])[0]

@@ -271,7 +271,8 @@ class CubePipeline(DiffusionPipeline):
         pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
         dtype = next(pipeline.backbone.network.parameters()).dtype
         for module in pipeline.backbone.frozen_components().values():
-            module.to(dtype)  # transformers models keep their stored dtype by default
+            if next(module.parameters()).dtype != dtype:  # transformers models keep their stored dtype by default
+                module.to(dtype)
         return cast(CubePipeline, pipeline)
 
     def check_input_channels(self, channels: int, latent_channels: int, position_encoding: str) -> None:

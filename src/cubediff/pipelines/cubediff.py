@@ -134,14 +134,13 @@ class CubeDiffPipeline(CubePipeline):
             ValueError: If the weights are pickled, or the UNet does not take 7 input channels.
         """
         path = check_folder(path)
-        components = StableDiffusion.load(path, dtype)
-        if (channels := components["unet"].config.in_channels) != 7:
+        if (channels := StableDiffusion.input_channels(path)) != 7:
             raise ValueError(
                 f"{path}: expected a UNet with 7 input channels, as the public CubeDiff checkpoints have, got "
                 f"{channels}: load a 2D model with from_2d, a CubeDiff of this package with from_pretrained"
             )
         return cls(
-            **components,
+            **StableDiffusion.load(path, dtype),
             scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
             fov=95.0,  # the checkpoints were trained with 95°, whatever FACE_FOV is
             position_encoding="uv_pi",
