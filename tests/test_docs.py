@@ -14,7 +14,7 @@ import typer
 from support.runs import composed
 
 from cubediff.cli import COMMANDS
-from cubediff.training.metric_table import LOSS_GROUPS, metric_table
+from cubediff.training.logged_metrics import LOSS_GROUPS, logged_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -75,7 +75,7 @@ OFFENDERS: dict[str, int] = {
     "src/cubediff/training/callbacks/guards.py": 3,
     "src/cubediff/training/checkpoint_io.py": 3,
     "src/cubediff/training/loggers.py": 2,
-    "src/cubediff/training/metric_table.py": 1,
+    "src/cubediff/training/logged_metrics.py": 1,
     "src/cubediff/utils/ranks.py": 1,
 }
 SOURCES = sorted(
@@ -233,7 +233,7 @@ def is_runnable(arguments: list[str]) -> bool:
 
 def test_monitoring_describes_every_metric() -> None:
     page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
-    single = [metric for metric in metric_table() if not metric.media and "/loss_" not in metric.name]
+    single = [metric for metric in logged_metrics() if not metric.media and "/loss_" not in metric.name]
     assert len(single) > 8
     assert [metric.name for metric in single if f"`{metric.name}`" not in page] == []
     groups = {group.name for group in LOSS_GROUPS}

@@ -12,7 +12,7 @@ from cubediff.configs.overrides import command
 @command("cache")
 def main(config: DictConfig) -> None:
     """Caches latents and prints a summary; exits with the message of an error that the user can fix."""
-    from cubediff.runs.cache import cache  # here for start-up time
+    from cubediff.runs.cache_latents import cache  # here for start-up time
 
     try:
         manifest = cache(config)

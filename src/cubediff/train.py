@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
-from cubediff.training.metric_table import Curves
+from cubediff.training.logged_metrics import Curves
 
 
 @command("train")

@@ -22,7 +22,7 @@ from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
 from cubediff.data.latent_cache.writing import ShardWriter
 from cubediff.pipelines.loading import tiny_random
-from cubediff.runs.cache import cache
+from cubediff.runs.cache_latents import cache
 
 WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
 

@@ -25,7 +25,7 @@ from cubediff.data import build_shards, create_example_dataset
 from cubediff.pages.viewer import viewer_html
 from cubediff.planning.gpus import gpu_rate
 from cubediff.runs.dashboard import X_AXIS
-from cubediff.training.metric_table import sections
+from cubediff.training.logged_metrics import sections
 
 Runs = Callable[[str], Path]
 WATCHED = ("trainer.max_steps=8", "trainer.val_check_interval=8", "trainer.log_every_n_steps=4", "seed=3",

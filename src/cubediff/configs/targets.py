@@ -29,7 +29,7 @@ RENAMED = {
     "cubediff.runs.loggers.CSVRun": "cubediff.training.loggers.CSVRun",
     "cubediff.runs.loggers.CurveLogger": "cubediff.training.loggers.CurveLogger",
     "cubediff.runs.loggers.WandbRun": "cubediff.training.loggers.WandbRun",
-    "cubediff.runs.results.Summary": "cubediff.runs.sweeps.summary.Summary",
+    "cubediff.runs.results.Summary": "cubediff.runs.sweeps.end_of_sweep.Summary",
     "cubediff.sharding.ShardedStrategy": "cubediff.training.fsdp.ShardedStrategy",
     "cubediff.tiny.tiny_random": "cubediff.pipelines.loading.tiny_random",
 }

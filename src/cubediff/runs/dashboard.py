@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cubediff.training.metric_table import metric_table, sections
+from cubediff.training.logged_metrics import logged_metrics, sections
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -23,7 +23,7 @@ def workspace(entity: str, project: str = "cubediff") -> "Workspace":
     import wandb_workspaces.workspaces as workspaces  # an optional extra
     from wandb_workspaces.reports.v2.interface import LinePlot, MediaBrowser
 
-    media = {metric.name for metric in metric_table() if metric.media}
+    media = {metric.name for metric in logged_metrics() if metric.media}
 
     def panel(title: str, names: list[str]) -> LinePlot | MediaBrowser:
         if media.issuperset(names):

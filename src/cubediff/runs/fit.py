@@ -17,8 +17,8 @@ from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.record import RunRecord, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
+from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
-from cubediff.training.metric_table import Curves
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import (
     CALLBACK_PROTOCOLS,

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from cubediff.training.metric_table import Curves
+from cubediff.training.logged_metrics import Curves
 from cubediff.utils.files import write_atomic
 
 LOSSES = ("train/loss", "val/loss")

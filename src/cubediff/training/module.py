@@ -26,8 +26,8 @@ from cubediff.models.inputs import latent_mask
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.base import CubePipeline
 from cubediff.training.fsdp import apply_fsdp, full_tensor
-from cubediff.training.metric_table import GRADIENT_NORMS
-from cubediff.training.metrics import gradient_norms
+from cubediff.training.logged_metrics import GRADIENT_NORMS
+from cubediff.training.metric_reduction import gradient_norms
 
 Batch = CubeBatch | LatentBatch
 # What a panorama's random draws depend on: the run's seed, training or validation, and its sample index in the stream.

@@ -1,4 +1,4 @@
-"""What a run asks of its data module, callbacks and loggers, as protocols that they fulfil by their methods alone.
+"""Protocols that the data module, callbacks and loggers of a run fulfil by their methods alone.
 
 A callback or logger that a config adds takes part in a run by having a protocol's methods; `runs.fit` names no class.
 """
@@ -53,7 +53,7 @@ class EncoderUser(Protocol):
     """A callback that needs the encoders; it is left out when training on latents."""
 
     def left_out_without_encoders(self) -> str:
-        """Returns what a run without the callback lacks, to be printed."""
+        """Returns a line to print that names the missing output."""
 
 
 @runtime_checkable

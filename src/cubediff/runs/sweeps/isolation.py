@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.configs.targets import first_form
 from cubediff.runs.sweeps.gpus import assign_gpu
 from cubediff.runs.sweeps.results import RESULT, Result, read_result
-from cubediff.training.metric_table import Curves
+from cubediff.training.logged_metrics import Curves
 
 FAILED = float("inf")  # the loss that a search receives for a failed job
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # variables of the launchers that Lightning supports

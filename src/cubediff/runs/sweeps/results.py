@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cubediff.training.metric_table import Curves
+from cubediff.training.logged_metrics import Curves
 from cubediff.utils.files import write_atomic
 
 RESULT = "result.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cubediff.training.fsdp import full_tensor, shard_like
-from cubediff.training.metrics import is_logging_step
+from cubediff.training.metric_reduction import is_logging_step
 from cubediff.training.module import CubeDiffModule
 
 

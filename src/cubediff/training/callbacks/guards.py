@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cubediff.training.callbacks.batch import KeyedBatch
-from cubediff.training.metrics import log_to_loggers
+from cubediff.training.metric_reduction import log_to_loggers
 from cubediff.training.module import CubeDiffModule, StepOutput
 
 if TYPE_CHECKING:

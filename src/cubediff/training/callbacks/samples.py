@@ -17,7 +17,7 @@ from torch import Tensor
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
-from cubediff.training.metrics import gather_ranks
+from cubediff.training.metric_reduction import gather_ranks
 from cubediff.training.module import CubeDiffModule
 
 

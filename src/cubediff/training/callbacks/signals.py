@@ -24,7 +24,7 @@ class SignalHandler:
         self.request = Request.NONE
 
     def install(self) -> None:
-        """Replaces Lightning's handlers, which call other ranks from inside the handler, whatever those are executing.
+        """Replaces Lightning's handlers, which call other ranks from inside the handler, at any point of their step.
 
         Does nothing outside the main thread, where Python allows no handlers. Lightning restores the handlers that were
         set before training.

@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from cubediff.diffusion.objective import CONDITIONS, ConditionDropout
-from cubediff.training import metric_table
-from cubediff.training import metrics as training_metrics
-from cubediff.training.callbacks import StepMetrics, metrics
-from cubediff.training.metric_table import GradientNorm, LossGroup
+from cubediff.training import logged_metrics
+from cubediff.training import metric_reduction as training_metrics
+from cubediff.training.callbacks import StepMetrics
+from cubediff.training.callbacks import step_metrics as metrics
+from cubediff.training.logged_metrics import GradientNorm, LossGroup
 from cubediff.training.module import CubeDiffModule
 
 STEPS = 1000
@@ -204,19 +205,19 @@ def test_speed_excludes_the_first_batch_and_validation(clock: Clock) -> None:
 def test_a_loss_group_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is computed, logged, and shown in the dashboard."""
     early = LossGroup("early", "first steps", "timesteps below 10", lambda timesteps, *_: timesteps < 10)
-    for module in (metric_table, training_metrics):
-        monkeypatch.setattr(module, "LOSS_GROUPS", (*metric_table.LOSS_GROUPS, early))
+    for module in (logged_metrics, training_metrics):
+        monkeypatch.setattr(module, "LOSS_GROUPS", (*logged_metrics.LOSS_GROUPS, early))
     run = Run()
     run.batch(of([1.0, 3.0, 8.0], [0, 9, 10], [0, 0, 0]))
     assert run.rows[0]["train/loss_early"] == 2.0
-    assert metric_table.sections()["train"]["first steps"] == ["train/loss_early"]
-    assert metric_table.sections()["val"]["first steps"] == ["val/loss_early"]
+    assert logged_metrics.sections()["train"]["first steps"] == ["train/loss_early"]
+    assert logged_metrics.sections()["val"]["first steps"] == ["val/loss_early"]
 
 
 def test_a_gradient_norm_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     added = GradientNorm("optim/grad_norm_bias", r"\.bias$", "of all biases")
-    for module in (metric_table, training_metrics):
-        monkeypatch.setattr(module, "GRADIENT_NORMS", (*metric_table.GRADIENT_NORMS, added))
+    for module in (logged_metrics, training_metrics):
+        monkeypatch.setattr(module, "GRADIENT_NORMS", (*logged_metrics.GRADIENT_NORMS, added))
     network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
     network(torch.ones(1, 2)).square().sum().backward()
     biases = torch.cat(
@@ -225,7 +226,7 @@ def test_a_gradient_norm_is_added_by_one_entry_of_the_table(monkeypatch: pytest.
     norms = training_metrics.gradient_norms(dict(network.named_parameters()))
     assert norms.keys() == {"optim/grad_norm_bias"}
     torch.testing.assert_close(norms["optim/grad_norm_bias"], biases.norm())
-    assert "optim/grad_norm_bias" in metric_table.sections()["optim"]["gradient norm before clipping"]
+    assert "optim/grad_norm_bias" in logged_metrics.sections()["optim"]["gradient norm before clipping"]
 
 
 def test_without_a_logger_nothing_is_gathered() -> None:

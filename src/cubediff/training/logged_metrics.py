@@ -106,7 +106,7 @@ GRADIENT_NORMS: tuple[GradientNorm, ...] = (
 )
 
 
-def metric_table() -> list[Metric]:
+def logged_metrics() -> list[Metric]:
     """Every metric of a run in the order of the dashboard, one row each."""
     return [
         Metric("train/loss_mean", "loss", "Mean loss of all panoramas since the last logged step, over all ranks"),
@@ -131,7 +131,7 @@ def metric_table() -> list[Metric]:
 def sections() -> dict[str, dict[str, list[str]]]:
     """The dashboard: section → panel's title → names of its metrics."""
     shown: dict[str, dict[str, list[str]]] = {}
-    for metric in metric_table():
+    for metric in logged_metrics():
         shown.setdefault(metric.section, {}).setdefault(metric.panel, []).append(metric.name)
     return shown
 

@@ -15,12 +15,12 @@ from lightning.pytorch.profilers import Profiler
 from torchmetrics import MaxMetric, Metric, SumMetric
 
 from cubediff.training.callbacks.batch import KeyedBatch
-from cubediff.training.metrics import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
+from cubediff.training.metric_reduction import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
 from cubediff.training.module import CubeDiffModule, StepOutput
 
 
 class StepMetrics(Callback):
-    """Logs the metrics of `cubediff.training.metric_table` under train/, val/loss_*, perf/ and data/, over all ranks.
+    """Logs the metrics of `cubediff.training.logged_metrics` under train/, val/loss_*, perf/ and data/, over all ranks.
 
     A loss group is logged only if it had a panorama. Speeds leave out validation and the first batch, which pays for
     initialisation; the data wait is that of the rank that waits longest. perf/utilisation (MFU) is logged if

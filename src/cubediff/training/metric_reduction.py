@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cubediff.training.fsdp import full_tensor
-from cubediff.training.metric_table import GRADIENT_NORMS, LOSS_GROUPS, QUARTERS
+from cubediff.training.logged_metrics import GRADIENT_NORMS, LOSS_GROUPS, QUARTERS
 
 
 class MeanLoss(Metric):
