@@ -114,7 +114,8 @@ def feather(mask: Bool[Tensor, "b 6 1 s s"], radius: int) -> Float[Tensor, "b 6 
     """1 inside the mask, falling to 0 over 2·`radius` pixels around it."""
     wide = F.max_pool2d(mask.flatten(0, 1).float(), 2 * radius + 1, 1, radius)
     padded = F.pad(wide, (radius,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, 2 * radius + 1, 1).unflatten(0, (-1, 6))
+    feathered: Tensor = F.avg_pool2d(padded, 2 * radius + 1, 1).unflatten(0, (-1, 6))
+    return feathered
 
 
 def exif_fov(picture: PhotoImage) -> float | None:

@@ -42,7 +42,7 @@ class FrozenEncoders:
         """Latents (posterior mean × scaling factor, float32) of faces in [−1, 1]; one panorama at a time."""
         faces = faces.to(self.vae.dtype)
         latents = torch.stack([self.vae.encode(cube).latent_dist.mean for cube in faces])
-        return latents.float() * self.vae.config.scaling_factor
+        return latents.float() * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:

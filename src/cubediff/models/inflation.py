@@ -25,7 +25,8 @@ def _by_panorama(faces: Tensor) -> Tensor:
             f"expected a batch of B·6 faces, got {faces.shape[0]}, which is no multiple of six: pass all six faces of "
             "each panorama"
         )
-    return faces.unflatten(0, (-1, len(FACES)))
+    unfolded: Tensor = faces.unflatten(0, (-1, len(FACES)))
+    return unfolded
 
 
 class CubeAttnProcessor:

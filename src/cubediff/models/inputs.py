@@ -62,4 +62,5 @@ def face_attention_mask(hidden: Bool[Tensor, "b 6"]) -> Bool[Tensor, "b6 1"]:
 
 def latent_mask(covered: Bool[Tensor, "b 6 1 s s"], scale: int) -> Float[Tensor, "b 6 1 h w"]:
     """1 on latent pixels whose `scale` × `scale` face pixels are all covered, 0 elsewhere."""
-    return 1 - F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
+    uncovered: Tensor = F.max_pool2d((~covered).flatten(0, 1).float(), scale).unflatten(0, (-1, 6))
+    return 1 - uncovered

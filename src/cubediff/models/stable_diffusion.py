@@ -104,14 +104,15 @@ class StableDiffusion(Backbone):
         latents = torch.where(cube.mask.bool(), cube.clean, cube.noisy)
         inputs = unet_input(latents, cube.mask, cube.positions).to(self.unet.dtype)
         attention = {} if cube.hidden is None else {"attention_mask": face_attention_mask(cube.hidden)}
-        output = self.unet(
+        output: Tensor = self.unet(
             inputs,
             timesteps.repeat_interleave(6) if timesteps.ndim else timesteps,
             encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(self.unet.dtype),
             return_dict=False,
             **attention,
         )[0]
-        return cast(Tensor, output).unflatten(0, (-1, 6)).float()
+        prediction: Tensor = output.unflatten(0, (-1, 6))
+        return prediction.float()
 
     def trainable(self, name: str, mode: Trainable) -> bool:
         layers = name.split(".")

@@ -127,7 +127,8 @@ def meta_pipeline(target: str, settings: Mapping[str, Any]) -> CubePipeline:
     path, scheduler = find_model(options.pop("path")), options.pop("scheduler", None) or {}
     kind = pipeline_class(path) or CubeDiffPipeline
     if kind is not CubeDiffPipeline:
-        return kind.from_pretrained(path).to("meta")
+        pretrained: CubePipeline = kind.from_pretrained(path).to("meta")
+        return pretrained
     noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
     components = StableDiffusion.on_meta(path, str(options["position_encoding"]))
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

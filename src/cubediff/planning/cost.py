@@ -86,9 +86,8 @@ class _Parallelism:
 def devices(config: DictConfig) -> int:
     """The number of devices of all machines, as far as the config says it."""
     each = config.trainer.devices
-    return (each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1) * config.trainer.get(
-        "num_nodes", 1
-    )
+    per_node = each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1
+    return per_node * int(config.trainer.get("num_nodes", 1))
 
 
 def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:

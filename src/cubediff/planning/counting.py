@@ -25,7 +25,7 @@ class AllocationCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)  # super().__init__ has no annotations
         self.live = self.peak = 0
         self._seen: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 

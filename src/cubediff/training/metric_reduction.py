@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.logged_metrics import GRADIENT_NORMS, LOSS_GROUPS, QUARTERS
+from cubediff.training.protocols import TrainerAttributes
 
 
 class MeanLoss(Metric):
@@ -120,13 +121,9 @@ def gather_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[T
     return tensors.reshape(trainer.world_size, *tensor.shape)
 
 
-def is_logging_step(trainer: Any) -> bool:
-    """Whether the loggers log the step that has just ended; the same on every rank.
-
-    Args:
-        trainer: The run's `L.Trainer`, whose class does not declare `log_every_n_steps`.
-    """
-    every = trainer.log_every_n_steps
+def is_logging_step(trainer: L.Trainer) -> bool:
+    """Whether the loggers log the step that has just ended; the same on every rank."""
+    every = cast(TrainerAttributes, trainer).log_every_n_steps
     return bool(trainer.loggers) and every > 0 and trainer.global_step % every == 0
 
 

@@ -8,13 +8,14 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Literal, Protocol, TypedDict, cast
 
 import lightning as L
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import NotRequired, Unpack
@@ -74,6 +75,12 @@ class _Settings:
     compile: Literal["regional"] | None = None
     channels_last: bool = False
     seed: int = 0
+
+
+class _SkippingOptimizer(Protocol):
+    """A fused optimizer, which skips a step if this is not zero."""
+
+    found_inf: Tensor
 
 
 class CubeDiffModule(L.LightningModule):
@@ -168,7 +175,7 @@ class CubeDiffModule(L.LightningModule):
             param_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             apply_fsdp(self.network, self.backbone.blocks(), self.device_mesh["data_parallel"], param_dtype)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of the trained parameters, and the learning-rate schedule."""
         optimizer = self.optimizer(self.trained_parameters.values())
         schedule = get_scheduler(
@@ -182,9 +189,9 @@ class CubeDiffModule(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Saves trained weights only; frozen ones come from the base model, whose fingerprint a resume compares."""
-        weights = checkpoint["state_dict"]  # a sharded network's are on rank 0 alone
+        weights = cast(dict[str, Tensor], checkpoint["state_dict"])  # a sharded network's are on rank 0 alone
         checkpoint["state_dict"] = {key: weights[key] for key in self.checkpointed if key in weights}
 
     @property
@@ -220,7 +227,7 @@ class CubeDiffModule(L.LightningModule):
         self.log_dict({GRADIENT_NORMS[0].name: norm, **others})
         self.found_inf = (~norm.isfinite()).float()
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+            cast(_SkippingOptimizer, optimizer).found_inf = self.found_inf
         elif self.found_inf:
             optimizer.zero_grad(set_to_none=True)
 

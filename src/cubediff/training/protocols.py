@@ -13,6 +13,13 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 
 
+class TrainerAttributes(Protocol):
+    """Attributes of `lightning.Trainer` that its class does not declare; cast a trainer to it to read them."""
+
+    datamodule: TrainingData
+    log_every_n_steps: int
+
+
 @runtime_checkable
 class TrainingData(Protocol):
     """The data module of a run, a `LightningDataModule` that also has these."""

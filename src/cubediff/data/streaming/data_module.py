@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import ClassVar, Generic, Protocol, cast
 
 import lightning as L
 import platformdirs
@@ -26,6 +26,13 @@ from cubediff.utils.errors import DataError
 log = logging.getLogger(__name__)
 
 _SKIP_WINDOW = 1000  # samples, or an epoch if it is smaller; see SkipCounter.check
+
+
+class _BatchCounts(Protocol):
+    """Lightning's counts of an epoch's batches: loaded, and trained on."""
+
+    ready: int
+    processed: int
 
 
 class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
@@ -167,8 +174,8 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         """The seed, the number of samples that the run was trained on, and the number of training samples."""
         position = self.position
         if self.trainer:  # a batch whose step failed was taken from the stream but not trained on
-            batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
+            batches = cast(_BatchCounts, self.trainer.fit_loop.epoch_loop.batch_progress.current)
+            position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size
         return {"seed": self.seed, "position": position, "samples": self.samples("train")}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cubediff.training.callbacks.signals import Request, SignalHandler, requeue_slurm_job
 from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, file_name, list_checkpoints
+from cubediff.training.protocols import TrainerAttributes
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
 
 _EPOCH = "epoch_of"  # key in the checkpoint
@@ -105,7 +106,9 @@ class RunCheckpoint(Checkpoint):
             if not self.keep_every_n_steps or step % self.keep_every_n_steps:
                 file.unlink(missing_ok=True)
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
+    ) -> None:
         checkpoint[IDENTITY] = self._identity
         checkpoint[_EPOCH] = _epoch_settings(trainer)
 
@@ -128,6 +131,6 @@ def _epoch_settings(trainer: L.Trainer) -> dict[str, int]:
     """The settings that determine the number of batches in an epoch and of micro-batches in a step."""
     return {
         "world_size": trainer.world_size,
-        "batch_size": trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+        "batch_size": cast(TrainerAttributes, trainer).datamodule.batch_size,
         "accumulate": trainer.accumulate_grad_batches,
     }

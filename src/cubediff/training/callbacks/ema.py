@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import cast
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.fsdp import full_tensor, shard_like
 from cubediff.training.metric_reduction import is_logging_step
 from cubediff.training.module import CubeDiffModule
@@ -31,12 +32,13 @@ class UNetEMA(Callback):
     def __init__(self, decay: float = 0.9999) -> None:
         self.decay = decay
         self.average: EMAModel | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: dict[str, object] | None = None
         self._last_step = 0
         self._validation = ExitStack()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
-        parameters = pl_module.trained_parameters
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cube_module(pl_module)
+        parameters = module.trained_parameters
         low = {str(p.dtype) for p in parameters.values() if p.dtype != torch.float32}
         if low:
             raise ValueError(
@@ -48,19 +50,20 @@ class UNetEMA(Callback):
         if self._restored is not None:
             self._restore(self._restored)
             self._restored = None
-        self.average.to(pl_module.device)
+        self.average.to(module.device)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step  # the step that a run resumes at is set after on_fit_start
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: CubeDiffModule, outputs: object, batch: object, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step > self._last_step and self.average is not None:
             self._last_step = trainer.global_step
-            self.average.step(pl_module.trained_parameters.values())
+            module = cube_module(pl_module)
+            self.average.step(module.trained_parameters.values())
             if is_logging_step(trainer):
-                pl_module.log("optim/ema_distance", self._distance(pl_module))
+                module.log("optim/ema_distance", self._distance(module))
 
     @torch.no_grad()
     def _distance(self, module: CubeDiffModule) -> Float[Tensor, ""]:
@@ -87,29 +90,30 @@ class UNetEMA(Callback):
         finally:
             self.average.restore(module.trained_parameters.values())
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.average is not None:
-            self._validation.enter_context(self.averaged(pl_module))
+            self._validation.enter_context(self.averaged(cube_module(pl_module)))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: CubeDiffModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._validation.close()  # a checkpoint saved now must hold the trained weights
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         if self.average is None:
             return {}
         return {**self.average.state_dict(), "shadow_params": [full_tensor(p) for p in self.average.shadow_params]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Lightning calls it before the fit starts, with FSDP after."""
         if self.average is None:
             self._restored = state_dict
         else:
             self._restore(state_dict)
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, object]) -> None:
         assert self.average is not None
         own = self.average.shadow_params
-        self.average.load_state_dict({**state, "shadow_params": shard_like(state["shadow_params"], own)})
+        tensors = cast(list[Tensor], state["shadow_params"])
+        self.average.load_state_dict({**state, "shadow_params": shard_like(tensors, own)})

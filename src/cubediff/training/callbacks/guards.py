@@ -9,18 +9,16 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed's stubs do not export them
 
-from cubediff.training.callbacks.batch import KeyedBatch
+from cubediff.training.callbacks.hooks import KeyedBatch, cube_module
 from cubediff.training.metric_reduction import log_to_loggers
-from cubediff.training.module import CubeDiffModule, StepOutput
-
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+from cubediff.training.module import StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +46,18 @@ class NonFiniteGuard(Callback):
         self._steps: list[torch.Tensor] = []
         self._last_step = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: CubeDiffModule, outputs: StepOutput, batch: KeyedBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: KeyedBatch, batch_idx: int
     ) -> None:
-        self._losses.append((batch["key"], outputs["losses"].isfinite().all()))
+        losses = cast(StepOutput, outputs)["losses"]
+        self._losses.append((batch["key"], losses.isfinite().all()))
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        self._steps.append(pl_module.found_inf)
+        self._steps.append(cube_module(pl_module).found_inf)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self._check(trainer)
 
@@ -87,10 +86,10 @@ class NonFiniteGuard(Callback):
                 f"{trainer.global_step}; {cause}): lower model.optimizer.lr, or look at these samples"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
 
 
@@ -175,8 +174,7 @@ class Watchdog(Callback):
             "is stopped, disconnected or overloaded; the same command resumes from the last checkpoint",
             flush=True,
         )
-        launcher: Any = trainer.strategy.launcher
-        for process in getattr(launcher, "procs", []):
+        for process in getattr(trainer.strategy.launcher, "procs", []):
             process.kill()
         os._exit(1)
 
@@ -185,7 +183,7 @@ def _connect(trainer: L.Trainer) -> Store:
     """A store that all ranks share, served by rank 0; collective."""
     host = os.environ["MASTER_ADDR"]
     server = _new_store(host, 0, is_master=True) if trainer.is_global_zero else None
-    port = trainer.strategy.broadcast(server.port if server else 0)  # type: ignore[attr-defined]
+    port = trainer.strategy.broadcast(server.port if server else 0)
     try:
         return server or _new_store(host, port, is_master=False)
     except RuntimeError as error:
@@ -195,9 +193,5 @@ def _connect(trainer: L.Trainer) -> Store:
         ) from error
 
 
-def _new_store(host: str, port: int, is_master: bool) -> Store:
-    distributed: Any = torch.distributed  # whose stubs do not export the class
-    store: Store = distributed.TCPStore(
-        host, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=10)
-    )
-    return store
+def _new_store(host: str, port: int, is_master: bool) -> TCPStore:
+    return TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=10))

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
@@ -14,11 +14,24 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from cubediff.data.batches.types import CubeBatch
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
+from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.metric_reduction import gather_ranks
 from cubediff.training.module import CubeDiffModule
+from cubediff.training.protocols import TrainerAttributes
+
+
+class _ExampleData(Protocol):
+    """The data module of panoramas."""
+
+    def examples(self, count: int) -> object: ...
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object: ...
+
+    def on_after_batch_transfer(self, batch: object, dataloader_idx: int) -> CubeBatch: ...
 
 
 class SampleLogger(Callback):
@@ -46,15 +59,16 @@ class SampleLogger(Callback):
         """The line that a run on latents prints."""
         return "no samples are generated"
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        module = cube_module(pl_module)
         if self._examples is None:
-            self._examples = _read_examples(trainer, pl_module, self.count)
+            self._examples = _read_examples(trainer, module, self.count)
         prompts, photos = self._examples
         world, count = trainer.world_size, len(prompts)
         own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
-        pipeline = pl_module.pipeline
+        pipeline = module.pipeline
         pipeline.set_progress_bar_config(disable=True)
         for kind, photo in (("text", None), ("text_photo", photos[own])):
             output = pipeline(
@@ -62,7 +76,7 @@ class SampleLogger(Callback):
                 image=photo,
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance_scale,
-                generator=[torch.Generator(pl_module.device).manual_seed(pl_module.seed + i) for i in own],
+                generator=[torch.Generator(module.device).manual_seed(module.seed + i) for i in own],
                 output_type="pt",
                 truncate_prompts=True,
             )
@@ -107,16 +121,16 @@ def _wandb_media(
     pages: list[Path],
     captions: list[str],
 ) -> dict[str, Any]:
+    """W&B's media by name, for `log_metrics`, which declares its values as floats."""
     import wandb  # start-up time
 
-    media: dict[str, Any] = {
+    # `inject` would link a style sheet, which the page's content security policy forbids.
+    viewers = {f"samples/{kind}_viewer_{i}": wandb.Html(str(page), inject=False) for i, page in enumerate(pages)}
+    return {
         f"samples/{kind}": [wandb.Image(p, caption=c) for p, c in zip(panoramas, captions, strict=True)],
         f"samples/{kind}_faces": [wandb.Image(s, caption=c) for s, c in zip(strips, captions, strict=True)],
+        **viewers,
     }
-    for i, page in enumerate(pages):
-        # `inject` would link a style sheet, which the page's content security policy forbids.
-        media[f"samples/{kind}_viewer_{i}"] = wandb.Html(str(page), inject=False)
-    return media
 
 
 def _log_images(
@@ -127,9 +141,9 @@ def _log_images(
             logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
 
 
-def _read_examples(trainer: Any, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
+def _read_examples(trainer: L.Trainer, module: CubeDiffModule, count: int) -> tuple[list[list[str]], Tensor]:
     """The six captions and the front face, on the module's device, of the first validation panoramas."""
-    data = trainer.datamodule
+    data = cast(_ExampleData, cast(TrainerAttributes, trainer).datamodule)
     batch = data.transfer_batch_to_device(data.examples(count), module.device, 0)
     cubes = data.on_after_batch_transfer(batch, 0)
     return cubes["prompts"], cubes["faces"][:, 0].clone()

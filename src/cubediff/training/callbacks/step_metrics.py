@@ -6,7 +6,7 @@ The values are accumulated on the device; they are read, and reduced over the ra
 import resource
 import sys
 import time
-from typing import Any
+from typing import Protocol, cast
 
 import lightning as L
 import torch
@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 from torchmetrics import MaxMetric, Metric, SumMetric
 
-from cubediff.training.callbacks.batch import KeyedBatch
+from cubediff.training.callbacks.hooks import KeyedBatch, cube_module
 from cubediff.training.metric_reduction import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
 from cubediff.training.module import CubeDiffModule, StepOutput
+from cubediff.training.protocols import TrainerAttributes
 
 
 class StepMetrics(Callback):
@@ -50,49 +51,50 @@ class StepMetrics(Callback):
         """
         self._flops = (per_panorama, device_per_second)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_step = trainer.global_step
-        untyped: Any = trainer  # the class does not declare `profiler`
-        untyped.profiler = self._data_wait = DataWaitTimer(untyped.profiler)
+        profiled = cast(_ProfiledTrainer, trainer)
+        profiled.profiler = self._data_wait = DataWaitTimer(profiled.profiler)
         self._restart_clock(None)
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: CubeDiffModule,
-        outputs: StepOutput,
+        pl_module: L.LightningModule,
+        outputs: object,
         batch: KeyedBatch,
         batch_idx: int,
     ) -> None:
-        _update(self._train, outputs, pl_module)
+        module = cube_module(pl_module)
+        _update(self._train, outputs, module)
         self._batches += 1
         self._panoramas += len(batch["key"])
         if self._started is None:
             self._restart_clock(time.monotonic())  # the first batch also pays for initialisation
         if trainer.global_step > self._logged_step and is_logging_step(trainer):
             self._logged_step = trainer.global_step
-            self._log(trainer, pl_module)
+            self._log(trainer, module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation_started = time.monotonic()
         self._val.reset()
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: CubeDiffModule,
-        outputs: StepOutput,
+        pl_module: L.LightningModule,
+        outputs: object,
         batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        _update(self._val, outputs, pl_module)
+        _update(self._val, outputs, cube_module(pl_module))
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.loggers and not trainer.sanity_checking:
             log_to_loggers(trainer, compute_over_ranks(self._val.metrics, trainer, pl_module.device))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: CubeDiffModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._started is not None:
             self._started += time.monotonic() - self._validation_started
 
@@ -126,7 +128,7 @@ class StepMetrics(Callback):
             "perf/panoramas": float(self._panoramas),
             "perf/data_wait_s": self._data_wait.seconds,
             "perf/peak_memory": _peak_memory(module.device),
-            "data/skipped": float(trainer.datamodule.skipped),  # type: ignore[attr-defined]
+            "data/skipped": float(cast(TrainerAttributes, trainer).datamodule.skipped),
         }
         for name, metric in self._perf.items():
             metric.reset()
@@ -161,9 +163,15 @@ class DataWaitTimer:
             self.profiler.stop(action_name)
 
 
-def _update(losses: GroupedLosses, outputs: StepOutput, module: CubeDiffModule) -> None:
-    steps = module.process.num_timesteps
-    losses.update(outputs["losses"], outputs["timesteps"], outputs["conditions"], steps)
+class _ProfiledTrainer(Protocol):
+    """The attribute of a trainer that its class does not declare."""
+
+    profiler: Profiler | DataWaitTimer
+
+
+def _update(losses: GroupedLosses, outputs: object, module: CubeDiffModule) -> None:
+    step = cast(StepOutput, outputs)
+    losses.update(step["losses"], step["timesteps"], step["conditions"], module.process.num_timesteps)
 
 
 def _peak_memory(device: torch.device) -> float:
