@@ -333,7 +333,7 @@ def main() -> None:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         if any(folders[1].iterdir()):
-            parser.error(f"{folders[1]} is not empty: give another --new-results")
+            parser.error(f"{folders[1]} is not empty: choose another --new-results")
         old, new = (
             Checkout(source.resolve(), folder.resolve())
             for source, folder in zip((args.old, args.new), folders, strict=True)

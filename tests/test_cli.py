@@ -91,7 +91,7 @@ def test_defaults_that_are_not_literals_are_shown(script: Path, words: str) -> N
 
 def test_both_spellings_of_a_command_run_it(script: Path, tmp_path: Path) -> None:
     for name in ("sweep-report", "sweep_report"):
-        assert "give a sweep's run_dir" in run(script, name, tmp_path / "none", status=1).stderr
+        assert "pass the run_dir of a sweep" in run(script, name, tmp_path / "none", status=1).stderr
 
 
 def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) -> None:

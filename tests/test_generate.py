@@ -276,7 +276,7 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
     assert again.exit_code == 0
     assert again.stdout == ""
     refused(run(model, tmp_path / "out", "--jobs", jobs, "--guidance-scale", 2),
-            "000001 holds a panorama with another guidance_scale: give another --output")  # fmt: skip
+            "000001 holds a panorama with another guidance_scale: choose another --output")  # fmt: skip
     jobs_file(tmp_path, {"prompt": "another", "seed": 4})
     refused(run(model, tmp_path / "out", "--jobs", jobs), "000001 holds a panorama with another prompt")
 
@@ -324,12 +324,12 @@ def refused(result: Result, message: str, code: int = 1) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --prompt TEXT, --image PHOTO, or both"),
-        (("--prompt", "a", "--prompt", "b"), "2 prompts: give one, or six"),
+        ((), "pass --prompt TEXT, --image PHOTO, or both"),
+        (("--prompt", "a", "--prompt", "b"), "2 prompts: pass one, or six"),
         (("--prompt", "a", "--steps", "0"), "--steps"),
         (("--prompt", "a", "--guidance-rescale", "1.5"), "--guidance-rescale"),
         (("--prompt", "a", "--seed", "-1"), "--seed"),
-        (("--prompt", "a", "--jobs", "jobs.jsonl"), "give --jobs, or --prompt and --image, not both"),
+        (("--prompt", "a", "--jobs", "jobs.jsonl"), "pass --jobs, or --prompt and --image, not both"),
         (("--prompt", "a", "--fov", "60"), "--fov is given 1 times and --image 0 times"),
     ],
 )
@@ -344,12 +344,12 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
     [
         (("--prompt", "  "), "a prompt is empty"),
         (("--prompt", "word " * 200), "'word word word word word word word word '… has 800 tokens"),
-        (("--prompt", "a", "--device", "abacus"), "--device abacus: not on this machine"),
-        (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not on this machine"),
+        (("--prompt", "a", "--device", "abacus"), "--device abacus: not available on this machine"),
+        (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
         (("--prompt", "a", "--steps", "5000"), "5000"),
         (("--prompt", "a", "--sampler", "magic"), "sampler='magic': use one of ddim, dpm, euler"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "a photo's fov is 180.0°"),
-        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "give one with a larger fov"),
+        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "use a photo with a larger fov"),
         (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )

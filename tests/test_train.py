@@ -299,7 +299,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> 
 def test_four_gpus_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}")
-    assert told == "error: trainer.devices=4 GPUs, but this machine has none: give trainer=cpu"
+    assert told == "error: trainer.devices=4 GPUs, but this machine has none: set trainer=cpu"
 
 
 def test_weights_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def test_weights_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}", "trainer=cpu")
     assert told.startswith("error: model.pipeline.path=stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded")
-    assert "give model.pipeline.path=FOLDER with a local Stable Diffusion" in told
+    assert "set model.pipeline.path=FOLDER with a local Stable Diffusion" in told
 
 
 def test_no_data_and_data_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_no_data_and_data_that_is_none(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "photos").mkdir()
     for path in ("photos", "nowhere"):
         told = ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu", f"data.path={path}")
-        assert told.startswith(f"error: {path} holds no manifest.json: build them with python -m cubediff.prepare")
+        assert told.startswith(f"error: {path} holds no manifest.json: build shards with cubediff prepare")
         assert len(told.splitlines()) == 1
 
 
@@ -344,7 +344,7 @@ def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pyt
     told = ended(monkeypatch, tmp_path, *options, f"data.path={tiny_shards}", "trainer.max_steps=9")
     assert told.startswith("error: 3 steps were skipped because losses or gradients are not finite (the last up to")
     assert "example_00000" in told
-    assert told.endswith("lower model.optimizer.lr, or look at these samples")
+    assert told.endswith("lower model.optimizer.lr, or inspect these samples")
     assert (tmp_path / "run/logs/metrics.csv").is_file()
 
 
@@ -363,8 +363,8 @@ def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
         folder = tmp_path / str(fits)
         folder.mkdir()
         told = ended(monkeypatch, folder, *options)
-        assert told.startswith("error: data.batch_size=2 does not fit the GPU's 0.6 GiB, a batch of")
-        assert f"a batch of {fits} does by the plan: give {remedy} (`cubediff plan`" in told
+        assert told.startswith("error: data.batch_size=2 does not fit into the GPU's 0.6 GiB; the plan predicts that")
+        assert f" {fits} fits: set {remedy} (`cubediff plan`" in told
 
 
 def test_wandb_that_refuses(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,5 +378,5 @@ def test_wandb_that_refuses(tiny_shards: Path, tmp_path: Path, monkeypatch: pyte
     told = ended(monkeypatch, tmp_path, *QUICK, f"data.path={tiny_shards}", "logger=wandb")
     assert told.splitlines() == [
         "error: API key is 12 characters long.",
-        "give logger=csv, or set WANDB_MODE=offline, which needs no account",
+        "set logger=csv, or set WANDB_MODE=offline, which needs no account",
     ]

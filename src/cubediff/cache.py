@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
         size = sum(path.stat().st_size for path in Path(config.cache.output).glob("*.tar"))
         print(
             f"{config.cache.output}: {train['samples']} training and {val['samples']} validation panoramas, "
-            f"{config.cache.turns} turns each, {size / 1e6:.1f} MB; train with data=latents "
+            f"{config.cache.turns} yaw rotations each, {size / 1e6:.1f} MB; train with data=latents "
             f"data.path={config.cache.output}"
         )
 

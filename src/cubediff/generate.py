@@ -16,11 +16,9 @@ def generate(
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What the panorama shows; given six times: front, right, back, left, up, down."),
+        typer.Option(help="Description of the panorama; or six, one per face: front, right, back, left, up, down."),
     ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Photo that the panorama contains; may be given several times.")
-    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Photo that the panorama contains; can be repeated.")] = None,
     fov: Annotated[
         list[float] | None,
         typer.Option(
@@ -67,22 +65,22 @@ def generate(
         int | None,
         typer.Option(min=2, help="Height of the panorama, in pixels.", show_default="twice a face's"),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best that the machine has")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best available")] = None,
     save_faces: Annotated[bool, typer.Option("--save-faces", help="Also write the six faces as PNG files.")] = False,
 ) -> None:
     """Generate panoramas from text, from photos, or from both, with a viewer page."""
     if jobs is not None and (prompt is not None or image is not None):
-        raise typer.BadParameter("give --jobs, or --prompt and --image, not both")
+        raise typer.BadParameter("pass --jobs, or --prompt and --image, not both")
     if jobs is None and prompt is None and image is None:
-        raise typer.BadParameter("give --prompt TEXT, --image PHOTO, or both; or --jobs FILE")
+        raise typer.BadParameter("pass --prompt TEXT, --image PHOTO, or both; or --jobs FILE")
     if prompt is not None and len(prompt) not in (1, 6):
-        raise typer.BadParameter(f"{len(prompt)} prompts: give one, or six (front, right, back, left, up, down)")
+        raise typer.BadParameter(f"{len(prompt)} prompts: pass one, or six (front, right, back, left, up, down)")
     camera = {"fov": fov, "yaw": yaw, "pitch": pitch, "roll": roll}
     for name, values in camera.items():
         if values is not None and len(values) != len(image or []):
-            raise typer.BadParameter(f"--{name} is given {len(values)} times and --image {len(image or [])} times")
+            raise typer.BadParameter(
+                f"--{name} is given {len(values)} times and --image {len(image or [])} times: pass one of each"
+            )
     try:
         if jobs is not None:
             requested = read_jobs(jobs, seed)

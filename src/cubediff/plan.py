@@ -1,4 +1,4 @@
-"""Counts before a GPU is rented whether a run fits and what it costs: cubediff plan experiment=sd15_l4x4."""
+"""Estimates memory, time and disk space of a run before it starts: cubediff plan experiment=sd15_l4x4."""
 
 import sys
 
@@ -10,7 +10,7 @@ from cubediff.configs.overrides import command
 @command("plan")
 def main(config: DictConfig) -> None:
     """Prints the plan of a run."""
-    from cubediff.planning.report import report  # imports torch, which --help does without
+    from cubediff.planning.report import report  # start-up time
 
     try:
         print(report(config))

@@ -34,7 +34,7 @@ def build(
         typer.Option(
             "--source",
             help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder; or the naming scheme of cubemap faces: "
-            "axes, matterport, words, unity, quake, short, opengl, py360convert; or a class of yours, module:Class, or "
+            "axes, matterport, words, unity, quake, short, opengl, py360convert; or your own class, module:Class, or "
             "its name in the entry-point group cubediff.sources.",
             show_default="detected",
         ),
@@ -77,7 +77,7 @@ def build(
 
     try:
         if caption is not None and captions is not None:
-            raise DataError("give --captions FILE or --caption MODEL, not both")
+            raise DataError("pass --captions FILE or --caption MODEL, not both")
         opened = open_source(source, captions, kind, captioned=caption is None)
         if dry_run:
             for line in preview_lines(preview_build(opened, limit, max_width, quality)):
@@ -126,13 +126,13 @@ def check(
         typer.echo(line)
     for fault in faults:
         typer.echo(f"fault: {fault}", err=True)
-    typer.echo(f"{shards}: {len(faults)} faults" if faults else f"{shards}: whole", err=bool(faults))
+    typer.echo(f"{shards}: {len(faults)} faults" if faults else f"{shards}: no faults", err=bool(faults))
     if faults:
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Runs `check` if it is the first argument, else `build`; a source folder named check is given as ./check."""
+    """Runs `check` if it is the first argument, else `build`; write ./check for a source folder named check."""
     if sys.argv[1:2] == ["check"]:
         check_app(sys.argv[2:], prog_name="cubediff prepare check")
     else:

@@ -25,10 +25,10 @@ def report(
 
     try:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder: give the run_dir of a sweep")
+            raise ValueError(f"{folder} is not a folder: pass the run_dir of a sweep")
         results = read_results(folder)
         if not results:
-            raise ValueError(f"no folder in {folder} holds a result.json: give the run_dir of a sweep")
+            raise ValueError(f"no folder in {folder} holds a result.json: pass the run_dir of a sweep")
     except ValueError as error:
         sys.exit(f"error: {error}")
     ranked = sorted(results.items(), key=lambda item: (item[1].loss is None, item[1].loss or 0.0))

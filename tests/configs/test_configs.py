@@ -217,8 +217,8 @@ def test_any_other_value_left_open_is_told_with_its_key() -> None:
 @pytest.mark.parametrize(
     ("present", "remedy"),
     [
-        (0, r"this machine has none: give trainer=cpu$"),
-        (2, r"has 2: give trainer\.devices=2, trainer=gpu \(one GPU\) or trainer=cpu$"),
+        (0, r"this machine has none: set trainer=cpu$"),
+        (2, r"has 2: set trainer\.devices=2, trainer=gpu \(one GPU\) or trainer=cpu$"),
         (4, None),
     ],
 )
@@ -255,7 +255,7 @@ def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_f
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.trainable=heads", r"^model\.trainable=heads: give attention or value_output or lora or full$"),
+        ("model.trainable=heads", r"^model\.trainable=heads: expected attention or value_output or lora or full$"),
         ("model.objective.drop_text=1.5", r"^model\.objective: drop_text.* at most 1$"),
         ("model.pipeline.position_encoding=polar", r"^model\.pipeline: position_encoding='polar'"),
         ("+model.objective.drop_all=0.1", r"^model\.objective: .*'drop_all'"),

@@ -67,19 +67,19 @@ def test_a_plugin_that_is_not_installed_is_answered_with_the_command() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.batch_size=four", "data.batch_size=four: give an integer"),
-        ("data.batch_size=2.5", "data.batch_size=2.5: give an integer"),
-        ("data.batch_size=true", "data.batch_size=True: give an integer"),
-        ("data.batch_size=null", "data.batch_size=null: give an integer"),
-        ("data.num_workers=some", "data.num_workers=some: give an integer"),  # of the class's base
-        ("data.yaw=any", "data.yaw=any: give uniform or none"),
-        ("model.objective.drop_text=none", "model.objective.drop_text=none: give a number"),
-        ("model.gradient_checkpointing=1", "model.gradient_checkpointing=1: give true or false"),
-        ("model.compile=max", "model.compile=max: give regional or null"),
-        ("model.optimizer.lr=fast", "model.optimizer.lr=fast: give a number or Tensor"),
-        ("trainer.max_steps=many", "trainer.max_steps=many: give an integer"),
-        ("trainer.limit_val_batches=none", "trainer.limit_val_batches=none: give an integer or a number or null"),
-        ("callbacks.ema.decay=high", "callbacks.ema.decay=high: give a number"),
+        ("data.batch_size=four", "data.batch_size=four: expected an integer"),
+        ("data.batch_size=2.5", "data.batch_size=2.5: expected an integer"),
+        ("data.batch_size=true", "data.batch_size=True: expected an integer"),
+        ("data.batch_size=null", "data.batch_size=null: expected an integer"),
+        ("data.num_workers=some", "data.num_workers=some: expected an integer"),  # of the class's base
+        ("data.yaw=any", "data.yaw=any: expected uniform or none"),
+        ("model.objective.drop_text=none", "model.objective.drop_text=none: expected a number"),
+        ("model.gradient_checkpointing=1", "model.gradient_checkpointing=1: expected true or false"),
+        ("model.compile=max", "model.compile=max: expected regional or null"),
+        ("model.optimizer.lr=fast", "model.optimizer.lr=fast: expected a number or Tensor"),
+        ("trainer.max_steps=many", "trainer.max_steps=many: expected an integer"),
+        ("trainer.limit_val_batches=none", "trainer.limit_val_batches=none: expected an integer or a number or null"),
+        ("callbacks.ema.decay=high", "callbacks.ema.decay=high: expected a number"),
     ],
 )
 def test_a_value_of_another_type_is_told_with_its_key_and_the_type(override: str, told: str) -> None:

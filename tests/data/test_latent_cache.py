@@ -174,7 +174,7 @@ def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_pa
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("turns each") == 1  # on the first rank only
+    assert done.stdout.count("yaw rotations each") == 1  # on the first rank only
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
         file.name: file.read_bytes() for file in latents.iterdir()
     }
@@ -229,12 +229,12 @@ def test_damaged_latents_are_skipped_and_counted(source: Path, latents: Path, tm
     [
         (
             ("data=latents", "data.path=LATENTS", "face_size=32"),
-            "face_size=64, the run has face_size=32: give face_size=64",
+            "face_size=64, the run has face_size=32: set face_size=64",
         ),
         (("data=latents", "data.path=LATENTS", "fov=90.0"), "have fov=95.0"),
-        (("data=latents", "data.path=SOURCE"), "holds panoramas, not latents: give data=panoramas"),
-        (("data.path=LATENTS",), "holds latents, not panoramas: give data=latents"),
-        (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "made by other encoders"),
+        (("data=latents", "data.path=SOURCE"), "holds panoramas, not latents: set data=panoramas"),
+        (("data.path=LATENTS",), "holds latents, not panoramas: set data=latents"),
+        (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "come from other encoders"),
     ],
 )
 def test_latents_that_do_not_match_the_run_are_refused(

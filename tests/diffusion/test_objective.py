@@ -168,7 +168,7 @@ def test_offset_noise_is_one_number_a_channel_of_a_panorama_and_part_of_the_targ
 
 @pytest.mark.parametrize("options", [{"min_snr_gamma": 0.0}, {"min_snr_gamma": -1.0}, {"offset_noise": -0.1}])
 def test_strengths_that_make_no_sense_raise(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}: give"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}: expected"):
         Objective(0.1, 0.1, 0.1, **options)
 
 

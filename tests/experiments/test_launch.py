@@ -201,7 +201,7 @@ def test_a_terminated_job_requeues_itself(tmp_path: Path, name: str, code: int, 
 def test_a_job_without_a_run_dir_starts_nothing(tmp_path: Path, name: str) -> None:
     result = ended(slurm(tmp_path, name, "data.path=x", srun="#!/bin/sh\necho started\n"))
     assert (result.returncode, result.stdout, asked(tmp_path)) == (2, "", None)
-    assert "give run_dir=DIR" in result.stderr
+    assert "set run_dir=DIR" in result.stderr
 
 
 @pytest.mark.parametrize("name", SBATCH)

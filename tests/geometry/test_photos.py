@@ -199,7 +199,7 @@ def test_images_in_every_form_become_photos_by_panorama():
         ({"fov": 0.0}, "a photo's fov is 0.0°: it lies between 0° and 180°"),
         ({"fov": 180.0}, "a photo's fov is 180.0°"),
         ({"fov": float("nan")}, "a photo's fov is nan°"),
-        ({"yaw": float("inf")}, "yaw, pitch and roll are inf, 0.0, 0.0: give degrees"),
+        ({"yaw": float("inf")}, "yaw, pitch and roll are inf, 0.0, 0.0: expected finite degrees"),
     ],
 )
 def test_angles_that_cannot_be_meant_raise(photo, told):

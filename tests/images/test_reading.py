@@ -166,7 +166,7 @@ def test_pillows_settings_come_back_when_the_last_thread_leaves() -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
-    for name, words in (("no.jpg", "No such file"), ("a.jpg", "Is a directory"), ("a.gif", r"\.gif is not read")):
+    for name, words in (("no.jpg", "No such file"), ("a.jpg", "Is a directory"), ("a.gif", r"\.gif is not supported")):
         (tmp_path / "a.gif").write_bytes(b"GIF89a")
         with pytest.raises(DataError, match=words):
             load_panorama(tmp_path / name)

@@ -313,7 +313,7 @@ def test_it_wraps_the_processors_that_are_there_sliced_ones_too(stock):
 def test_a_batch_that_is_no_multiple_of_six_raises(stock, sync_group_norm):
     unet = inflate_(stock, sync_group_norm=sync_group_norm)
     latents, text = draws((8, 4, 8, 8), (8, 5, TEXT))
-    with pytest.raises(ValueError, match="got 8, which is no multiple of six"):
+    with pytest.raises(ValueError, match="got 8, which is not a multiple of six"):
         unet(latents, 500, text)
 
 
@@ -386,7 +386,7 @@ def test_cube_group_norm_equals_the_reference_on_any_shape(panoramas, groups, pe
 
 @pytest.mark.parametrize("faces", [1, 5, 7])
 def test_cube_group_norm_never_falls_back_to_single_faces(faces):
-    with pytest.raises(ValueError, match=f"got {faces}, which is no multiple of six"):
+    with pytest.raises(ValueError, match=f"got {faces}, which is not a multiple of six"):
         CubeGroupNorm(2, 4)(torch.zeros(faces, 4, 3, 3))
 
 

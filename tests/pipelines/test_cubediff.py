@@ -555,7 +555,7 @@ def test_attention_slicing_and_another_unet_or_vae_leave_no_uninflated_pipeline(
 
 
 def test_a_2d_folder_is_no_cubediff_and_a_cubediff_folder_no_2d_one(folder_2d, saved):
-    with pytest.raises(ValueError, match=r"takes 4 input channels where .* make 7.*from_2d\(folder\)"):
+    with pytest.raises(ValueError, match=r"with 7 input channels \(.*\), got 4 channels.*from_2d\(folder\)"):
         CubeDiffPipeline.from_pretrained(folder_2d)
     with pytest.raises(
         ValueError, match="expected a UNet with 4 input channels, as 2D text-to-image models have, got 7"
@@ -623,9 +623,9 @@ def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
         ("", "a prompt is empty"),
         (" \n", "a prompt is empty"),
         ([*SIX[:5], ""], "a prompt is empty"),
-        (SIX[:5], "5 prompts for one panorama: give one, or six"),
+        (SIX[:5], "5 prompts for one panorama: pass one, or six"),
         ([], "0 prompts for one panorama"),
-        ({"front": "a", "sky": "b"}, r"prompts for the faces \['front', 'sky'\]: give one for each of front, right"),
+        ({"front": "a", "sky": "b"}, r"prompts for the faces \['front', 'sky'\]: pass one for each of front, right"),
         ("many words " * 99, "tokens and the text encoder takes 126"),
     ],
 )
@@ -672,13 +672,13 @@ def test_numbers_that_disagree_or_make_no_sense_raise(awake):
         sample(awake, [SIX, SIX], image=torch.zeros(3, 3, 64, 64))
     with pytest.raises(ValueError, match=r"disagree: \{'prompt': 2, 'latents': 3\}"):
         sample(awake, [SIX, SIX], latents=unit_noise(3, 6))
-    with pytest.raises(ValueError, match=r"latents are \(1, 5, 4, 8, 8\) where \(1, 6, 4, 8, 8\) is expected"):
+    with pytest.raises(ValueError, match=r"expected latents of shape \(1, 6, 4, 8, 8\), got \(1, 5, 4, 8, 8\)"):
         sample(awake, latents=unit_noise(1, 5))
     with pytest.raises(ValueError, match="output_type='np': use 'pil', 'pt' or 'latent'"):
         sample(awake, output_type="np")
     with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, euler"):
         use_sampler_(awake, "magic")
-    with pytest.raises(ValueError, match="num_inference_steps=0: give at least 1"):
+    with pytest.raises(ValueError, match="num_inference_steps=0: expected at least 1"):
         sample(awake, num_inference_steps=0)
 
 
@@ -700,5 +700,5 @@ def test_a_folder_in_the_working_directory_comes_before_the_one_in_the_checkout(
 def test_an_installed_wheel_says_where_the_small_models_are(tmp_path, monkeypatch):
     monkeypatch.setattr("cubediff.pipelines.folders._CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="/cubediff and give model"):
+    with pytest.raises(FileNotFoundError, match="/cubediff and set model"):
         load_pipeline("experiments/tiny_sd/model")

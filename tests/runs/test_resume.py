@@ -128,16 +128,18 @@ def test_a_path_is_for_a_run_without_checkpoints_of_its_own(tmp_path: Path) -> N
     assert find_checkpoint(str(other), tmp_path / "run") == other
     (own,) = write(tmp_path / "run", 7)
     assert find_checkpoint(str(other), tmp_path / "run") == own
-    with pytest.raises(CheckpointError, match=r"resume=.*nowhere is not a file: give a checkpoint file, auto or never"):
+    with pytest.raises(
+        CheckpointError, match=r"resume=.*nowhere is not a file: choose a checkpoint file, auto or never"
+    ):
         find_checkpoint(str(tmp_path / "nowhere"), tmp_path / "new")
     spoil(other)
-    with pytest.raises(CheckpointError, match=r"is damaged .*give another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is damaged .*choose another checkpoint"):
         find_checkpoint(str(other), tmp_path / "new")
 
 
 def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path: Path) -> None:
     write(tmp_path, 7)
-    with pytest.raises(CheckpointError, match=r"resume=never, but .* holds checkpoints up to step 7: give"):
+    with pytest.raises(CheckpointError, match=r"resume=never, but .* holds checkpoints up to step 7: choose"):
         find_checkpoint("never", tmp_path)
 
 
@@ -154,20 +156,23 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["name=other"], "holds a run named train, this run is named other: give another run_dir"),
-        (["model.optimizer.lr=1e-3"], r"has model\.optimizer\.lr .* and not 0\.001: resuming needs the same settings"),
-        (["model.trainable=full"], r"has model\.trainable attention and not full"),
+        (["name=other"], "holds a run named train, this run is named other: choose another run_dir"),
+        (
+            ["model.optimizer.lr=1e-3"],
+            r"has model\.optimizer\.lr .*, not 0\.001: a run resumes only with the same settings",
+        ),
+        (["model.trainable=full"], r"has model\.trainable attention, not full"),
         (
             ["model.lora_rank=4", "seed=5"],
-            r"model\.lora_rank 16 and not 4, model\.seed 0 and not 5",
+            r"model\.lora_rank 16, not 4; model\.seed 0, not 5",
         ),
         (["callbacks.ema=null"], r"has callbacks\.ema"),
-        (["callbacks.ema.decay=0.5"], r"has callbacks\.ema\.decay 0\.9999 and not 0\.5"),
-        (["face_size=128"], "has .*face_size 64 and not 128"),
+        (["callbacks.ema.decay=0.5"], r"has callbacks\.ema\.decay 0\.9999, not 0\.5"),
+        (["face_size=128"], "has .*face_size 64, not 128"),
         (["objective=v_prediction"], r"model\.pipeline\.scheduler"),
         (
             ["+model.pipeline.seed=1"],
-            r"has model\.pipeline\.seed None and not 1, encoders .*, frozen weights .* and not",
+            r"has model\.pipeline\.seed None, not 1; encoders .*; frozen weights .*, not",
         ),
     ],
 )
@@ -193,7 +198,9 @@ def test_a_checkpoint_without_a_key_that_was_added_later_resumes_at_its_default(
     )
     assert "model.lora_rank" not in default
     _check_identity(Path("old.ckpt"), default, default)
-    with pytest.raises(CheckpointError, match=r"old\.ckpt has model\.lora_rank 16 and not 4: resuming needs the same"):
+    with pytest.raises(
+        CheckpointError, match=r"old\.ckpt has model\.lora_rank 16, not 4: a run resumes only with the same"
+    ):
         _check_identity(Path("old.ckpt"), default, changed)
 
 
@@ -213,7 +220,9 @@ def test_a_checkpoint_of_another_program_or_model_is_refused(begun: Path, tiny_s
     content["state_dict"]["unet.conv_in.bias"] = torch.zeros(3)
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
-    with pytest.raises(CheckpointError, match=r"is of another model: 1 of its weights .*, such as unet\.conv_in\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another model: 1 of its weights .*, such as unet\.conv_in\.bias"
+    ):
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
 
 

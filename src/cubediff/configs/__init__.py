@@ -23,7 +23,7 @@ def _find_config_dir() -> str:
     for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
             return str(folder)
-    raise FileNotFoundError(f"no conf/train.yaml in {package} or in its checkout: install cubediff again")
+    raise FileNotFoundError(f"no conf/train.yaml in {package} or in its checkout: reinstall cubediff")
 
 
 CONFIG_DIR = _find_config_dir()
@@ -37,9 +37,9 @@ def check(config: DictConfig) -> None:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
-        raise ValueError("data.path is missing: give data.path=SHARDS, a folder that `cubediff prepare` wrote")
+        raise ValueError("data.path is missing: set data.path=SHARDS, a folder that `cubediff prepare` wrote")
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing: give {' '.join(f'{key}=VALUE' for key in missing)}")
+        raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     overrides: list[str] = []
     if HydraConfig.initialized():
@@ -47,8 +47,8 @@ def check(config: DictConfig) -> None:
     has_run_dir = any(re.match(r"run_dir=|hydra\.run\.dir=", override) for override in overrides)
     if processes > 1 and "run_dir" in config and not has_run_dir:
         raise ValueError(
-            f"run_dir is missing: {processes} processes were started, and each would write to a folder of its own; "
-            "give run_dir=DIR"
+            f"run_dir is missing: {processes} processes were started, and each would write to a different folder; "
+            "set run_dir=DIR"
         )
 
 
@@ -56,7 +56,7 @@ def check_devices(config: DictConfig) -> None:
     """Checks that the devices of `config.trainer` exist and can run in this mode.
 
     Raises:
-        ValueError: If there are fewer GPUs, or a sweep asks for several devices that its launcher does not start.
+        ValueError: If GPUs are missing, or a sweep uses several devices with a launcher that does not start them.
     """
     trainer = config.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
@@ -70,7 +70,7 @@ def check_devices(config: DictConfig) -> None:
         if launcher.get("tasks_per_node") != devices or "Slurm" not in launcher["_target_"]:
             raise ValueError(
                 f"trainer.devices={trainer.devices} in a sweep: the process of every device would run the whole sweep. "
-                "Give trainer.devices=1; or under SLURM hydra/launcher=submitit_slurm with "
+                "Set trainer.devices=1; or under SLURM hydra/launcher=submitit_slurm with "
                 f"hydra.launcher.tasks_per_node={devices} hydra.launcher.gpus_per_node={devices}, which starts the "
                 "processes of each job; or start the runs one by one without -m"
             )
@@ -81,11 +81,11 @@ def _check_gpus(trainer: DictConfig, devices: int) -> None:
 
     present = torch.cuda.device_count()
     if not present:
-        raise ValueError(f"trainer.devices={trainer.devices} GPUs, but this machine has none: give trainer=cpu")
+        raise ValueError(f"trainer.devices={trainer.devices} GPUs, but this machine has none: set trainer=cpu")
     if devices > present:
         raise ValueError(
             f"trainer.devices={trainer.devices} GPUs, but this machine has {present}: "
-            f"give trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
+            f"set trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
         )
 
 
@@ -110,7 +110,7 @@ def build(config: DictConfig, **options: object) -> Any:
         if path is not None and isinstance(cause, OSError):
             raise ValueError(
                 f"model.pipeline.path={path} cannot be loaded: {cause}\n"
-                "give model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
+                "set model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
                 "or model=tiny_random for random weights"
             ) from error
         extra = next((e for package, e in EXTRAS.items() if f"No module named '{package}'" in str(cause)), None)

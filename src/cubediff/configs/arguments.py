@@ -40,14 +40,14 @@ def check_types(config: DictConfig) -> None:
             expected = annotations.get(str(name), Any)
             if isinstance(value, Scalar) and not _accepts(expected, value):
                 key = config._get_full_key(name)
-                raise ValueError(f"{key}={'null' if value is None else value}: give {_type_name(expected)}")
+                raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")
     for value in config.values():
         if isinstance(value, DictConfig):
             check_types(value)
 
 
 def _argument_annotations(target: Callable[..., object]) -> dict[str, Annotation]:
-    """By argument; of a class that takes `**kwargs` also those of its base classes, to which it passes them."""
+    """Annotations by argument; a class that takes `**kwargs` also has the arguments of its base classes."""
     functions: list[Callable[..., object]] = [target]
     if isinstance(target, type):
         functions = [vars(kind)["__init__"] for kind in reversed(target.__mro__) if "__init__" in vars(kind)]
@@ -61,7 +61,7 @@ def _argument_annotations(target: Callable[..., object]) -> dict[str, Annotation
 
 
 def _resolved_annotations(function: Callable[..., object]) -> dict[str, Annotation]:
-    """With the keys of `**options: Unpack[SomeTypedDict]` as arguments."""
+    """Type hints of a function; the keys of `**options: Unpack[SomeTypedDict]` count as arguments."""
     annotations: dict[str, Annotation] = {}
     for name, hint in typing.get_type_hints(function).items():
         if typing.get_origin(hint) is Unpack:
@@ -95,7 +95,7 @@ def _accepts(expected: Annotation, value: Scalar) -> bool:
 
 
 def _is_number_of_type(expected: Annotation, value: Scalar) -> bool:
-    """Where True is not 1, and an integer is a float."""
+    """Booleans are not numbers; an integer is also a valid float."""
     if expected is bool or isinstance(value, bool):
         return expected is bool and isinstance(value, bool)
     return isinstance(value, int | float) if expected is float else isinstance(value, int)

@@ -1,4 +1,4 @@
-"""Hydra's command lines with hints: the nearest key for one that does not exist, the extra for a missing plugin."""
+"""Hydra command lines with hints: the nearest key for an unknown one, the extra that installs a missing plugin."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def error_hint(error: Exception) -> str | None:
 
 
 def nearest_key(unknown: str, keys: set[str]) -> str | None:
-    """The key that is most similar to `unknown` in its last part, and among equals as a whole; None if none is."""
+    """The key most similar to `unknown`, by the last component and then by the full key; None if none is similar."""
 
     def similarity(key: str) -> tuple[float, float]:
         last_parts = key.rpartition(".")[2], unknown.rpartition(".")[2]

@@ -74,7 +74,7 @@ def first_form(config: dict[str, object]) -> dict[str, object]:
     """A config as the first release would have written it, for fingerprints that stay equal over time.
 
     Args:
-        config: A whole config as a plain container, with references unresolved.
+        config: A complete config as a plain container, with references unresolved.
 
     Returns:
         A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default.

@@ -24,7 +24,7 @@ from cubediff.models.inputs import front_mask, hidden_faces
 
 @runtime_checkable
 class Predicts(Protocol):
-    """A `Backbone`, as far as the objective needs it."""
+    """The part of a `Backbone` that the objective uses."""
 
     def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Tensor: ...
 
@@ -78,10 +78,10 @@ class Objective:
     Attributes:
         drop_text, drop_image, drop_both: Shares of panoramas that are trained without their text, without their image,
             or without both; drawn for each panorama.
-        min_snr_gamma: Short for `weighting=MinSNR(gamma)`; None for none.
-        offset_noise: Short for `process=GaussianDiffusion(offset_noise)`.
+        min_snr_gamma: Shorthand for `weighting=MinSNR(gamma)`; None for none.
+        offset_noise: Shorthand for `process=GaussianDiffusion(offset_noise)`.
         timesteps: Draws the timesteps; None for uniform ones.
-        process: Makes the noising process from the pipeline's scheduler; None for Gaussian diffusion.
+        process: Creates the noising process from the pipeline's scheduler; None for Gaussian diffusion.
         weighting: Weights the losses by timestep; None for equal weights.
 
     Raises:
@@ -137,7 +137,7 @@ class Objective:
     ) -> Losses:
         """Mean squared error of each panorama over the latent pixels that are not part of its condition.
 
-        Every panorama has the same weight whatever it is conditioned on, so the loss of a batch is the mean.
+        All panoramas have the same weight, independently of their condition, so the loss of a batch is the mean.
 
         Args:
             backbone: Predicts the target.

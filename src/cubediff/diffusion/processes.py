@@ -1,4 +1,4 @@
-"""Noising processes: how clean latents become noisy ones, and what the network is trained to predict.
+"""Noising processes: how noise is added to latents, and the network's training target.
 
 Legend: B panoramas, 6 faces, C latent channels, h w latent size.
 """
@@ -42,7 +42,7 @@ class NoisingProcess(ABC):
     def target(
         self, latents: Float[Tensor, "b 6 c h w"], noise: Float[Tensor, "b 6 c h w"], timesteps: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b 6 c h w"]:
-        """What the network is trained to predict."""
+        """The training target of the network."""
 
     @abstractmethod
     def snr(self, timesteps: Shaped[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -54,8 +54,8 @@ class GaussianDiffusion:
     """Variance-preserving diffusion (DDPM, arXiv 2006.11239) with noise or velocity (arXiv 2202.00512) as the target.
 
     Attributes:
-        offset_noise: Strength of the noise that is constant over a channel of a panorama (0.05 is usual; 0 for none).
-            It teaches very dark and very bright images.
+        offset_noise: Strength of the noise that is constant over a channel of a panorama (typically 0.05; 0 for none).
+            It helps the model to generate very dark and very bright images.
 
     Raises:
         ValueError: If `offset_noise` is negative.
@@ -65,10 +65,10 @@ class GaussianDiffusion:
 
     def __post_init__(self) -> None:
         if self.offset_noise < 0:
-            raise ValueError(f"offset_noise={self.offset_noise}: give 0 (none) or a positive strength")
+            raise ValueError(f"offset_noise={self.offset_noise}: expected 0 (none) or a positive strength")
 
     def __call__(self, scheduler: SchedulerMixin) -> NoisingProcess:
-        """The process on the noise schedule of `scheduler`, which also says what the model predicts.
+        """The process on the noise schedule of `scheduler`, which also defines the prediction type.
 
         Raises:
             ValueError: If the scheduler's prediction_type is neither "epsilon" nor "v_prediction".

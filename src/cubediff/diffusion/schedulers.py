@@ -10,7 +10,7 @@ from diffusers.schedulers import SchedulerMixin
 
 @runtime_checkable
 class HasScheduler(Protocol):
-    """A diffusers pipeline, as far as its sampler is concerned."""
+    """A diffusers pipeline with a scheduler."""
 
     scheduler: SchedulerMixin
 
@@ -30,7 +30,7 @@ def convert_scheduler(
     """A scheduler with the noise schedule of another one.
 
     Args:
-        scheduler: The scheduler whose config is taken over.
+        scheduler: The scheduler whose config is used.
         settings: Settings of the config to replace.
         kind: The class of the result; by default that of `scheduler`.
 
@@ -42,8 +42,8 @@ def convert_scheduler(
         raise ValueError(f"a {kind.__name__} has no settings {', '.join(unknown)}")
     config = {**scheduler.config, **settings}
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") != "v_prediction":
-        raise ValueError("rescale_betas_zero_snr=True needs prediction_type='v_prediction': at zero SNR the noise says "
-                         "nothing about the image")  # fmt: skip
+        raise ValueError("rescale_betas_zero_snr=True needs prediction_type='v_prediction': at zero SNR the noise "
+                         "contains no information about the image")  # fmt: skip
     config.pop("_use_default_values", None)  # else from_config replaces the values by the new class's defaults
     return cast(SchedulerMixin, kind.from_config(config))
 

@@ -1,4 +1,4 @@
-"""Timestep samplers: at which noise levels a network is trained."""
+"""Timestep samplers, which choose the noise levels that a network is trained at."""
 
 from dataclasses import dataclass
 from functools import partial

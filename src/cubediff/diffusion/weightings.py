@@ -32,7 +32,7 @@ class MinSNR:
 
     def __post_init__(self) -> None:
         if self.gamma <= 0:
-            raise ValueError(f"min_snr_gamma={self.gamma}: give a positive number (5 is usual), or null for none")
+            raise ValueError(f"min_snr_gamma={self.gamma}: expected a positive number (typically 5), or null for none")
 
     def __call__(
         self, losses: Float[Tensor, " b"], timesteps: Shaped[Tensor, " b"], process: NoisingProcess

@@ -1,1 +1,1 @@
-"""Generation with a trained pipeline: the jobs that are asked for, their execution and the files that they write."""
+"""Generation with a trained pipeline: jobs, their execution, and the files that they write."""

@@ -68,13 +68,13 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
 
     Args:
         path: The JSON-lines file.
-        seed: The seed of jobs without their own.
+        seed: The default seed.
 
     Returns:
         The jobs, in the order of the file.
 
     Raises:
-        ValueError: If a line is invalid; the message names file and line. Also without jobs, or with equal names.
+        ValueError: If a line is invalid (the message names it), there are no jobs, or two jobs have the same name.
     """
     jobs: list[Job] = []
     lines = read_json_lines(path.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
     names = [job.name for job in jobs]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: give every job its own name")
+        raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: use a unique name for every job")
     return jobs
 
 
@@ -100,7 +100,7 @@ def _parse_job(value: object, where: str, folder: Path, name: str, seed: int) ->
     if unknown := sorted(set(value) - set(_JOB_KEYS)):
         raise ValueError(f"{where}: unknown keys {', '.join(unknown)}: use {', '.join(_JOB_KEYS)}")
     if value.get("prompt") is None and value.get("image") is None:
-        raise ValueError(f"{where}: neither prompt nor image: give at least one")
+        raise ValueError(f"{where}: neither prompt nor image: specify at least one")
     name, seed = value.get("name", name), value.get("seed", seed)
     if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
         raise ValueError(f"{where}: name {name!r} is not a folder name: use letters, digits, '.', '-' and '_'")

@@ -1,4 +1,4 @@
-"""Runs generation jobs: in batches that share a guidance, resumable, each panorama in a folder of its own."""
+"""Runs generation jobs: in batches that share a guidance, resumable, each panorama in a separate folder."""
 
 import json
 import sys
@@ -55,11 +55,11 @@ def generate(
 
     Args:
         model: CubeDiff folder or Hub id.
-        output: Folder to write to; a job's files lie in its subfolder `job.name`.
-        jobs: What to generate.
-        sampling: How to sample.
+        output: Folder to write to; a job's files are in its subfolder `job.name`.
+        jobs: The panoramas to generate.
+        sampling: The sampling settings.
         batch: Panoramas that are sampled at once.
-        device: torch device; None: CUDA, MPS or the CPU, the first that the machine has.
+        device: torch device; None: the first available of CUDA, MPS and CPU.
         save_faces: Also write the six faces as PNG files.
         resume: Skip jobs whose folder holds their panorama already.
 
@@ -68,7 +68,7 @@ def generate(
 
     Raises:
         ValueError: If a photo, the model, the device or a setting is invalid, or `resume` finds a panorama that was
-            made with other settings.
+            generated with other settings.
         OSError: If `output` cannot be written.
     """
     opened = {job.name: _open_photos(job) for job in jobs[:1]}  # an unreadable photo fails before the model loads
@@ -111,7 +111,7 @@ def _exists(folder: Path, request: dict[str, object]) -> bool:
     expected = json.loads(json.dumps(request))  # tuples become lists
     if differing := [key for key, value in expected.items() if record.get(key) != value]:
         raise ValueError(
-            f"{folder} holds a panorama with another {', '.join(differing)}: give another --output, or remove it"
+            f"{folder} holds a panorama with another {', '.join(differing)}: choose another --output, or remove it"
         )
     return True
 
@@ -122,7 +122,9 @@ def _usable_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: not on this machine: leave it out to use the best one") from error
+        raise ValueError(
+            f"--device {device}: not available on this machine: omit the option to use the best device"
+        ) from error
     return device
 
 

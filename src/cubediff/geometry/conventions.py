@@ -154,7 +154,7 @@ def reorder_faces(faces: Tensor, source: str, target: str) -> Tensor:
 
     Args:
         faces: Faces (B, 6, C, S, S) in the order `source`.
-        source: Name of the present order, a key of FACE_ORDERS.
+        source: Name of the current order, a key of FACE_ORDERS.
         target: Name of the new order, a key of FACE_ORDERS.
 
     Returns:

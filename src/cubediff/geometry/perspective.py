@@ -1,6 +1,6 @@
 """Projections between pinhole views and panoramas or cubemaps, by the conventions of `projections`.
 
-They render photos from panoramas, and put photos on the faces (CubeDiff, section 4.3: image conditioning).
+They render photos from panoramas, and project photos onto the faces (CubeDiff, section 4.3: image conditioning).
 """
 
 import math
@@ -89,8 +89,8 @@ def perspective_to_cube(
 ) -> tuple[Real[Tensor, "b 6 c s s"], Bool[Tensor, "b 6 1 s s"]]:
     """Projects pinhole images onto the faces, the inverse of `equirect_to_perspective`.
 
-    Around an image the faces repeat its nearest border pixel, and the half space behind the camera mirrors the one in
-    front: the image continues over the whole sphere without a discontinuity.
+    Around an image the faces repeat its nearest border pixel, and the half space behind the camera reflects the one in
+    front, so that the image continues over the sphere without a discontinuity.
 
     Args:
         image: (B, C, height, width), float in any range or uint8.

@@ -56,7 +56,9 @@ class Photo:
         if self.fov is not None and not 0 < self.fov < 180:
             raise ValueError(f"a photo's fov is {self.fov}°: it lies between 0° and 180°, both excluded")
         if not all(math.isfinite(angle) for angle in (self.yaw, self.pitch, self.roll)):
-            raise ValueError(f"a photo's yaw, pitch and roll are {self.yaw}, {self.pitch}, {self.roll}: give degrees")
+            raise ValueError(
+                f"a photo's yaw, pitch and roll are {self.yaw}, {self.pitch}, {self.roll}: expected finite degrees"
+            )
 
 
 def project_photos(
@@ -138,5 +140,5 @@ def _pixels(picture: PhotoImage) -> Float[Tensor, "3 h w"]:
             raise ValueError(f"image has mode {picture.mode!r}, more than 8 bits a channel: save it as 8-bit RGB")
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:
-        raise ValueError(f"image is {tuple(picture.shape)}: give (3, H, W) or (B, 3, H, W) in [-1, 1]")
+        raise ValueError(f"image is {tuple(picture.shape)}: expected (3, H, W) or (B, 3, H, W) in [-1, 1]")
     return picture.float()

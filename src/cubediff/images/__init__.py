@@ -1,1 +1,1 @@
-"""The one reader and writer of image files: formats, orientation, colour profiles, alpha, size limits, HDR."""
+"""Reading and writing of image files: formats, orientation, colour profiles, alpha, size limits, HDR."""

@@ -144,7 +144,5 @@ def _open_exr(path: Path, header_only: bool = False) -> "OpenEXR.File":
             f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'not an OpenEXR file'}"
         ) from error
     if parts != 1:
-        raise DataError(
-            f"{parts} parts: save the panorama as a file of its own" if parts else "truncated or unreadable"
-        )
+        raise DataError(f"{parts} parts: save the panorama as a separate file" if parts else "truncated or unreadable")
     return file

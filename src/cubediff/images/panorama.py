@@ -1,4 +1,4 @@
-"""Equirectangular image files as panoramas: checked, and converted to baseline sRGB JPEG where they are not."""
+"""Equirectangular image files as panoramas: checked, and converted to baseline sRGB JPEG if necessary."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ def load_panorama(path: Path, max_width: int = 16384, quality: int = 95) -> Pano
 
     Args:
         path: The file, with one of `IMAGE_SUFFIXES`.
-        max_width: Greatest accepted width, in pixels.
+        max_width: Maximum width, in pixels.
         quality: JPEG quality if the image is encoded, from 1 to 100.
 
     Raises:
@@ -59,7 +59,7 @@ def as_panorama(image: DecodedImage, quality: int, original: Path | None = None)
     Args:
         image: The image.
         quality: JPEG quality if it is encoded, from 1 to 100.
-        original: The file that it comes from, if it is a file by itself.
+        original: The file of the image; None if it is part of another file.
 
     Raises:
         DataError: If pixels are transparent, not finite, or all of one colour.

@@ -1,6 +1,6 @@
 """Decoding of image files: file formats, EXIF orientation, ICC profiles, alpha, bit depth.
 
-Sizes are checked by the header before pixels are decoded, and every error is a DataError that says what is wrong."""
+Sizes are checked by the header before pixels are decoded, and every error is a DataError that states the cause."""
 
 import errno
 import io
@@ -71,11 +71,11 @@ def decode(file: OpenFile, name: str, check: SizeCheck) -> DecodedImage:
 
     Raises:
         DataError: If the suffix is unknown, the image has several frames or 32-bit integers, or `check` raises it.
-        Exception: Whatever a decoder raises; `decoding` turns it into a DataError.
+        Exception: Any error of a decoder; `decoding` turns it into a DataError.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
-        raise DataError(f"{suffix or 'a file without suffix'} is not read: use {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{suffix or 'a file without suffix'} is not supported: use {', '.join(IMAGE_SUFFIXES)}")
     path = Path(file.name) if isinstance(file, io.BufferedReader) else None
     if suffix == ".exr" and path:
         return DecodedImage(*hdr.read_exr(path, check))
@@ -184,8 +184,8 @@ def _read_size(file: OpenFile, suffix: str) -> tuple[int, int]:
         with Image.open(file, formats=_FORMATS) as image:
             # Without EXIF in front, Pillow would decode a PNG to look for EXIF after its pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
-            lying = has_exif and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if lying else image.size
+            is_sideways = has_exif and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if is_sideways else image.size
     except UnidentifiedImageError:
         if suffix not in (".tif", ".tiff"):
             raise
@@ -199,7 +199,7 @@ def _read_size(file: OpenFile, suffix: str) -> tuple[int, int]:
 def _decode_levels(image: Image.Image, data: bytes) -> DecodedImage:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the other frames of an MPO are previews and gain maps of the first
-        raise DataError(f"{frames} frames: animations and pages are not read, save the one to use as a file of its own")
+        raise DataError(f"{frames} frames: animations and pages are not supported, save one frame as a separate file")
     image.load()
     rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
     profile = _foreign_profile(image)

@@ -23,7 +23,7 @@ TRAINABLE: tuple[Trainable, ...] = ("attention", "value_output", "lora", "full")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a network is conditioned on beside its input: named tensors (B, 6, …), one entry per face."""
+    """The conditioning of a network, in addition to its input: named tensors (B, 6, …), one entry per face."""
 
     tensors: Mapping[str, Tensor]
 
@@ -51,10 +51,10 @@ class Conditioning:
         return dict(self.tensors)
 
     @staticmethod
-    def cat(parts: Iterable["Conditioning"]) -> "Conditioning":
+    def cat(conditionings: Iterable["Conditioning"]) -> "Conditioning":
         """Concatenates conditionings along the panoramas."""
-        parts = list(parts)
-        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+        each = list(conditionings)
+        return Conditioning({name: torch.cat([one[name] for one in each]) for name in each[0].tensors})
 
 
 @dataclass(frozen=True)

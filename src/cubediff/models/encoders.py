@@ -69,7 +69,7 @@ class FrozenEncoders:
     def _too_long(self, caption: str, tokens: int, limit: int, truncate: bool) -> None:
         message = f"the prompt {caption[:40]!r}… has {tokens} tokens and the text encoder takes {limit}"
         if not truncate:
-            raise ValueError(f"{message}: shorten it, or give one prompt per face")
+            raise ValueError(f"{message}: shorten it, or pass one prompt per face")
         if not FrozenEncoders._warned_truncation:
             log.warning("%s: it is truncated, as others may be (this warning is shown once)", message)
         FrozenEncoders._warned_truncation = True

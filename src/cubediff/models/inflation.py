@@ -22,8 +22,8 @@ def _by_panorama(faces: Tensor) -> Tensor:
     """Unfolds (B·6, …) to (B, 6, …)."""
     if faces.shape[0] % len(FACES):
         raise ValueError(
-            f"expected a batch of B·6 faces, got {faces.shape[0]}, which is no multiple of six: pass all six faces of "
-            "each panorama"
+            f"expected a batch of B·6 faces, got {faces.shape[0]}, which is not a multiple of six: pass all six faces "
+            "of each panorama"
         )
     unfolded: Tensor = faces.unflatten(0, (-1, len(FACES)))
     return unfolded
@@ -33,8 +33,8 @@ class CubeAttnProcessor:
     """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C).
 
     On cross-attention the text tokens of the six faces are concatenated likewise. The UNet's `attention_mask` (B·6, 1)
-    says of each face whether queries attend to its keys (1) or not (0), as CubeDiff, section 4.3, drops the image; it
-    arrives here as diffusers' additive bias (B·6, 1, 1).
+    has 1 for a face whose keys queries may attend to and 0 for a hidden one (CubeDiff, section 4.3, drops the image in
+    this way); it arrives here as diffusers' additive bias (B·6, 1, 1).
 
     Args:
         inner: The processor that computes the attention.
@@ -66,7 +66,7 @@ class CubeAttnProcessor:
 
 
 class CubeGroupNorm(nn.GroupNorm):
-    """GroupNorm whose mean and variance are those of the six faces of a panorama together (CubeDiff, section 4.1)."""
+    """GroupNorm with mean and variance over all six faces of a panorama (CubeDiff, section 4.1)."""
 
     def forward(self, input: Float[Tensor, "b6 c *space"]) -> Float[Tensor, "b6 c *space"]:
         by_channel = _by_panorama(input).transpose(1, 2)  # (B, C, 6, …)

@@ -1,4 +1,4 @@
-"""The network's input channels beside the noisy latents: position map and mask (CubeDiff, sections 4.2 and 4.3).
+"""The network's input channels in addition to the noisy latents: position map and mask (CubeDiff, sections 4.2, 4.3).
 
 Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size, S face size.
 """
@@ -28,7 +28,7 @@ def input_channels(latent_channels: int, encoding: str) -> int:
     """Input channels of a CubeDiff network: latents, position map, mask.
 
     Raises:
-        ValueError: If `encoding` is no position encoding.
+        ValueError: If `encoding` is unknown.
     """
     if encoding not in POSITION_CHANNELS:
         raise ValueError(f"position_encoding={encoding!r}: use one of {', '.join(POSITION_CHANNELS)}")

@@ -188,7 +188,7 @@ def _model_configs(path: str | Path) -> ModelConfigs:
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
         raise ValueError(
-            f"model.pipeline.path={path} is no local model folder ({missing[0]} does not exist) and none of "
+            f"model.pipeline.path={path} is neither a local model folder ({missing[0]} does not exist) nor one of "
             f"{', '.join(PRESETS)}: use one of these"
         )
     return cast(ModelConfigs, {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()})

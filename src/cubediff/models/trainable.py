@@ -7,7 +7,7 @@ def select_trainable_(backbone: Backbone, trainable: Trainable, lora_rank: int =
     """Sets `requires_grad` of every parameter of the backbone's network.
 
     Args:
-        backbone: The model family; it says which of its parameters each mode trains.
+        backbone: The model family, which defines the parameters that each mode trains.
         trainable: "attention" (every attention layer), "value_output" (their value and output projections), "lora"
             (low-rank matrices added to their projections, arXiv 2106.09685, with alpha = rank), or "full". Input layers
             that read the position and mask channels are always trained.

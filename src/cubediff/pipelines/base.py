@@ -75,7 +75,7 @@ class CubePipeline(DiffusionPipeline):
 
     @property
     def backbone(self) -> Backbone:
-        """The components as they are now: `pipeline.vae = another` is a usual thing to do."""
+        """The current components; `pipeline.vae = vae` replaces one of them."""
         raise NotImplementedError
 
     def register(self, components: Mapping[str, object], settings: Mapping[str, object]) -> None:
@@ -83,7 +83,7 @@ class CubePipeline(DiffusionPipeline):
 
         Args:
             components: Models, tokenizers and the scheduler by their diffusers names.
-            settings: What model_index.json stores: at least `fov` (of the faces, degrees), `position_encoding` and
+            settings: The content of model_index.json: at least `fov` (of the faces, degrees), `position_encoding` and
                 `position_samples` (see `position_map`), `image_drop` (see `Objective.loss`) and `drops`, the shares of
                 training panoramas without text, without image, and without both, or None if unknown.
 
@@ -150,7 +150,7 @@ class CubePipeline(DiffusionPipeline):
         if output_type not in ("pil", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: use 'pil', 'pt' or 'latent'")
         if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+            raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
         backbone.inflate_()
@@ -194,7 +194,7 @@ class CubePipeline(DiffusionPipeline):
         if latents is None:
             return cast(Tensor, randn_tensor(shape, generator=generator, device=device))
         if latents.shape[1:] != shape[1:]:
-            raise ValueError(f"latents are {tuple(latents.shape)} where {shape} is expected")
+            raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
         return latents.to(device).float().expand(shape)
 
     def _text(
@@ -207,7 +207,7 @@ class CubePipeline(DiffusionPipeline):
         return Conditioning.cat(own if branch.text else null for branch in guidance.branches)
 
     def _condition(self, backbone: Backbone, photos: list[list[Photo]] | None, noise: Tensor) -> _Condition:
-        """What the photos show, as latents."""
+        """The photos as latents, and the mask of the latent pixels that they cover."""
         empty = torch.zeros_like(noise), torch.zeros_like(noise[:, :, :1])
         if photos is None:
             return _Condition(*empty)
@@ -215,7 +215,7 @@ class CubePipeline(DiffusionPipeline):
         pixels, covered = project_photos(photos, noise.shape[-1] * scale, self.config.fov)
         mask = latent_mask(covered, scale)
         if (mask.flatten(1).amax(1) == 0).any():
-            raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: give one with a larger fov")
+            raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: use a photo with a larger fov")
         clean = backbone.encode(pixels.to(noise.device)).expand(noise.shape)
         return _Condition(clean, mask.to(noise.device).expand_as(empty[1]), pixels, covered)
 
@@ -243,7 +243,7 @@ class CubePipeline(DiffusionPipeline):
         steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor:
-        """Denoised latents (B, 6, C, h, w); the condition's latents are the given ones."""
+        """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
         scheduler = self.scheduler
         scheduler.set_timesteps(steps, device=noise.device)
         options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -263,9 +263,9 @@ class CubePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "CubePipeline":
-        """Loads a CubeDiff folder (`run_dir/export/`, or what save_pretrained wrote) or Hub id; safetensors only.
+        """Loads a CubeDiff folder (`run_dir/export/`, or one that save_pretrained wrote) or Hub id; safetensors only.
 
-        All models arrive in float32, or in the given `torch_dtype`, whatever dtype they are stored in.
+        All models are loaded in float32, or in `torch_dtype`, independently of the dtype that they are stored in.
         """
         path = check_folder(pretrained_model_name_or_path)
         pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
@@ -280,8 +280,8 @@ class CubePipeline(DiffusionPipeline):
         expected = input_channels(latent_channels, position_encoding)
         if channels != expected:
             raise ValueError(
-                f"no CubeDiff network: it takes {channels} input channels where latents, {position_encoding!r} "
-                f"positions and mask make {expected}. To start from a 2D model folder use "
+                f"expected a CubeDiff network with {expected} input channels (latents, {position_encoding!r} positions "
+                f"and mask), got {channels} channels. To start from a 2D model folder use "
                 f"{type(self).__name__}.from_2d(folder)"
             )
 
@@ -294,5 +294,5 @@ def _batch_size(prompts: list[list[str]], photos: list[list[Photo]] | None, late
         sizes["latents"] = len(latents)
     batch = max(sizes.values())
     if any(size not in (1, batch) for size in sizes.values()):
-        raise ValueError(f"the numbers of panoramas disagree: {sizes}; give one of each, or the same number")
+        raise ValueError(f"the numbers of panoramas disagree: {sizes}; pass one of each, or the same number")
     return batch

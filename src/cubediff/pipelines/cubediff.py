@@ -104,7 +104,7 @@ class CubeDiffPipeline(CubePipeline):
     ) -> "CubeDiffPipeline":
         """An untrained CubeDiff on a 2D Stable Diffusion (1.x, 2.x) folder or Hub id.
 
-        On six equal faces it computes what the 2D model computes.
+        On six equal faces its output equals that of the 2D model.
 
         Args:
             path: A Stable Diffusion folder in the diffusers layout, or Hub id; safetensors only.
@@ -142,7 +142,7 @@ class CubeDiffPipeline(CubePipeline):
         return cls(
             **StableDiffusion.load(path, dtype),
             scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
-            fov=95.0,  # the checkpoints were trained with 95°, whatever FACE_FOV is
+            fov=95.0,  # of the checkpoints' training, independently of FACE_FOV
             position_encoding="uv_pi",
             position_samples="corners",
             sync_group_norm=False,

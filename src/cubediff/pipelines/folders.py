@@ -59,7 +59,7 @@ def check_folder(path: str | Path) -> str | Path:
     elif folder.as_posix() in _SMALL_MODELS:
         raise FileNotFoundError(
             f"{folder}: no such model folder (looked from {Path.cwd()}). The small models are not part of the wheel: "
-            f"clone https://github.com/cubediff/cubediff and give model.pipeline.path=CLONE/{folder.as_posix()}"
+            f"clone https://github.com/cubediff/cubediff and set model.pipeline.path=CLONE/{folder.as_posix()}"
         )
     elif folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in (".", ".."):
         raise FileNotFoundError(f"{folder}: no such model folder (looked from {Path.cwd()})")

@@ -1,4 +1,4 @@
-"""Loads pipelines: which class a model folder needs, what training starts from, and pipelines without weights."""
+"""Loads pipelines: by the class of a model folder, as the start of a training run, or without weights."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def pipeline_classes() -> dict[str, type[CubePipeline]]:
     """Pipeline classes by their class name: this package's and those of the entry-point group `cubediff.backbones`.
 
     Raises:
-        ValueError: If an entry point cannot be imported or is no subclass of CubePipeline.
+        ValueError: If an entry point cannot be imported or is not a subclass of CubePipeline.
     """
     classes: dict[str, type[CubePipeline]] = {CubeDiffPipeline.__name__: CubeDiffPipeline}
     for entry in entry_points(group=BACKBONES):
@@ -62,7 +62,7 @@ def load_for_generation(path: str | Path) -> CubePipeline:
 def load_pipeline(
     path: str | Path, scheduler: Mapping[str, object] | None = None, **options: Unpack[Settings]
 ) -> CubePipeline:
-    """Loads what training starts from: a CubeDiff folder, or a new CubeDiff on a 2D Stable Diffusion folder or Hub id.
+    """Loads the initial model of a training run: a CubeDiff folder, or a 2D Stable Diffusion folder or Hub id.
 
     Args:
         path: The folder or Hub id.
@@ -84,7 +84,7 @@ def load_pipeline(
     differing |= {k: (noise_schedule[k], v) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
     if differing:
         settings = ", ".join(f"{k}={theirs!r}, not {ours!r}" for k, (theirs, ours) in differing.items())
-        raise ValueError(f"{path} was trained with {settings}: give the same options, or start from a 2D model")
+        raise ValueError(f"{path} was trained with {settings}: use the same options, or start from a 2D model")
     return pipeline
 
 
@@ -110,7 +110,7 @@ def meta_pipeline(target: str, settings: Mapping[str, Any]) -> CubePipeline:
     """A pipeline on the meta device, whose models hold no weights.
 
     Args:
-        target: The dotted name of the callable that makes the pipeline, as in `model.pipeline._target_`.
+        target: The dotted name of the callable that creates the pipeline, as in `model.pipeline._target_`.
         settings: Its arguments.
 
     Raises:

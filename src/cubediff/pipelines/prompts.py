@@ -45,14 +45,14 @@ def six_prompts(prompt: Prompt) -> list[str]:
         texts = [prompt] * 6
     elif isinstance(prompt, Mapping):
         if set(prompt) != set(FACES):
-            raise ValueError(f"prompts for the faces {sorted(prompt)}: give one for each of {', '.join(FACES)}")
+            raise ValueError(f"prompts for the faces {sorted(prompt)}: pass one for each of {', '.join(FACES)}")
         texts = [prompt[face] for face in FACES]
     else:
         texts = list(prompt)
         if len(texts) != 6:
-            raise ValueError(f"{len(texts)} prompts for one panorama: give one, or six ({', '.join(FACES)})")
+            raise ValueError(f"{len(texts)} prompts for one panorama: pass one, or six ({', '.join(FACES)})")
     if any(not text.strip() for text in texts):
-        raise ValueError("a prompt is empty: describe the panorama, or give prompt=None for no text")
+        raise ValueError("a prompt is empty: describe the panorama, or set prompt=None for no text")
     return texts
 
 
@@ -67,7 +67,7 @@ def photos_by_panorama(image: Image) -> list[list[Photo]]:
     if isinstance(image, PIL.Image.Image | Tensor | Photo):
         return [[_photo(image)]]
     if not image:
-        raise ValueError("image is an empty list: give a photo, or image=None for none")
+        raise ValueError("image is an empty list: pass a photo, or image=None for none")
     if all(isinstance(one, PIL.Image.Image | Tensor | Photo) for one in image):
         return [[_photo(cast(PhotoImage | Photo, one)) for one in image]]
     return [[_photo(one) for one in photos] for photos in cast(Sequence[Sequence[PhotoImage | Photo]], image)]

@@ -1,8 +1,8 @@
 """Memory and operations of a training step, counted without weights or GPU.
 
 The step of the config runs on fake tensors, which hold no data, and every allocation and floating-point operation is
-added up. The numbers are those of the code, not of a formula; they leave out the allocator's rounding and what CUDA
-keeps for itself (`CUDA_RESERVE`).
+added up. The numbers come from the training code, not from a formula. They exclude the allocator's rounding; CUDA's own
+memory is estimated by `CUDA_RESERVE`.
 """
 
 from collections.abc import Callable, Iterable
@@ -84,7 +84,7 @@ class _Parallelism:
 
 
 def devices(config: DictConfig) -> int:
-    """The number of devices of all machines, as far as the config says it."""
+    """The number of devices of all machines; 1 per machine if the config does not state it."""
     each = config.trainer.devices
     per_node = each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1
     return per_node * int(config.trainer.get("num_nodes", 1))
@@ -99,7 +99,7 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
         operations: Count floating-point operations too, which takes as long as everything else.
 
     Raises:
-        ValueError: If the model is not known, or precision or optimizer cannot be counted.
+        ValueError: If the model is unknown, or precision or optimizer cannot be counted.
     """
     rename_targets_(config)
     module = _meta_module(config)
@@ -181,7 +181,7 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     settings: Any = OmegaConf.to_container(config.model, resolve=True)
     pipeline = settings.pop("pipeline")
     options = {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")}
-    options["compile"] = None  # compilation changes what the passes keep, by less than it costs to compile
+    options["compile"] = None  # its small effect on saved activations is not worth compiling
     pipeline = meta_pipeline(pipeline.pop("_target_"), pipeline)
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
 

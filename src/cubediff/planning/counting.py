@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-# torch's operators and the counter's formulas take and return what each operator does.
+# torch's operators and the counter's formulas, whose signatures differ.
 Operator = Callable[..., Any]
 
 
@@ -20,7 +20,7 @@ class AllocationCounter(TorchDispatchMode):
     """Counts the bytes of the storages that are allocated inside the block.
 
     Attributes:
-        live: Bytes that are allocated now.
+        live: Bytes that are currently allocated.
         peak: The maximum of `live`.
     """
 

@@ -1,4 +1,4 @@
-"""The GPUs that a plan is made for."""
+"""The GPUs that `cubediff plan` supports."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""What is around a training: its checkpoints, loggers and records, its export, and the runs of a sweep."""
+"""Runs: training with checkpoints and records, resuming, export, and sweeps."""

@@ -23,7 +23,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
     """Encodes the panoramas of `data.path` into `cache.output`; resumes an interrupted run.
 
     Returns:
-        The manifest of the dataset of latents; None on other ranks than the first.
+        The manifest of the latent dataset; None on ranks other than 0.
 
     Raises:
         ValueError: If the config is incomplete or wrong.
@@ -37,7 +37,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
     silence()
     target = f"{CachingDataModule.__module__}.{CachingDataModule.__qualname__}"
     data = build(config.data, _target_=target, turns=config.cache.turns)
-    data.setup()  # raises what it must before anything is written
+    data.setup()  # validates the dataset before anything is written
     backbone = build(config.model.pipeline).backbone
     record = _record(config, backbone.fingerprint())
     output = Path(config.cache.output)
@@ -51,7 +51,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
 
 
 def _record(config: DictConfig, encoders: str) -> LatentsRecord:
-    """How the latents are made, for the manifest; `encoders` is the fingerprint of theirs."""
+    """The settings of the latents for the manifest; `encoders` is the encoders' fingerprint."""
     data = config.data
     record = LatentsRecord(
         turns=config.cache.turns,

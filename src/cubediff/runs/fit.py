@@ -192,8 +192,8 @@ def _out_of_memory_hint(config: DictConfig) -> str:
     fits, _ = largest_batch(config, memory)
     remedy = f"data.batch_size={fits}" if fits else "model.gradient_checkpointing=true, or a smaller face_size"
     return (
-        f"data.batch_size={config.data.batch_size} does not fit the GPU's {memory / GIB:.1f} GiB, a batch of {fits} "
-        f"does by the plan: give {remedy} (`cubediff plan` with the same overrides prints what takes the memory)"
+        f"data.batch_size={config.data.batch_size} does not fit into the GPU's {memory / GIB:.1f} GiB; the plan "
+        f"predicts that {fits} fits: set {remedy} (`cubediff plan` with the same overrides itemises the memory)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The record of a run beside its config: commit, package versions, checksums of the data's manifests, and the plan."""
+"""The record of a run in run.json: commit, package versions, checksums of the data's manifests, and the plan."""
 
 import hashlib
 import platform
@@ -37,7 +37,7 @@ class DataRecord(TypedDict):
 
 
 class PlanRecord(TypedDict):
-    """Sizes of a run; the optional keys only on a GPU that `cubediff plan` knows."""
+    """Sizes of a run; the optional keys are present only on a GPU that `cubediff plan` supports."""
 
     parameters: int
     trained_parameters: int
@@ -70,7 +70,7 @@ def run_record(config: DictConfig, trainer: L.Trainer, module: CubeDiffModule, d
 
 def _git() -> GitRecord | None:
     checkout = Path(__file__).resolve().parents[3]
-    if not (checkout / ".git").exists():  # an installed package may be inside some other repository
+    if not (checkout / ".git").exists():  # an installed package may lie inside another repository
         return None
     try:
         commit = _run_git(checkout, "rev-parse", "HEAD").strip()

@@ -27,7 +27,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 
     Args:
         resume: "auto" for the last undamaged checkpoint of the run, if there is one; "never" to refuse a run that has
-            checkpoints; or a checkpoint file, which a run without checkpoints of its own starts from.
+            checkpoints; or a checkpoint file to start from if the run has no checkpoints.
         run_dir: The run's folder.
 
     Returns:
@@ -41,8 +41,8 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     if resume == "never":
         if own:
             raise CheckpointError(
-                f"resume=never, but {run_dir} holds checkpoints up to step {next(iter(own))}: give another run_dir, or "
-                "resume=auto to resume"
+                f"resume=never, but {run_dir} holds checkpoints up to step {next(iter(own))}: choose another run_dir, "
+                "or resume=auto to resume"
             )
         return None
     if own:
@@ -51,9 +51,9 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
         return None
     path = Path(resume)
     if not path.is_file():
-        raise CheckpointError(f"resume={resume} is not a file: give a checkpoint file, auto or never")
+        raise CheckpointError(f"resume={resume} is not a file: choose a checkpoint file, auto or never")
     if damage := find_damage(path):
-        raise CheckpointError(f"resume={resume} is damaged ({damage}): give another checkpoint")
+        raise CheckpointError(f"resume={resume} is damaged ({damage}): choose another checkpoint")
     return path
 
 
@@ -92,7 +92,7 @@ def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:
 
 
 def check_resumable(path: Path, identity: RunIdentity, module: CubeDiffModule, is_own: bool) -> int:
-    """Checks that a checkpoint is of the run with this identity.
+    """Checks that a checkpoint belongs to the run with this identity.
 
     Args:
         path: The checkpoint.
@@ -104,7 +104,7 @@ def check_resumable(path: Path, identity: RunIdentity, module: CubeDiffModule, i
         The optimizer step that the run resumes at.
 
     Raises:
-        CheckpointError: If it is of another run or another model, or not of this package.
+        CheckpointError: If it belongs to another run or model, or was not written by this package.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -117,7 +117,7 @@ def check_resumable(path: Path, identity: RunIdentity, module: CubeDiffModule, i
     if is_own and saved_identity["name"] != identity["name"]:
         raise CheckpointError(
             f"{path.parent.parent} holds a run named {saved_identity['name']}, this run is named {identity['name']}: "
-            "give another run_dir"
+            "choose another run_dir"
         )
     _check_identity(path, saved_identity, identity)
     _check_weights(path, weights, module.checkpointed)
@@ -130,12 +130,12 @@ def _check_identity(path: Path, saved: RunIdentity, own: RunIdentity) -> None:
     differing.sort(key=lambda name: (name in _FINGERPRINTS, name))
     if not differing:
         return
-    listed = ", ".join(
-        f"{name} {saved.get(name, ADDED.get(name))} and not {own.get(name, ADDED.get(name))}" for name in differing[:8]
+    listed = "; ".join(
+        f"{name} {saved.get(name, ADDED.get(name))}, not {own.get(name, ADDED.get(name))}" for name in differing[:8]
     )
     raise CheckpointError(
-        f"{path} has {listed}: resuming needs the same settings. Restore them, or start another run_dir from the "
-        "checkpoint's weights, model.pipeline.path=RUN/export"
+        f"{path} has {listed}: a run resumes only with the same settings. Restore them, or start another run_dir from "
+        "the checkpoint's weights, model.pipeline.path=RUN/export"
     )
 
 
@@ -147,8 +147,8 @@ def _check_weights(path: Path, weights: Mapping[str, Tensor], expected: Mapping[
     ]
     if wrong:
         raise CheckpointError(
-            f"{path} is of another model: {len(wrong)} of its weights are missing, additional or of another shape, "
-            f"such as {', '.join(sorted(wrong)[:5])}; give the model that it was trained with"
+            f"{path} belongs to another model: {len(wrong)} of its weights are missing, unexpected or of another "
+            f"shape, such as {', '.join(sorted(wrong)[:5])}; use the model that it was trained with"
         )
 
 

@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically beside their final path; loads tensors and plain values only.
+    """Writes checkpoints atomically, next to their final path; loads tensors and plain values only.
 
     Lightning's own implementation writes to the folder for temporary files first, which may be another file system.
     """
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for part in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while it wrote
+            for part in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while writing
                 part.unlink()
             with atomic_file(path, sync=True) as file:
                 torch.save(checkpoint, file)
@@ -49,7 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Loads with `weights_only=True` whatever is asked, so that a checkpoint cannot execute code."""
+        """Always loads with `weights_only=True`, so that a checkpoint cannot execute code."""
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
@@ -68,7 +68,7 @@ def find_damage(file: Path) -> str | None:
     """Verifies a checkpoint by the checksums inside it.
 
     Returns:
-        What is wrong, None for an undamaged file.
+        A description of the damage; None for an undamaged file.
     """
     try:
         with zipfile.ZipFile(file) as archive:

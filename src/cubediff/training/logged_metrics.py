@@ -51,7 +51,7 @@ class LossGroup:
     Attributes:
         name: The suffix of the metrics' names.
         panel: Title of the panels that show it.
-        description: Which panoramas it has, after "Mean loss of …".
+        description: Its panoramas, as the end of "Mean loss of …".
         contains: Membership (B,) of the panoramas of a batch from their timesteps (B,), the indices (B,) of their
             `CONDITIONS`, and the number of training timesteps.
     """
@@ -122,7 +122,7 @@ def logged_metrics() -> list[Metric]:
         Metric("perf/panoramas_per_s_per_device", "panoramas per second", "Throughput of one device", "1/s"),
         Metric("perf/step_s", "seconds of a step", "Duration of an optimizer step without validation", "s"),
         Metric("perf/data_wait_s", "seconds of a step", "Waiting for batches in a step, of the slowest rank", "s"),
-        Metric("perf/utilisation", "MFU", "Model FLOPs utilisation: share of the GPUs' dense bf16 rate"),
+        Metric("perf/utilisation", "MFU", "Model FLOPs utilisation, relative to the GPUs' dense bf16 FLOP/s"),
         Metric("perf/peak_memory_gib", "peak memory, GiB", "Peak memory of the fullest device", "GiB"),
         Metric("data/skipped", "skipped samples", "Damaged samples that were skipped since the start of the run"),
     ]

@@ -21,7 +21,7 @@ LOSSES = ("train/loss", "val/loss")
 
 
 def log_config(loggers: Sequence[Logger], config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Gives every logger the run's config, with its record under the key "run".
+    """Logs the run's config to every logger, with its record under the key "run".
 
     Args:
         loggers: The run's loggers.
@@ -73,7 +73,7 @@ class _AppendingWriter(ExperimentWriter):
 
 
 class CurveLogger(Logger):
-    """Appends the losses to `curves` in memory, from where they reach result.json even if the run fails."""
+    """Appends the losses to `curves` in memory, so that they reach result.json even if the run fails."""
 
     def __init__(self, curves: Curves) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class CurveLogger(Logger):
 
     @property
     def name(self) -> str | None:
-        """Lightning's name of the experiment; none."""
+        """Lightning's name of the experiment; always None."""
         return None
 
     @property
     def version(self) -> int | str | None:
-        """Lightning's version of the experiment; none."""
+        """Lightning's version of the experiment; always None."""
         return None
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

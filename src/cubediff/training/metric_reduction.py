@@ -82,7 +82,7 @@ def compute_over_ranks(metrics: Mapping[str, Metric], trainer: L.Trainer, device
     """Values of metrics over all ranks, by one collective call and one read from the device; every rank must call it.
 
     Args:
-        metrics: Metrics by name, made with `sync_on_compute=False`, whose states are float32 tensors.
+        metrics: Metrics by name, created with `sync_on_compute=False`, whose states are float32 tensors.
         trainer: The run's trainer.
         device: The device of the collective call.
 
@@ -99,14 +99,14 @@ def compute_over_ranks(metrics: Mapping[str, Metric], trainer: L.Trainer, device
             dist_sync_fn=lambda state, group: [share.view(state.shape) for share in next(shares)],
             distributed_available=lambda: True,
         )
-        value = metric.compute()  # which gives the metric its own rank's states back
+        value = metric.compute()  # also restores the states of this rank
         if value.numel():
             values[name] = float(value)
     return values
 
 
 def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The norms of `GRADIENT_NORMS` but the first, which gradient clipping returns."""
+    """The norms of `GRADIENT_NORMS` except the first, which gradient clipping returns."""
     norms = {}
     for norm in GRADIENT_NORMS[1:]:
         matching = [p.grad for name, p in parameters.items() if p.grad is not None and re.search(norm.parameters, name)]
@@ -128,6 +128,6 @@ def is_logging_step(trainer: L.Trainer) -> bool:
 
 
 def log_to_loggers(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
-    """Logs without `LightningModule.log`, which would repeat the old mean of a group that had no panorama since."""
+    """Logs without `LightningModule.log`, which would repeat the last mean of a group without new panoramas."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # as Lightning counts

@@ -31,19 +31,19 @@ from cubediff.training.logged_metrics import GRADIENT_NORMS
 from cubediff.training.metric_reduction import gradient_norms
 
 Batch = CubeBatch | LatentBatch
-# What a panorama's random draws depend on: the run's seed, training or validation, and its sample index in the stream.
+# Determines a panorama's random draws: the run's seed, training or validation, and its sample index in the stream.
 Seed = tuple[int, ...]
 TRAINING, VALIDATION = 0, 1
 
 
 class StepOutput(TypedDict):
-    """What a step gives callbacks, of each panorama.
+    """The per-panorama results of a step, for callbacks.
 
     Attributes:
         losses: (B,).
         timesteps: (B,).
         conditions: (B,), indices into `cubediff.diffusion.objective.CONDITIONS`.
-        loss: Their mean, with its graph; of a training step.
+        loss: Mean loss with its graph; of a training step only.
     """
 
     losses: Tensor
@@ -96,8 +96,8 @@ class CubeDiffModule(L.LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass.
         compile: "regional" compiles the repeated blocks, once for all of them; None compiles nothing.
         channels_last: Store the network's weights in the channels_last memory format.
-        seed: Of noise, timesteps and condition dropout, which depend on it and on the panorama's sample index in the
-            stream alone: not on the number of ranks, and a resumed run repeats none.
+        seed: Seed of noise, timesteps and condition dropout. They depend only on the seed and the panorama's sample
+            index in the stream, not on the number of ranks, and a resumed run repeats none of them.
 
     Raises:
         ValueError: If an option is out of range.
@@ -155,7 +155,7 @@ class CubeDiffModule(L.LightningModule):
         if encoded_by is None:
             self.backbone.to(device)
         elif encoded_by != self.backbone.fingerprint():
-            raise ValueError("the latents of data.path were made by other encoders than those of model.pipeline.path: "
+            raise ValueError("the latents of data.path come from other encoders than those of model.pipeline.path: "
                              "train from the model that they were cached with, or cache them again")  # fmt: skip
         self.encode_null_text(device)
         if encoded_by is not None:
@@ -232,7 +232,7 @@ class CubeDiffModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """The loss, and what callbacks need of each panorama."""
+        """The loss, with the per-panorama results for callbacks."""
         output = self.compute_losses(batch, [(self.seed, TRAINING, index) for index in batch["position"]])
         loss = output["losses"].mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -276,7 +276,7 @@ class CubeDiffModule(L.LightningModule):
         )
 
     def _photo_condition(self, batch: CubeBatch) -> dict[str, Tensor]:
-        """The condition of a batch whose photos look anywhere; nothing if it is the front face."""
+        """The condition of a batch with conditioning photos; empty if the condition is the front face."""
         if "known" not in batch:
             return {}
         mask = latent_mask(batch["covered"], self.backbone.latent_scale)

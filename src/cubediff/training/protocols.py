@@ -1,6 +1,7 @@
 """Protocols that the data module, callbacks and loggers of a run fulfil by their methods alone.
 
-A callback or logger that a config adds takes part in a run by having a protocol's methods; `runs.fit` names no class.
+A callback or logger of a config takes part in a run by implementing the methods of a protocol; `runs.fit` depends on no
+class of them.
 """
 
 from __future__ import annotations
@@ -106,11 +107,11 @@ def require_type(value: object, kind: type, key: str) -> None:
     """Checks the class of an object.
 
     Raises:
-        ValueError: If it is not a `kind`; names the config's `key`, the class that it got and the one that it expected.
+        ValueError: If it is not a `kind`; names the config's `key`, the expected class and the actual one.
     """
     if not isinstance(value, kind):
         raise ValueError(
-            f"{key}._target_: expected a subclass of {kind.__qualname__}, got {_name(value)}: give another"
+            f"{key}._target_: expected a subclass of {kind.__qualname__}, got {_name(value)}: choose another class"
         )
 
 
@@ -124,7 +125,7 @@ def require_members(value: object, protocol: type, key: str) -> None:
     if missing:
         raise ValueError(
             f"{key}: {_name(value)} lacks {', '.join(missing)} of {protocol.__module__}.{protocol.__qualname__}: "
-            "define them, or give another target"
+            "define them, or choose another target"
         )
 
 

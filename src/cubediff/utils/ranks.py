@@ -1,4 +1,4 @@
-"""Decisions that all ranks take together."""
+"""Collective operations between the CPUs of all ranks."""
 
 from __future__ import annotations
 

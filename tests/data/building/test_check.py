@@ -198,7 +198,7 @@ def test_the_command_lists_the_faults_and_fails(shards: Path) -> None:
         text=True,
     )
     assert good.returncode == 0
-    assert good.stdout.splitlines()[-1] == f"{shards}: whole"
+    assert good.stdout.splitlines()[-1] == f"{shards}: no faults"
     (shards / SHARD).unlink()
     bad = CliRunner().invoke(check_app, [str(shards), "--workers", "1"])
     assert bad.exit_code == 1

@@ -42,11 +42,11 @@ def test_it_counts_what_the_manifest_counts(folder: Path) -> None:
     splits = manifest["splits"]
     for number, what in (
         (26, "panoramas"),
-        (splits["train"]["samples"], "to train on"),
-        (splits["val"]["samples"], "to validate with"),
+        (splits["train"]["samples"], "training panoramas"),
+        (splits["val"]["samples"], "validation panoramas"),
         (26, "scenes"),
         (25, "with face captions"),
-        (2, "refused"),
+        (2, "rejected"),
         (1, "near-duplicate pairs"),
     ):
         assert f"<li><b>{number}</b> {what}</li>" in page
@@ -82,7 +82,7 @@ def test_a_browser_shows_all_pictures_and_nothing_runs(browser: Browser, folder:
     page.close()
     assert sizes == [[288, 144]] * 28
     assert wide <= 420  # nothing sticks out on a phone
-    assert title == "Panoramas of a dataset"
+    assert title == "Dataset report"
     assert faults == []
     assert {url.split(":")[0] for url in requests} <= {"file", "data"}
 
@@ -94,7 +94,7 @@ def test_of_many_panoramas_and_refusals_it_shows_some_and_says_so(tmp_path: Path
     build_shards(source, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "48 of 60 panoramas" in page
-    assert "500 of 510 refusals" in page
+    assert "500 of 510 rejections" in page
     assert page.count("<img ") == 48
     assert page.count("<tr>") == 500
 

@@ -416,7 +416,7 @@ def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path)
     for arguments, words in (
         ([tmp_path / "nowhere"], "is not a folder"),
         ([tmp_path / "empty"], "holds no panorama"),
-        ([bare], "give a captions file with --captions FILE"),
+        ([bare], "pass a captions file with --captions FILE"),
         ([bare, "--captions", tmp_path / "no.jsonl"], "does not exist"),
         ([bare, "--captions", tmp_path / "latin.txt"], "not UTF-8"),
         ([bad], "the first is a.png: 60x20 is not 2:1"),

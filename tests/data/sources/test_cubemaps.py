@@ -192,7 +192,7 @@ def test_one_image_of_every_layout_comes_back_as_the_panorama(tmp_path: Path, la
 def test_a_strip_in_another_order_is_read_when_it_is_said(tmp_path: Path) -> None:
     order = [camera(0), camera(90), camera(180), camera(-90), camera(0, 90), camera(0, -90)]
     sheet([order], "st_fagans_interior").save(tmp_path / "cube.png")
-    with pytest.raises(DataError, match=r"its faces meet as 'py360convert'.*give --source py360convert"):
+    with pytest.raises(DataError, match=r"its faces meet as 'py360convert'.*pass --source py360convert"):
         only_panorama(tmp_path)
     image, record = only_panorama(tmp_path, "py360convert")
     assert record["cubemap"] == "strip_py360convert"

@@ -95,7 +95,7 @@ def test_an_installed_package_registers_a_source_by_entry_point(folder: Path) ->
     result = CliRunner().invoke(app, ["in", "out", "--source", "shots", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert json.loads((folder / "out" / "manifest.json").read_text())["samples"] == 6
-    with pytest.raises(DataError, match=r"--source other is not known: use one of equirect, .*shots; or module:Class"):
+    with pytest.raises(DataError, match=r"--source other is unknown: use one of equirect, .*shots; or module:Class"):
         open_source(Path("in"), kind="other")
 
 

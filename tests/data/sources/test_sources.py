@@ -107,7 +107,7 @@ def test_nothing_and_nonsense_are_errors(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         open_source(tmp_path / "notes.txt")
-    with pytest.raises(DataError, match="--source sphere is not known: use one of equirect, cubemaps"):
+    with pytest.raises(DataError, match="--source sphere is unknown: use one of equirect, cubemaps"):
         open_source(tmp_path, kind="sphere")
     with pytest.raises(DataError, match="contains its captions: omit --captions"):
         open_source(tmp_path, tmp_path / "notes.txt", "imagefolder")
@@ -218,7 +218,7 @@ def test_a_dataset_folder_is_read_as_the_datasets_library_does(tmp_path: Path) -
     for name, words in {
         "train/../e.jpg": "outside SOURCE",
         "train/gone.jpg": "missing",
-        "train/metadata.jsonl:5": 'names no panorama: give {"file_name": NAME',
+        "train/metadata.jsonl:5": 'names no panorama: expected {"file_name": NAME',
         "test/d.jpg": "has no caption in test/metadata.jsonl",
         "e.jpg": "is in no folder with metadata.jsonl",
     }.items():
@@ -317,7 +317,7 @@ def nasty(source: Path) -> tuple[set[str], dict[str, str]]:
         "frames.png": "3 frames",
         "frames.webp": "3 frames",
         "pages.tif": "3 frames",
-        "frames.gif": ".gif is not read",
+        "frames.gif": ".gif is not supported",
         "gif in a jpg.jpg": "not an image of a known kind",
         "empty.jpg": "not an image of a known kind",
         "text.jpg": "not an image of a known kind",

@@ -145,9 +145,7 @@ def test_a_search_without_a_validation_loss_is_told(
     assert run_in(tmp_path, monkeypatch, *words, "model.warmup_steps=0", *JOBS) == 1
     (result,) = read_results(tmp_path / "sweep").values()
     assert result.error is not None
-    assert result.error.startswith(
-        "a search needs val/loss, and none was logged: give shards with validation panoramas"
-    )
+    assert result.error.startswith("a search needs val/loss, but none was logged: use shards with validation panoramas")
 
 
 # ---- how a job ends ----------------------------------------------------------------------------------------------
@@ -212,7 +210,7 @@ def test_a_job_that_is_done_is_run_again_only_with_another_config(
         curves["val/loss"] = [(1, 0.5)] if len(ran) == 1 else [(1, 0.25)]
 
     assert [run_recorded(job(tmp_path), task) for _ in range(2)] == [0.5, 0.5]
-    assert "job 3 is done already" in capsys.readouterr().out
+    assert "job 3 is already done" in capsys.readouterr().out
     assert run_recorded(job(tmp_path, "seed=1"), task) == 0.25
 
 
@@ -275,9 +273,7 @@ def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
         return config.trainer.devices
 
     assert (devices(0), devices(1), devices(0), devices(1)) == ([0], [1], [0], [1])
-    with pytest.raises(
-        ValueError, match=r"more jobs run in parallel than the 2 GPUs .* give hydra\.launcher\.n_jobs=2"
-    ):
+    with pytest.raises(ValueError, match=r"more jobs run in parallel than the 2 GPUs .* set hydra\.launcher\.n_jobs=2"):
         devices(2)
     processes[0].pop().release()
     assert devices(2) == [0]

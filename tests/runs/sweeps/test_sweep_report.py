@@ -74,7 +74,7 @@ def test_the_page_tells_all_and_text_from_users_stays_text(out: str, folder: Pat
     assert {"script", "img"}.isdisjoint(page.tags)
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert NASTY.replace("\x00", "\u2400") in page.texts["td"]
-    for tile in ("<b>4</b> jobs", "<b>3</b> done", "<b>1</b> failed", "<b>0.7000</b> lowest last val/loss"):
+    for tile in ("<b>4</b> jobs", "<b>3</b> done", "<b>1</b> failed", "<b>0.7000</b> lowest final val/loss"):
         assert tile in text
     assert text.count("<svg ") == 4  # two curves, two keys
 
@@ -127,7 +127,7 @@ def test_an_axis_has_a_few_ticks_that_lie_on_it_in_order(values: list[float]) ->
 
 def test_a_folder_without_results_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, told in (
-        (tmp_path, "holds a result.json: give the run_dir of a sweep"),
+        (tmp_path, "holds a result.json: pass the run_dir of a sweep"),
         (tmp_path / "no", "is not a folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["report", str(folder)])

@@ -185,7 +185,7 @@ def test_a_failure_in_validation_gives_the_trained_weights_back() -> None:
 
 
 def test_weights_of_low_precision_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"torch\.bfloat16.*never moves.*trainer\.precision=bf16-mixed"):
+    with pytest.raises(ValueError, match=r"torch\.bfloat16.*does not change.*trainer\.precision=bf16-mixed"):
         UNetEMA().on_fit_start(stand_in(L.Trainer), Line().bfloat16())
 
 

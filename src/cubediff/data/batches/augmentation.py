@@ -1,4 +1,4 @@
-"""Random yaw, flip and captions of a training panorama, chosen so that every caption stays true of its face.
+"""Random yaw, flip and captions of a training panorama, chosen so that every caption still describes its face.
 
 CubeDiff (section 4.3) rotates panoramas about the vertical axis. A rotation by a multiple of 90° moves the captions of
 the four walls from face to face; any other yaw is shown with the caption of the whole panorama.
@@ -16,7 +16,7 @@ _WALLS = 4  # the first four of FACES; each is the previous one rotated by 90 de
 
 
 class AugmentedView(NamedTuple):
-    """How one panorama is shown in one batch."""
+    """The augmentation of one panorama in one batch."""
 
     yaw: float  # degrees
     prompts: list[str]  # one per face after the rotation, in FACES order
@@ -30,11 +30,11 @@ class Augmentation:
 
     Args:
         yaw: "uniform" rotates by any angle; "none" does not rotate.
-        face_caption_probability: Fraction of the panoramas with captions of their faces that are shown with these.
+        face_caption_probability: Probability of using the captions of the faces, for panoramas that have them.
         face_caption_jitter: Largest deviation, in degrees, from the multiple of 90° that a panorama with captions of
             its faces is rotated by.
         photos: Cameras of conditioning photos; None conditions every panorama on its front face.
-        flip: Fraction of panoramas that are flipped horizontally. Captions that tell left from right then become wrong.
+        flip: Fraction of panoramas that are flipped horizontally. Captions that mention left or right become wrong.
 
     Raises:
         ValueError: If a value is out of range.
@@ -60,10 +60,10 @@ class Augmentation:
             raise ValueError(f"face_caption_jitter must be in [0, 45] degrees, got {self.face_caption_jitter}")
 
     def draw(self, caption: str, faces: Mapping[str, str] | None, rng: random.Random) -> AugmentedView:
-        """Draws how a panorama is shown.
+        """Draws the augmentation of a panorama.
 
         Args:
-            caption: The caption of the whole panorama.
+            caption: The caption of the panorama.
             faces: The captions of its faces by name, or None if it has none.
             rng: The only source of randomness.
         """

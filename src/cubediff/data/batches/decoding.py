@@ -65,7 +65,7 @@ def decode_image(content: object) -> UInt8[np.ndarray, "h w 3"]:
         content: JPEG bytes, or an RGB image that a stage has decoded, uint8 (H, 2H, 3).
 
     Raises:
-        ValueError: If it is no panorama.
+        ValueError: If it is not a panorama.
     """
     if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3:
         image: np.ndarray | None = content
@@ -96,7 +96,7 @@ class PanoramaDecoder:
 
     Args:
         height: The rows of the panoramas, in pixels.
-        augmentation: Draws how a sample with an rng is shown; one without an rng is shown as it is stored.
+        augmentation: Augments samples that are decoded with an rng; samples without one are not augmented.
     """
 
     height: int

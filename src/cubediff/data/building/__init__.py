@@ -1,2 +1,5 @@
-"""From a source of panoramas to shards on disk: write leads; engines run its work, journal resumes it, tars and report
-are what comes out, duplicates keep the split honest, check verifies what was built."""
+"""Builds shards from a source of panoramas.
+
+`write` is the entry point. `engines` runs the work in parallel, `journal` and `publishing` make a build resumable and
+atomic, `duplicates` and `splitting` split the panoramas, `shards` and `report` write the output, `check` verifies it.
+"""

@@ -81,9 +81,9 @@ class CaptionSettings:
     Attributes:
         panorama: Instruction for a panorama.
         face: Instruction for a face.
-        width: Width of the panorama as the model sees it, in pixels.
+        width: Width of the panorama that the model receives, in pixels.
         face_size: Size of a face, in pixels.
-        max_new_tokens: Greatest length of an answer.
+        max_new_tokens: Maximum number of generated tokens.
     """
 
     panorama: str
@@ -113,7 +113,7 @@ def write_captions(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Appends a line of captions to a file for each panorama of a source that has none there yet.
+    """Captions the panoramas of a source that a captions file does not contain yet, and appends them to it.
 
     The same call resumes an interrupted one. conf/caption.yaml holds the instructions for the model. Panoramas that
     cannot be read get no line.
@@ -125,7 +125,7 @@ def write_captions(
             remote code).
         batch: Number of images in a batch.
         limit: Caption only the first panoramas; None: all.
-        max_width: Greatest accepted width of a panorama, in pixels.
+        max_width: Maximum width of a panorama, in pixels.
         device: Device of the model; None: the GPU if there is one.
         progress: Wraps the panoramas, called with (entries, total, "captioning").
 
@@ -148,8 +148,8 @@ def write_captions(
     captions: dict[str, str] = {}
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
-        for asked in iter(lambda: list(islice(questions, batch)), []):
-            for question, answer in zip(asked, answer_all(asked), strict=True):
+        for chunk in iter(lambda: list(islice(questions, batch)), []):
+            for question, answer in zip(chunk, answer_all(chunk), strict=True):
                 captions[question.view] = " ".join(answer.split())
                 if len(captions) == len(VIEWS):
                     record = {"file": question.entry.file, "caption": captions.pop("panorama"), "faces": captions}
@@ -216,7 +216,7 @@ def _load_model(model: str, max_new_tokens: int, device: str | None) -> Callable
     except (OSError, ValueError) as error:
         raise DataError(f"--caption {model}: cannot be loaded as an image-text-to-text model ({error})") from error
     if getattr(processor, "chat_template", None) is None:
-        raise DataError(f"--caption {model}: has no chat template: give an instruction-tuned model")
+        raise DataError(f"--caption {model}: has no chat template: choose an instruction-tuned model")
     processor.tokenizer.padding_side = "left"  # padding must not separate an answer from its prompt
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Verifies finished shards against their manifest, to the last byte and pixel, and summarises what training reads."""
+"""Verifies the bytes and pixels of finished shards against their manifest, and summarises the dataset."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class ShardCheck(NamedTuple):
         caption_words: Number of words of each caption.
         with_face_captions: Number of panoramas with face captions.
         bytes: Size of the shard.
-        faults: What is wrong with it.
+        faults: Descriptions of its faults.
     """
 
     file: str
@@ -95,9 +95,9 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
     if repeated := [key for key, n in Counter(key for s in shards for key in s.keys).items() if n > 1]:
         faults.append(f"{len(repeated)} keys occur more than once, the first is {repeated[0]}")
     for split, side in sides.items():
-        number, promised = sum(len(s.keys) for s in side), manifest["splits"][split].get("samples")
-        if number != promised:
-            faults.append(f"{split} holds {number} samples, expected {promised} by the manifest")
+        number, declared = sum(len(s.keys) for s in side), manifest["splits"][split].get("samples")
+        if number != declared:
+            faults.append(f"{split} holds {number} samples, expected {declared} by the manifest")
     lines = [line for split, side in sides.items() for line in _summary(split, side, len(scenes[split]))]
     return DatasetCheck(lines, faults)
 

@@ -31,7 +31,7 @@ def build_summary(output: Path, manifest: Manifest) -> str:
         f"({manifest['with_face_captions']} with face captions) in {len(shards)} shards, "
         f"{sum(s['bytes'] for s in shards) / 1e6:.1f} MB; "
         + (f"{rejected} rejected, reasons in {output / REJECTED}" if rejected else "none rejected")
-        + f"; look at {output / REPORT}"
+        + f"; report: {output / REPORT}"
     )
 
 

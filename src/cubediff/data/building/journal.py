@@ -43,7 +43,7 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
     Args:
         source: The source of the entry.
         folder: Folder of the records; all its records are of one `max_width` and `quality`.
-        max_width: Greatest accepted width, in pixels.
+        max_width: Maximum width, in pixels.
         quality: JPEG quality of re-encoded panoramas, from 1 to 100.
         entry: The panorama to read.
 

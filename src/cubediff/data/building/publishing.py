@@ -1,5 +1,5 @@
-"""The life of a build's folder OUTPUT/.building: locked, begun or resumed, and published so that OUTPUT never looks
-complete while it is not."""
+"""The folder of a build, OUTPUT/.building: locking, starting or resuming, and publishing, so that OUTPUT never looks
+complete before it is."""
 
 import fcntl
 import json
@@ -70,7 +70,7 @@ def begin_build(build: Path, plan: Plan, overwrite: bool) -> None:
         key = next(key for key in (*plan, *previous) if previous.get(key) != plan.get(key))
         raise DataError(
             f"{build} holds an unfinished build with {key.replace('_', '-')} {previous.get(key)}, not "
-            f"{plan.get(key)}: resume it with the same arguments, or give --overwrite to start again"
+            f"{plan.get(key)}: resume it with the same arguments, or pass --overwrite to start again"
         )
     if previous != plan:
         clear_build(build)

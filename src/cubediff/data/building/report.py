@@ -15,7 +15,7 @@ from cubediff.data.format.manifest import Manifest
 from cubediff.data.sources import Rejection
 from cubediff.pages.html import escape, fill_template, read_template
 
-# The most that a page shows; panoramas have thumbnails of about 10 kB.
+# Limits of a page; a panorama's thumbnail has about 10 kB.
 MAX_PANORAMAS, MAX_PAIRS, MAX_REJECTIONS = 48, 24, 500
 
 _THUMBNAIL = (288, 144)  # width and height in pixels
@@ -42,11 +42,11 @@ def report_html(manifest: Manifest, samples: list[Sample], rejected: list[Reject
     closest = np.argsort(pairs.distance, kind="stable")[:MAX_PAIRS]
     tiles = {
         "panoramas": len(samples),
-        "to train on": splits["train"]["samples"],
-        "to validate with": splits["val"]["samples"],
+        "training panoramas": splits["train"]["samples"],
+        "validation panoramas": splits["val"]["samples"],
         "scenes": len({s.entry.scene for s in samples}),
         "with face captions": manifest["with_face_captions"],
-        "refused": len(rejected),
+        "rejected": len(rejected),
         "near-duplicate pairs": len(pairs.distance),
         f"MB in {len(shards)} shard{'s' * (len(shards) != 1)}": f"{sum(s['bytes'] for s in shards) / 1e6:,.1f}",
     }
@@ -55,7 +55,7 @@ def report_html(manifest: Manifest, samples: list[Sample], rejected: list[Reject
         "train": str(splits["train"]["samples"]),
         "val": str(splits["val"]["samples"]),
         "widths": _histogram("Panoramas by width in pixels", [s.panorama.width for s in samples], per_value=True),
-        "captions": _histogram("Panoramas by words of their caption", [len(s.entry.caption.split()) for s in samples]),
+        "captions": _histogram("Panoramas by caption length in words", [len(s.entry.caption.split()) for s in samples]),
         "sheet_note": _count(len(shown), len(samples), "panoramas"),
         "sheet": "".join(map(_figure, shown)),
         "pairs_note": _count(len(closest), len(pairs.distance), "pairs, the closest first"),
@@ -65,7 +65,7 @@ def report_html(manifest: Manifest, samples: list[Sample], rejected: list[Reject
             for k in closest
         ),
         "threshold": str(manifest["near_duplicates"]["threshold"]),
-        "rejected_note": _count(min(len(rejected), MAX_REJECTIONS), len(rejected), "refusals"),
+        "rejected_note": _count(min(len(rejected), MAX_REJECTIONS), len(rejected), "rejections"),
         "rejected": "".join(
             f'<tr><td dir="auto">{escape(r.file)}</td><td dir="auto">{escape(r.reason)}</td></tr>'
             for r in rejected[:MAX_REJECTIONS]

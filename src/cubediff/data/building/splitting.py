@@ -1,5 +1,5 @@
 """Keys of the samples, their train/val split by scene, and their distribution over shards; all of it by hashes, so that
-the same panoramas always give the same shards."""
+the same panoramas always produce the same shards."""
 
 import hashlib
 import re
@@ -15,11 +15,11 @@ def sample_keys(files: Iterable[str]) -> list[str]:
     """A key for each file: ASCII without dots and slashes, as tar and WebDataset need it, unique without regard to
     case."""
     keys: list[str] = []
-    taken: set[str] = set()
+    used: set[str] = set()
     for file in files:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", file.rpartition(".")[0] or file)[:80].strip("_") or "panorama"
-        key = next(k for n in count(1) if (k := stem if n == 1 else f"{stem}-{n}").lower() not in taken)
-        taken.add(key.lower())
+        key = next(k for n in count(1) if (k := stem if n == 1 else f"{stem}-{n}").lower() not in used)
+        used.add(key.lower())
         keys.append(key)
     return keys
 

@@ -1,6 +1,6 @@
 """Builds WebDataset shards with a manifest from panoramas and captions (the training data of arXiv 2501.17162).
 
-The same input gives the same bytes, also after interruptions, and OUTPUT has a manifest only if all its shards are
+The same input produces the same bytes, also after interruptions, and OUTPUT has a manifest only if all its shards are
 complete."""
 
 import hashlib
@@ -63,8 +63,8 @@ class BuildSettings:
 
     Attributes:
         val_fraction: Fraction of the scenes for the validation split, in [0, 1).
-        shard_size: Greatest number of samples in a shard.
-        max_width: Wider panoramas are rejected, in pixels.
+        shard_size: Maximum number of samples in a shard.
+        max_width: Maximum width of a panorama, in pixels; wider ones are rejected.
         quality: JPEG quality of re-encoded panoramas, from 1 to 100.
         limit: Use only the first panoramas of the source; None: all.
         workers: Number of processes, see `open_engine`.
@@ -179,7 +179,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
     if (output / MANIFEST).exists() and not overwrite and not (output / BUILDING / MANIFEST).exists():
-        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or give --overwrite")
+        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or pass --overwrite")
 
 
 def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:

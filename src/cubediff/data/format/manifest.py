@@ -43,7 +43,7 @@ class SplitManifest(TypedDict):
 
 
 class NearDuplicates(TypedDict):
-    """Number of near-duplicate pairs, and the greatest distance of a pair in bits."""
+    """Number of near-duplicate pairs, and the maximum distance of a pair in bits."""
 
     pairs: int
     threshold: int
@@ -81,7 +81,7 @@ class Manifest(TypedDict):
 
 
 class LatentsRecord(TypedDict):
-    """How the latents of a dataset were made."""
+    """The settings that the latents of a dataset were encoded with."""
 
     turns: int  # yaw rotations of each panorama
     dtype: str
@@ -123,7 +123,7 @@ class DuplicateLine(TypedDict):
 
 
 class SampleRecord(TypedDict):
-    """The .json member of a sample. `crc32` is that of the .jpg member; `record` tells how the image was converted."""
+    """The .json member of a sample. `crc32` is that of the .jpg member; `record` describes the image's conversion."""
 
     file: str
     caption: str

@@ -1,4 +1,4 @@
-"""Writing tar shards with webdataset's TarWriter: equal samples give equal bytes."""
+"""Writing tar shards with webdataset's TarWriter: equal samples produce equal bytes."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -32,7 +32,7 @@ class DecodedLatents(NamedTuple):
 class LatentDecoder:
     """Decodes samples to latents and collates them.
 
-    A sample with an rng shows one of its cached yaw rotations at random; one without shows the first.
+    With an rng, a sample's yaw rotation is drawn from the cached ones; without, it is the first.
     """
 
     def verify(self, sample: Sample) -> None:
@@ -88,19 +88,23 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
         self.face_size, self.fov = face_size, fov
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds the samples; raises DataError if the latents do not fit the run, or datasets do not fit each other."""
+        """Finds the samples.
+
+        Raises:
+            DataError: If the latents do not match the run's faces, or were encoded by different encoders.
+        """
         super().setup(stage)
         for path, cached in zip(self.paths, self.latents, strict=True):
             run = {"face_size": (cached["face_size"], self.face_size), "fov": (cached["fov"], self.fov)}
             for name, (stored, expected) in run.items():
                 if stored != expected:
                     raise DataError(
-                        f"the latents of {path} have {name}={stored}, the run has {name}={expected}: give "
+                        f"the latents of {path} have {name}={stored}, the run has {name}={expected}: set "
                         f"{name}={stored}, or cache the panoramas again"
                     )
         if len({cached["encoders"] for cached in self.latents}) > 1:
             raise DataError(
-                "the datasets of data.path were encoded by different encoders: give datasets of one model, or cache "
+                "the datasets of data.path were encoded by different encoders: use datasets of one model, or cache "
                 "them again with one"
             )
 

@@ -1,4 +1,4 @@
-"""The data module of panoramas to cache: each at several yaw rotations, shard by shard."""
+"""The data module for caching: panoramas at several yaw rotations each, shard by shard."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Encodes panoramas into shards of latents in Lightning's predict loop; each device takes whole shards (CubeDiff,
+"""Encodes panoramas into shards of latents in Lightning's predict loop; each device encodes complete shards (CubeDiff,
 section 4.1: both encoders stay frozen)."""
 
 import hashlib
@@ -113,23 +113,23 @@ def begin_or_resume(output: Path, record: LatentsRecord) -> frozenset[str]:
 
     Args:
         output: The folder of the dataset of latents.
-        record: How the latents are made; a run resumes only with the same.
+        record: The settings of the latents; a run resumes only with the same settings.
 
     Returns:
         The file names of the shards that an interrupted run has completed.
 
     Raises:
-        DataError: If the folder holds a dataset, or shards that were made differently.
+        DataError: If the folder holds a dataset, or shards that were cached with other settings.
     """
     if (output / MANIFEST).exists():
-        raise DataError(f"{output} already holds a dataset ({MANIFEST}): give another cache.output, or remove it")
+        raise DataError(f"{output} already holds a dataset ({MANIFEST}): choose another cache.output, or remove it")
     file = output / SETTINGS
     if file.is_file():
         earlier = json.loads(file.read_text(encoding="utf-8"))
         differing = sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
         if differing:
             raise DataError(
-                f"{output} holds shards that were cached with another {', '.join(differing)}: give another "
+                f"{output} holds shards that were cached with another {', '.join(differing)}: choose another "
                 "cache.output, or remove it"
             )
     else:
@@ -143,7 +143,7 @@ def write_manifest(output: Path, record: LatentsRecord) -> LatentManifest:
 
     Args:
         output: The folder of the shards.
-        record: How the latents were made.
+        record: The settings of the latents.
 
     Returns:
         The manifest.

@@ -17,7 +17,7 @@ class Entry:
 
     Attributes:
         file: Name of the panorama, relative to the source and unique in it, with forward slashes.
-        caption: Caption of the whole panorama.
+        caption: Caption of the panorama.
         faces: Caption of each face by its name in `FACES`, or None.
         scene: Group of panoramas that stay on one side of the train/val split.
         metadata: Other values of the captions file, copied to the shards.
@@ -52,8 +52,10 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str:
-        """Text that is equal for sources with the same panoramas: an interrupted build resumes only with the identity
-        that it began with. Class name, folder and options, for example."""
+        """Text that is equal for sources with the same panoramas, such as class name, folder and options.
+
+        An interrupted build resumes only with the same identity.
+        """
         ...
 
     def entries(self) -> Listing:
@@ -73,7 +75,7 @@ class Source(Protocol):
 
         Args:
             entry: One of `entries`.
-            max_width: Greatest accepted width, in pixels.
+            max_width: Maximum width, in pixels.
             quality: JPEG quality if the panorama has to be encoded, from 1 to 100.
 
         Raises:

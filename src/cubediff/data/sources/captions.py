@@ -51,7 +51,7 @@ def read_captions(
     if captioned and not any(sidecars):
         raise DataError(
             f"{source} has no captions.jsonl, no prompts.txt and no .json or .txt next to a panorama: "
-            "give a captions file with --captions FILE"
+            "pass a captions file with --captions FILE"
         )
     entries, rejected = [], []
     for file, sidecar in zip(files, sidecars, strict=True):
@@ -102,7 +102,7 @@ def entries_from_lines(
             continue
         file = record.pop(key, None)
         if not isinstance(file, str) or not file.strip():
-            rejected.append(Rejection(where, f'names no panorama: give {{"{key}": NAME, "caption": TEXT}}'))
+            rejected.append(Rejection(where, f'names no panorama: expected {{"{key}": NAME, "caption": TEXT}}'))
             continue
         path = PurePosixPath(folder, file.replace("\\", "/"))
         file = path.as_posix()
@@ -110,7 +110,7 @@ def entries_from_lines(
         named.add(file)
         try:
             if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
-                raise DataError("is outside SOURCE: give its path relative to that folder")
+                raise DataError("is outside SOURCE: write its path relative to that folder")
             if duplicate:
                 raise DataError(f"listed twice (again in line {number}): the first entry counts")
             if file not in listed and not (exists and exists(file)):
@@ -199,7 +199,7 @@ def _read_prompts(captions: Path, lines: list[str], files: list[str], captioned:
     if len(lines) != len(files):
         span = f", from {files[0]} to {files[-1]}" if files else ""
         raise DataError(
-            f"{captions} has {len(lines)} lines but there are {len(files)} panoramas: give one line for each, "
+            f"{captions} has {len(lines)} lines but there are {len(files)} panoramas: write one line for each, "
             f"in sorted file order{span}"
         )
     entries, rejected = [], []

@@ -1,6 +1,6 @@
-"""Cubemaps of 90° faces, as six files or as one image with all faces, converted to equirectangular panoramas.
+"""Cubemaps of 90° faces, in six files or in one image, converted to equirectangular panoramas.
 
-The paper trains on Humus' cubemaps among others (arXiv 2501.17162, section 3)."""
+The paper's training data includes Humus' cubemaps (arXiv 2501.17162, section 3)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -125,7 +125,7 @@ class Cubemaps:
                 if found > _MAX_SEAM and 2 * rival < found:
                     raise DataError(
                         f"its faces meet as {other!r} (edges differ by {rival:.0f} levels), not as {name!r} "
-                        f"({found:.0f} levels): give --source {other}"
+                        f"({found:.0f} levels): pass --source {other}"
                     )
         return cube
 
@@ -161,7 +161,7 @@ def _check_size(size: int, max_width: int) -> None:
 
 
 def _with_house(entry: Entry) -> Entry:
-    """The entry with its house as scene, if it is of Matterport3D: the folder above matterport_skybox_images."""
+    """An entry of Matterport3D gets its house as scene, the folder above matterport_skybox_images."""
     parent = PurePosixPath(entry.file).parent
     inside = parent.name == "matterport_skybox_images" and entry.scene == entry.file
     return replace(entry, scene=parent.parent.as_posix()) if inside and parent.parent.name else entry

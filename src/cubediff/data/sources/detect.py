@@ -1,5 +1,5 @@
-"""Opens a source by its type, which is given by name or detected from the files in the folder; an ambiguous folder is
-an error."""
+"""Opens a source by its type, which is named or detected from the files in the folder; an ambiguous folder is an
+error."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def open_source(path: Path, captions: Path | None = None, kind: str | None = Non
         installed = installed_sources()
         if kind not in installed and not is_class_path(kind):
             raise DataError(
-                f"--source {kind} is not known: use one of {', '.join((*KINDS, *installed))}; or module:Class, a class "
+                f"--source {kind} is unknown: use one of {', '.join((*KINDS, *installed))}; or module:Class, a class "
                 "that fulfils cubediff.data.sources.Source"
             )
         return open_custom(kind, path, captions, captioned)

@@ -88,18 +88,18 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
     broken: dict[str, str] = {}
     used: set[str] = set()
     for name, readings in sorted(candidates.items()):
-        whole = {
+        complete = {
             s: {f: r[f][0] for f in FACES} for s, r in readings.items() if all(len(r.get(f, ())) == 1 for f in FACES)
         }
         most = max(readings.values(), key=len)
-        if whole:
-            groups.append(Group(name, whole))
+        if complete:
+            groups.append(Group(name, complete))
         elif len(most) >= 4:  # fewer are names with such an ending by chance
             missing = [face for face in FACES if face not in most]
             double = [face for face in FACES if len(most[face]) > 1]
-            what = f"no file for {', '.join(missing)}" if missing else f"several files for {', '.join(double)}"
-            broken[name] = f"a cubemap with {what}: give one file for each of the six faces"
-        for reading in whole.values() if whole else [most] if len(most) >= 4 else []:
+            defect = f"no file for {', '.join(missing)}" if missing else f"several files for {', '.join(double)}"
+            broken[name] = f"a cubemap with {defect}: expected one file for each of the six faces"
+        for reading in complete.values() if complete else [most] if len(most) >= 4 else []:
             used.update(f for found in reading.values() for f in ([found] if isinstance(found, str) else found))
     return groups, broken, [f for f in files if f not in used]
 

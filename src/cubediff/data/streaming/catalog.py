@@ -1,4 +1,4 @@
-"""The catalog of a dataset: its shards, local or remote, with a manifest or without, and where each sample lies."""
+"""The catalog of a dataset: its shards, local or remote, with or without a manifest, and its samples."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ _REMEDY = "copy the folder again, or build the shards again"
 
 
 class _Manifest(TypedDict):
-    """The keys of both kinds of manifest that reading needs."""
+    """The keys of a manifest, of panoramas or of latents, that reading needs."""
 
     splits: dict[str, SplitManifest]
     index: IndexReference
@@ -41,7 +41,7 @@ class _Manifest(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A tar and where its samples lie: sample i takes the bytes offsets[i] to offsets[i + 1]."""
+    """A tar and the location of its samples: sample i takes the bytes offsets[i] to offsets[i + 1]."""
 
     name: str  # a local path or a URL
     keys: str  # of all samples, joined by NUL
@@ -55,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """The shards of a dataset by split ("train", "val"), and how its latents were made if it holds latents."""
+    """The shards of a dataset by split ("train", "val"), and the settings of its latents if it holds latents."""
 
     splits: dict[str, list[Shard]]
     latents: LatentsRecord | None = None
@@ -85,7 +85,9 @@ def _index_shard(tar: str, cache: Cache) -> Shard:
         with cache.open(tar) if is_remote(tar) else Path(tar).open("rb") as file:
             keys, offsets = index_tar(file)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{tar} cannot be read as a tar ({error}): copy it again, or give another data.path") from None
+        raise DataError(
+            f"{tar} cannot be read as a tar ({error}): copy it again, or choose another data.path"
+        ) from None
     return Shard(tar, "\0".join(keys), np.array(offsets, np.int64))
 
 
@@ -109,7 +111,7 @@ def _read_manifest(folder: str) -> _Manifest:
     """The checked manifest of a folder or URL."""
     if not is_remote(folder) and not (Path(folder) / MANIFEST).is_file():
         raise DataError(
-            f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and give data.path=OUTPUT"
+            f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and set data.path=OUTPUT"
         )
     file = f"{folder}/{MANIFEST}"
     content = _read_file(file)

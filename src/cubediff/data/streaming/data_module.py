@@ -39,8 +39,8 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
     """Batches from local or remote shards. Subclasses define how a sample is decoded.
 
     The batches of all ranks are consecutive parts of one stream, which depends on the seed only: not on the number of
-    ranks or workers. `position` is the number of samples that all ranks together have taken from it; a checkpoint
-    stores it. Validation shows every sample once, without augmentation. Samples that are damaged or that a stage
+    ranks or workers. `position` is the number of samples that all ranks together have read from it; a checkpoint stores
+    it. Validation shows every sample once, without augmentation. Samples that are damaged or that a stage
     filters out are skipped and counted.
 
     Args:
@@ -87,7 +87,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         """Finds the samples of all datasets.
 
         Raises:
-            DataError: If a file is missing, or a dataset holds something else than `content`.
+            DataError: If a file is missing, or a dataset does not hold `content`.
         """
         if self._datasets:
             return
@@ -95,9 +95,9 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         for path, catalog in zip(self.paths, catalogs, strict=True):
             content = "panoramas" if catalog.latents is None else "latents"
             if content != self.content:
-                raise DataError(f"{path} holds {content}, not {self.content}: give data={content}")
+                raise DataError(f"{path} holds {content}, not {self.content}: set data={content}")
             if not any(map(len, catalog.splits["train"])):
-                raise DataError(f"{path} has no training samples: give another data.path, or build it again")
+                raise DataError(f"{path} has no training samples: choose another data.path, or build it again")
         self.latents = [catalog.latents for catalog in catalogs if catalog.latents is not None]
         self._datasets = [catalog.splits for catalog in catalogs]
 
@@ -112,7 +112,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         return None
 
     def samples(self, split: str) -> int:
-        """The number of samples of a split ("train" or "val") that are shown; needs `setup`."""
+        """The number of samples of a split ("train" or "val") that are used; needs `setup`."""
         count = sum(len(shard) for dataset in self._datasets for shard in dataset[split])
         limit = self.settings.limit_val
         return count if split == "train" or limit is None else min(count, limit)
@@ -173,7 +173,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
     def state_dict(self) -> dict[str, int]:
         """The seed, the number of samples that the run was trained on, and the number of training samples."""
         position = self.position
-        if self.trainer:  # a batch whose step failed was taken from the stream but not trained on
+        if self.trainer:  # a batch whose step failed was read from the stream but not trained on
             batches = cast(_BatchCounts, self.trainer.fit_loop.epoch_loop.batch_progress.current)
             position -= (batches.ready - batches.processed) * self.batch_size * self.trainer.world_size
         return {"seed": self.seed, "position": position, "samples": self.samples("train")}

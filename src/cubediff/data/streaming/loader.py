@@ -25,7 +25,7 @@ BatchT = TypeVar("BatchT")
 
 @runtime_checkable
 class Positions(Protocol[PositionT_co]):
-    """What a loader iterates over; iterated anew for every epoch."""
+    """The positions that a loader iterates over, once per epoch."""
 
     def __iter__(self) -> Iterator[PositionT_co]: ...
 
@@ -36,7 +36,7 @@ class Loader(Generic[PositionT, BatchT]):
     """Calls `load(position)` in threads and yields the results in order, in pinned memory if CUDA is available.
 
     Args:
-        load: Makes the batch of a position; None skips the position.
+        load: Returns the batch of a position; None skips the position.
         positions: The positions of an epoch.
         num_threads: Threads that call `load`, each two batches ahead; 0 calls it in the thread that iterates.
         on_batch: Called in the thread that iterates, in order, for every position whose batch is next.

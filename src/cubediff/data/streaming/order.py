@@ -1,4 +1,4 @@
-"""The order of the training stream: which sample a position shows, as a function of the seed.
+"""The order of the training stream: the sample at every position, as a function of the seed.
 
 It is computed and never replayed, so any number of ranks and workers sees the same stream, and a run resumes at any
 position.
@@ -52,7 +52,7 @@ class Order:
 class Mixture:
     """Several orders interleaved by weight; `mixture[position]` is the index of a sample through all datasets.
 
-    Every dataset is sampled as evenly as whole samples allow. If the weights are integers in lowest terms that sum to
+    Every dataset is sampled as evenly as possible. If the weights are integers in lowest terms that sum to
     n, then any n consecutive positions from a multiple of n on show exactly as many samples of each as its weight.
 
     Args:
@@ -67,7 +67,7 @@ class Mixture:
     def __init__(self, orders: Sequence[Order], weights: Sequence[int | float]) -> None:
         self.orders = orders
         fractions = [Fraction(str(weight)) for weight in weights]
-        # The share that a dataset takes of the positions which the ones before it leave.
+        # Each dataset's share of the positions that the datasets before it leave.
         self.shares = [fraction / sum(fractions[i:]) for i, fraction in enumerate(fractions)]
         self.firsts = [sum(order.length for order in orders[:i]) for i in range(len(orders))]
 
@@ -76,10 +76,10 @@ class Mixture:
         return self.firsts[dataset] + self.orders[dataset][index]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The dataset that a position takes its sample from, and the number of samples taken from it before."""
+        """The dataset of the sample at a position, and the sample's position in the dataset's own order."""
         for dataset, share in enumerate(self.shares):
-            taken = position * share.numerator // share.denominator
-            if (position + 1) * share.numerator // share.denominator > taken:
-                return dataset, taken
-            position -= taken
+            earlier = position * share.numerator // share.denominator
+            if (position + 1) * share.numerator // share.denominator > earlier:
+                return dataset, earlier
+            position -= earlier
         raise AssertionError("the last dataset takes every remaining position")

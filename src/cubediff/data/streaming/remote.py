@@ -51,12 +51,12 @@ def read_bytes(url: str) -> bytes:
     return retried(read, url)
 
 
-def retried(action: Callable[[], ResultT], what: str) -> ResultT:
+def retried(action: Callable[[], ResultT], source: str) -> ResultT:
     """Calls `action` until it succeeds, with exponential backoff.
 
     Args:
         action: Reads from a disk or a network.
-        what: The path or URL that messages name.
+        source: The path or URL, for messages.
 
     Raises:
         DataError: If all attempts fail, or a package is missing.
@@ -65,17 +65,17 @@ def retried(action: Callable[[], ResultT], what: str) -> ResultT:
         try:
             return action()
         except ImportError as error:
-            protocol = what.partition("://")[0]
+            protocol = source.partition("://")[0]
             extra = f"pip install 'cubediff[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
-            raise DataError(f"{what} needs another package ({error}): {extra}") from error
+            raise DataError(f"{source} needs another package ({error}): {extra}") from error
         except Exception as error:  # every filesystem has its own exceptions
             cause = f"{type(error).__name__}: {error}"
             if attempt == ATTEMPTS:
                 raise DataError(
-                    f"{what} cannot be read after {ATTEMPTS} attempts ({cause}): check that it exists and that this "
+                    f"{source} cannot be read after {ATTEMPTS} attempts ({cause}): check that it exists and that this "
                     "machine may read it"
                 ) from error
-            log.warning("%s: attempt %d of %d failed (%s)", what, attempt, ATTEMPTS, cause)
+            log.warning("%s: attempt %d of %d failed (%s)", source, attempt, ATTEMPTS, cause)
             time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
 
@@ -123,7 +123,7 @@ class Cache:
         return opened
 
     def _evict(self, newest: Path) -> None:
-        """Removes the least recently opened files, but not `newest`, until the limit is kept."""
+        """Removes the least recently opened files, but not `newest`, until the cache is within its limit."""
         files = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if entry.is_file()]
         total = sum(stat.st_size for stat, _ in files)
         for stat, file in sorted(files, key=lambda f: f[0].st_mtime_ns):

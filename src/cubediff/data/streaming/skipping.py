@@ -37,10 +37,10 @@ class SkipCounter:
                 log.warning("%d samples skipped so far, the last one: %s", self.total, reason)
 
     def check(self, max_share: float, window: int) -> None:
-        """Checks that the skipped samples are few.
+        """Checks that the fraction of skipped samples is within its limit.
 
-        The fraction is taken of whole windows, as if every sample that is still to come of the present one were
-        readable: a few damaged samples at the beginning of a dataset do not stop a run.
+        The fraction is relative to complete windows: the remaining samples of the current window count as readable, so
+        that a few damaged samples at the beginning of a dataset do not stop a run.
 
         Args:
             max_share: Largest fraction of requested samples that may be skipped.

@@ -44,7 +44,7 @@ class StageError(DataError):
 
 @runtime_checkable
 class Decoder(Protocol[SampleT, BatchT_co]):
-    """Makes batches from samples; its methods are called from several threads."""
+    """Decodes and collates samples; its methods are called from several threads."""
 
     def verify(self, sample: Sample) -> None:
         """Checks a sample as it was read, before `data.stages`; raises any exception if its bytes are damaged."""
@@ -143,10 +143,10 @@ class Stream(Generic[SampleT, BatchT]):
         if not outputs:
             raise ValueError("filtered out by data.stages")
         if len(outputs) > 1 or not isinstance(outputs[0], dict):
-            what = "several samples" if len(outputs) > 1 else f"a {type(outputs[0]).__name__}"
+            output = "several samples" if len(outputs) > 1 else f"a {type(outputs[0]).__name__}"
             raise StageError(
-                f"data.stages must yield one sample (a dict) or none for each sample, got {what}: use stages that map "
-                "or filter samples, such as webdataset.map and webdataset.select"
+                f"data.stages must yield one sample (a dict) or none for each sample, got {output}: use stages that "
+                "map or filter samples, such as webdataset.map and webdataset.select"
             )
         sample: Sample = outputs[0]
         return sample

@@ -1,4 +1,4 @@
-"""The last lines of a sweep: how many jobs are done, and which are not."""
+"""The summary that a sweep prints: how many jobs are done, and which are not."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A GPU for each of the jobs of a sweep that run in parallel on one machine."""
+"""Assigns one GPU to each job of a sweep that runs in parallel with others on a machine."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-_held: list[FileLock] = []  # this process's GPU, until it ends: CUDA keeps its memory on a device as long
+_held: list[FileLock] = []  # of this process's GPU; held until it exits, since CUDA's memory is held as long
 
 
 def assign_gpu(config: DictConfig, sweep_dir: Path) -> None:
     """Assigns a GPU that no other process of the sweep has; sets trainer.devices to [number].
 
-    Configs for the CPU, for several devices or with a device of their own are unchanged.
+    Configs for the CPU, for several devices or with an explicit device are unchanged.
 
     Args:
         config: The job's config.
@@ -41,5 +41,5 @@ def _lock_one(sweep_dir: Path, present: int) -> FileLock:
             lock.acquire(timeout=0)
             return lock
     raise ValueError(
-        f"more jobs run in parallel than the {present} GPUs of this machine: give hydra.launcher.n_jobs={present}"
+        f"more jobs run in parallel than the {present} GPUs of this machine: set hydra.launcher.n_jobs={present}"
     )

@@ -30,8 +30,8 @@ Task = Callable[[Path, Curves], object]
 def run_recorded(config: DictConfig, task: Task) -> float | None:
     """Runs a task and writes its result.json.
 
-    In a sweep, a failure is printed and recorded, and a job that is done already with the same config is not run again.
-    The failure of a single run is raised.
+    In a sweep, failures are printed and recorded, and jobs that are already done with the same config are skipped. The
+    failure of a single run is raised.
 
     Args:
         config: The config of this run.
@@ -53,7 +53,7 @@ def run_recorded(config: DictConfig, task: Task) -> float | None:
     if (run_dir / RESULT).is_file():
         previous = read_result(run_dir / RESULT)
         if is_sweep and (previous.status, previous.config) == ("done", result.config):
-            print(f"job {previous.job} is done already: {run_dir}")
+            print(f"job {previous.job} is already done: {run_dir}")
             return previous.loss
         result.curves.update(previous.curves)  # the run may resume
     is_first_rank = all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
@@ -80,7 +80,7 @@ def run_recorded(config: DictConfig, task: Task) -> float | None:
 
 
 def config_fingerprint(config: DictConfig) -> str:
-    """SHA-256 of a config without `run_dir`, with references unresolved, since one may lead nowhere."""
+    """SHA-256 of a config without `run_dir`, with references unresolved, since some may not be resolvable."""
     content: Any = OmegaConf.to_container(config)
     del content["run_dir"]
     return hashlib.sha256(json.dumps(first_form(content), sort_keys=True).encode()).hexdigest()
@@ -90,8 +90,8 @@ def _set_loss(result: Result, is_sweep: bool, is_search: bool) -> None:
     losses = result.curves.get("val/loss", [])
     if is_search and not losses:
         raise ValueError(
-            "a search needs val/loss, and none was logged: give shards with validation panoramas, and "
-            "trainer.val_check_interval (in batches) at most as long as the run"
+            "a search needs val/loss, but none was logged: use shards with validation panoramas, and a "
+            "trainer.val_check_interval (in batches) that is no longer than the run"
         )
     last = losses[-1][1] if losses else None
     if last is not None and math.isfinite(last):
@@ -102,7 +102,7 @@ def _set_loss(result: Result, is_sweep: bool, is_search: bool) -> None:
 
 
 def _set_error(result: Result, error: BaseException) -> None:
-    """A signal, which stops the sweep too, is an exit without a message."""
+    """An exit without a message comes from a signal, which stops the sweep too."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
         result.status, result.error = "cut", f"{type(error).__name__}, exit code {error.code}"
     elif isinstance(error, Exception | SystemExit):

@@ -116,8 +116,8 @@ def _tiles(results: Sequence[Result]) -> dict[str, str]:
     counts = Counter(result.status for result in results)
     tiles = {"jobs": str(len(results)), **{status: str(number) for status, number in counts.items()}}
     if results[0].loss is not None:
-        tiles |= {"lowest last val/loss": f"{results[0].loss:.4f}"}
-    return tiles | {"hours of all jobs": f"{sum(result.seconds for result in results) / 3600:.2f}"}
+        tiles |= {"lowest final val/loss": f"{results[0].loss:.4f}"}
+    return tiles | {"total hours": f"{sum(result.seconds for result in results) / 3600:.2f}"}
 
 
 def _as_numbers(values: Sequence[str]) -> list[float]:

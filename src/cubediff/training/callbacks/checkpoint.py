@@ -65,7 +65,7 @@ class RunCheckpoint(Checkpoint):
         if any(step > trainer.global_step for step in list_checkpoints(self.folder)):
             raise CheckpointError(
                 f"{self.folder} holds checkpoints of later steps than {trainer.global_step}, where this run starts: "
-                "give another run_dir, or remove them"
+                "choose another run_dir, or remove them"
             )
         self._signals.install()
 
@@ -113,7 +113,7 @@ class RunCheckpoint(Checkpoint):
         checkpoint[_EPOCH] = _epoch_settings(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Starts a new epoch if an epoch now has another number of batches, or a step of micro-batches.
+        """Starts a new epoch if the number of batches per epoch or of micro-batches per step has changed.
 
         Lightning would resume the old epoch's count. The stream of panoramas resumes at its position either way.
         """

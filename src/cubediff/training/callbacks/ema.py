@@ -43,7 +43,7 @@ class UNetEMA(Callback):
         if low:
             raise ValueError(
                 f"expected float32 trainable weights, got {', '.join(low)}, in which an EMA with decay {self.decay} "
-                "never moves: give trainer.precision=bf16-mixed, which keeps float32 weights"
+                "does not change: set trainer.precision=bf16-mixed, which keeps float32 weights"
             )
         sharded = any(isinstance(p, DTensor) for p in parameters.values())  # foreach kernels do not copy DTensors
         self.average = EMAModel(parameters.values(), decay=self.decay, foreach=not sharded)

@@ -83,7 +83,7 @@ class NonFiniteGuard(Callback):
         if self.skipped >= self.limit:
             raise FloatingPointError(
                 f"{self.skipped} steps were skipped because losses or gradients are not finite (the last up to step "
-                f"{trainer.global_step}; {cause}): lower model.optimizer.lr, or look at these samples"
+                f"{trainer.global_step}; {cause}): lower model.optimizer.lr, or inspect these samples"
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -118,7 +118,7 @@ class Watchdog(Callback):
         trainer.strategy.barrier()
         others = range(1, trainer.world_size) if rank == 0 else [0]
         received: Heartbeats = {other: (b"", time.monotonic()) for other in others}
-        # Two threads, since the store of a stopped process may block its clients for ever.
+        # Two threads, since the store of a stopped process may block its clients forever.
         exchange = threading.Thread(target=self._exchange, args=(store, rank, received), daemon=True, name="watchdog")
         watch = threading.Thread(target=self._watch, args=(store, trainer, received), daemon=True, name="watchdog")
         for thread in (exchange, watch):
@@ -189,7 +189,7 @@ def _connect(trainer: L.Trainer) -> Store:
     except RuntimeError as error:
         raise ValueError(
             f"rank {trainer.global_rank} cannot reach the watchdog at {host}:{port} ({error}): open the ports between "
-            "the machines, or give callbacks.watchdog=null"
+            "the machines, or set callbacks.watchdog=null"
         ) from error
 
 

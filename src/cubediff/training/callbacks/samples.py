@@ -35,7 +35,7 @@ class _ExampleData(Protocol):
 
 
 class SampleLogger(Callback):
-    """Generates panoramas after each validation, from its first captions and front faces and always the same noise.
+    """Generates panoramas after each validation, from its first captions and front faces and from fixed noise.
 
     Every sample is generated from text alone and from text and photo. `folder` receives the panorama, its six
     faces side by side (in the order of `cubediff.geometry.FACES`) and a viewer page of each; W&B receives all three,

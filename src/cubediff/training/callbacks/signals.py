@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Request(IntEnum):
-    """What a rank requests after a step; the maximum over all ranks is done."""
+    """A rank's request after a step; all ranks act on the maximum of their requests."""
 
     NONE = 0
     SAVE = 1

@@ -23,9 +23,9 @@ from cubediff.training.protocols import TrainerAttributes
 class StepMetrics(Callback):
     """Logs the metrics of `cubediff.training.logged_metrics` under train/, val/loss_*, perf/ and data/, over all ranks.
 
-    A loss group is logged only if it had a panorama. Speeds leave out validation and the first batch, which pays for
-    initialisation; the data wait is that of the rank that waits longest. perf/utilisation (MFU) is logged if
-    `set_flops` was called, as a run does on a GPU whose rate it knows.
+    A loss group is logged only if it had a panorama. Throughput excludes validation and the first batch, which includes
+    initialisation; the data wait is the maximum over the ranks. perf/utilisation (MFU) is logged if `set_flops` was
+    called, which a run does on GPUs with a known peak rate.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StepMetrics(Callback):
         self._restart_clock(None)
 
     def set_flops(self, per_panorama: float, device_per_second: float) -> None:
-        """Sets what MFU is computed from.
+        """Sets the values that MFU is computed from.
 
         Args:
             per_panorama: FLOPs of a training step per panorama.
@@ -70,7 +70,7 @@ class StepMetrics(Callback):
         self._batches += 1
         self._panoramas += len(batch["key"])
         if self._started is None:
-            self._restart_clock(time.monotonic())  # the first batch also pays for initialisation
+            self._restart_clock(time.monotonic())  # the first batch includes initialisation
         if trainer.global_step > self._logged_step and is_logging_step(trainer):
             self._logged_step = trainer.global_step
             self._log(trainer, module)
@@ -103,7 +103,7 @@ class StepMetrics(Callback):
 
     def _log(self, trainer: L.Trainer, module: CubeDiffModule) -> None:
         values = self._compute(trainer, module)
-        now = time.monotonic()  # after the device was waited for
+        now = time.monotonic()  # after waiting for the device
         panoramas, data_wait = values.pop("perf/panoramas"), values.pop("perf/data_wait_s")
         values["perf/peak_memory_gib"] = values.pop("perf/peak_memory") / 2**30
         if self._started is not None and self._batches:
@@ -137,8 +137,10 @@ class StepMetrics(Callback):
 
 
 class DataWaitTimer:
-    """Wraps the run's profiler to add up how long the training loop waits for its next batch; of Lightning's hooks only
-    the profilers' are called when the loop starts to wait."""
+    """Wraps the run's profiler to measure how long the training loop waits for batches.
+
+    No other hook of Lightning is called when the loop starts to wait.
+    """
 
     def __init__(self, profiler: "Profiler | DataWaitTimer | None") -> None:
         self.profiler = profiler
@@ -175,7 +177,7 @@ def _update(losses: GroupedLosses, outputs: object, module: CubeDiffModule) -> N
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Bytes; on a CPU of the process."""
+    """In bytes; on a CPU, of the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
