@@ -1,4 +1,4 @@
-"""Protocols that the data module, callbacks and loggers of a run fulfil by their methods alone.
+"""Protocols that the data module, callbacks and loggers of a run implement by their methods alone.
 
 A callback or logger of a config takes part in a run by implementing the methods of a protocol; `runs.fit` depends on no
 class of them.
