@@ -19,7 +19,7 @@ from cubediff.geometry.conventions import FACE_ORDERS, FACES
 #   PanoBasic: yaw −90° −90° 0° 90° 180° −90°; PanFusion's from_mp3d_skybox rotates U and D to 2 accordingly).
 # words: as seen by a viewer inside. unity: the material "Skybox/6 Sided" puts Left on +X and Right on −X, and Unity's
 #   +x is to the right of its +z, so that Left is right of Front (its manual and shader).
-# quake: `rt` is straight ahead and `bk` to its left (suf, skytexorder and st_to_vec of Quake II's sky code; Half-Life,
+# quake: `rt` is straight ahead and `bk` to its left (the tables of Quake II's sky code; Half-Life,
 #   Source and most packs with these endings follow it). short: the same endings, named by a viewer inside.
 _AXES = (("pz", "posz"), ("px", "posx"), ("nz", "negz"), ("nx", "negx"), ("py", "posy"), ("ny", "negy"))
 _MATTERPORT = tuple((f"skybox{i}",) for i in (1, 2, 3, 4, 0, 5))
