@@ -4,7 +4,7 @@ Without it W&B shows the same metrics, one panel each, in sections by their pref
 """
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ def main(
     import wandb  # start-up time
 
     try:
-        built: Any = workspace(entity, project)  # its `save` is not annotated
+        built = workspace(entity, project)
     except ModuleNotFoundError:
         sys.exit("error: wandb-workspaces is not installed: pip install 'cubediff[dashboard]'")
     if not wandb.login(prompt=False, verify=False):

@@ -7,7 +7,7 @@ cubediff prepare check SHARDS
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -70,6 +70,7 @@ def build(
     # Imported here so that --help starts fast.
     from cubediff.data.building.captioning import caption_source
     from cubediff.data.building.console import build_summary, preview_lines, progress_bar
+    from cubediff.data.building.engines import Engine
     from cubediff.data.building.preview import preview_build
     from cubediff.data.building.write import build_shards, check_output
     from cubediff.data.sources import open_source
@@ -98,7 +99,7 @@ def build(
             quality=quality,
             limit=limit,
             workers=workers or len(os.sched_getaffinity(0)),
-            engine=engine,  # type: ignore[arg-type] # open_engine refuses unknown engines
+            engine=cast(Engine, engine),  # open_engine refuses unknown engines
             overwrite=overwrite,
             progress=progress_bar,
         )

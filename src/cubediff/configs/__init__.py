@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -87,6 +87,11 @@ def _check_gpus(trainer: DictConfig, devices: int) -> None:
             f"trainer.devices={trainer.devices} GPUs, but this machine has {present}: "
             f"set trainer.devices={present}, trainer=gpu (one GPU) or trainer=cpu"
         )
+
+
+def to_plain(config: DictConfig, resolve: bool = False) -> dict[str, object]:
+    """Converts a config to nested dicts and lists, its interpolations resolved if `resolve` is true."""
+    return cast(dict[str, object], OmegaConf.to_container(config, resolve=resolve))
 
 
 def build(config: DictConfig, **options: object) -> Any:

@@ -37,7 +37,7 @@ def check_types(config: DictConfig) -> None:
         with suppress(ImportError):  # `instantiate` reports it
             annotations = _argument_annotations(get_method(config._target_))
         for name, value in config.items():
-            expected = annotations.get(str(name), Any)
+            expected = annotations.get(str(name), object)
             if isinstance(value, Scalar) and not _accepts(expected, value):
                 key = config._get_full_key(name)
                 raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")

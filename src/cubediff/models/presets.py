@@ -3,9 +3,9 @@
 Source: the `config.json` files of their public repositories.
 """
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
-ModelConfig = dict[str, Any]  # a config.json of diffusers or transformers, whose keys depend on the model class
+ModelConfig = dict[str, object]  # a config.json of diffusers or transformers, whose keys depend on the model class
 
 
 class ModelConfigs(TypedDict):

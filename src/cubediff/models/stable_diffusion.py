@@ -176,7 +176,7 @@ class StableDiffusion(Backbone):
             channels = input_channels(vae.config.latent_channels, position_encoding)
             unet = UNet2DConditionModel.from_config({**configs["unet"], "in_channels": channels})
             text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
-        tokenizer = byte_tokenizer(max_length=configs["text_encoder"]["max_position_embeddings"])
+        tokenizer = byte_tokenizer(max_length=cast(int, configs["text_encoder"]["max_position_embeddings"]))
         return Components(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
 
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import PIL.Image
 import torch
@@ -262,7 +262,7 @@ class CubePipeline(DiffusionPipeline):
     # --------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "CubePipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> "CubePipeline":
         """Loads a CubeDiff folder (`run_dir/export/`, or one that save_pretrained wrote) or Hub id; safetensors only.
 
         All models are loaded in float32, or in `torch_dtype`, independently of the dtype that they are stored in.

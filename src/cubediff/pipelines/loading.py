@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from diffusers.schedulers import SchedulerMixin
@@ -106,7 +106,7 @@ def tiny_random(
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)
 
 
-def meta_pipeline(target: str, settings: Mapping[str, Any]) -> CubePipeline:
+def meta_pipeline(target: str, settings: Mapping[str, object]) -> CubePipeline:
     """A pipeline on the meta device, whose models hold no weights.
 
     Args:
@@ -123,12 +123,13 @@ def meta_pipeline(target: str, settings: Mapping[str, Any]) -> CubePipeline:
         with torch.device("meta"):
             pipeline: CubePipeline = make(**settings)
         return pipeline
-    options = dict(settings)
-    path, scheduler = find_model(options.pop("path")), options.pop("scheduler", None) or {}
+    path = find_model(cast(str, settings["path"]))
     kind = pipeline_class(path) or CubeDiffPipeline
     if kind is not CubeDiffPipeline:
         pretrained: CubePipeline = kind.from_pretrained(path).to("meta")
         return pretrained
+    scheduler = cast(Mapping[str, object], settings.get("scheduler") or {})
     noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
-    components = StableDiffusion.on_meta(path, str(options["position_encoding"]))
+    options = cast(Settings, {key: value for key, value in settings.items() if key not in ("path", "scheduler")})
+    components = StableDiffusion.on_meta(path, options["position_encoding"])
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

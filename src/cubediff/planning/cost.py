@@ -8,7 +8,7 @@ memory is estimated by `CUDA_RESERVE`.
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from hydra.utils import get_class
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cubediff.configs import build
+from cubediff.configs import build, to_plain
 from cubediff.configs.targets import rename_targets_
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.models.inputs import positions
 from cubediff.pipelines.loading import meta_pipeline
 from cubediff.planning.counting import AllocationCounter, attention_flops, cuda_autocast, to_fake_parameters_
 from cubediff.training.fsdp import ShardedStrategy
-from cubediff.training.module import TRAINING, Batch, CubeDiffModule
+from cubediff.training.module import TRAINING, Batch, CubeDiffModule, Options
 
 GIB = 2**30
 CUDA_RESERVE = 0.6 * GIB  # context, cuDNN and cuBLAS workspaces
@@ -178,11 +178,11 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
 
 def _meta_module(config: DictConfig) -> CubeDiffModule:
     """The config's LightningModule on the meta device."""
-    settings: Any = OmegaConf.to_container(config.model, resolve=True)
-    pipeline = settings.pop("pipeline")
-    options = {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")}
+    settings = to_plain(config.model, resolve=True)
+    pipeline_settings = cast(dict[str, object], settings.pop("pipeline"))
+    options = cast(Options, {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")})
     options["compile"] = None  # its small effect on saved activations is not worth compiling
-    pipeline = meta_pipeline(pipeline.pop("_target_"), pipeline)
+    pipeline = meta_pipeline(str(pipeline_settings.pop("_target_")), pipeline_settings)
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
 
 

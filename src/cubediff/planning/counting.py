@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 # torch's operators and the counter's formulas, whose signatures differ.
-Operator = Callable[..., Any]
+Operator = Callable[..., object]
 
 
 class AllocationCounter(TorchDispatchMode):
@@ -29,7 +28,9 @@ class AllocationCounter(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -77,7 +78,7 @@ def cuda_autocast(precision: str) -> Iterator[None]:
     originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
 
     def in_float32(function: Operator) -> Operator:
-        def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def call(input: Tensor, *args: object, **kwargs: object) -> object:
             return function(input.float(), *args, **kwargs)
 
         return call
@@ -96,10 +97,10 @@ def attention_flops() -> dict[Operator, Operator]:
     """The flop counter's formulas for flash attention, for the operators that compute it on the CPU."""
     aten = torch.ops.aten
 
-    def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    def forward(query: object, key: object, value: object, *args: object, **kwargs: object) -> int:
         return int(sdpa_flop_count(query, key, value))
 
-    def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    def backward(grad: object, query: object, key: object, value: object, *args: object, **kwargs: object) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
     return {

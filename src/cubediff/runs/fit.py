@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from cubediff.configs import build, check, check_devices
+from cubediff.configs import build, check, check_devices, to_plain
 from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.record import RunRecord, run_record
@@ -165,8 +165,7 @@ def _announce(run: _Run, checkpoint: Path | None) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     record = run_record(run.config, trainer, run.module, run.data)
     write_json(run.folder / "run.json", record)
-    settings: Any = OmegaConf.to_container(run.config, resolve=True)
-    log_config(run.loggers, settings, record)
+    log_config(run.loggers, to_plain(run.config, resolve=True), record)
     _set_flops(run, record)
 
 
@@ -180,7 +179,7 @@ def _set_flops(run: _Run, record: RunRecord) -> None:
 
 
 def _train(run: _Run, checkpoint: Path | None) -> None:
-    data: Any = run.data  # a LightningDataModule
+    data = cast(L.LightningDataModule, run.data)  # see `_build_data`
     try:
         run.trainer.fit(run.module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except torch.OutOfMemoryError as error:

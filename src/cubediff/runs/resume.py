@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from cubediff.configs import to_plain
 from cubediff.configs.targets import ADDED, added_at_default, current_name
 from cubediff.models.encoders import fingerprint
 from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, find_damage, list_checkpoints
@@ -80,8 +80,7 @@ def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:
     for key in _FIXED:
         node = OmegaConf.select(config, key)
         settings |= _flat(key, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
-    unresolved: Any = OmegaConf.to_container(config)
-    ignored = (*_FREE, *added_at_default(unresolved))
+    ignored = (*_FREE, *added_at_default(to_plain(config)))
     identity = {
         key: value
         for key, value in settings.items()

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: object | None = None
+        self, checkpoint: Mapping[str, object], path: str | Path, storage_options: object | None = None
     ) -> None:
         """Writes a checkpoint, or leaves the previous file at `path` as it is.
 
@@ -47,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: Callable[..., object] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Always loads with `weights_only=True`, so that a checkpoint cannot execute code."""
         return super().load_checkpoint(path, map_location, weights_only=True)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    OptimizerStateType,
     StateDictOptions,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -16,6 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+Parameter = str | int  # the name or the number of a parameter
 
 
 def apply_fsdp(
@@ -56,6 +59,11 @@ def shard_like(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tens
     ]
 
 
+class _OptimizerState(TypedDict):
+    state: dict[Parameter, object]
+    param_groups: list[dict[str, object]]
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices, with the same checkpoints as other strategies: full tensors, in one file.
 
@@ -69,29 +77,45 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The full state on rank 0, an empty one on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(self._module, getattr(optimizer, "optimizer", optimizer), options=options)
-        numbers = {name: number for number, name in enumerate(self._module.checkpointed)}
-        return _rename_parameters(cast(dict[str, Any], state), numbers) if self.global_rank == 0 else {}
+        numbers: dict[Parameter, Parameter] = {name: number for number, name in enumerate(self._parameter_names)}
+        return {**_rename_parameters(cast(_OptimizerState, state), numbers)} if self.global_rank == 0 else {}
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads the full tensors and shards them."""
         checkpoint: dict[str, Any] = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
         options = StateDictOptions(full_state_dict=True, strict=False)  # it holds trained weights only
         set_model_state_dict(self._module, checkpoint["state_dict"], options=options)
-        names = dict(enumerate(self._module.checkpointed))
+        names: dict[Parameter, Parameter] = dict(enumerate(self._parameter_names))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self._module, optimizer, _rename_parameters(state, names), options=options)
+            renamed = cast(OptimizerStateType, _rename_parameters(state, names))
+            set_optimizer_state_dict(self._module, optimizer, renamed, options=options)
         return checkpoint
 
     @property
-    def _module(self) -> Any:
+    def _module(self) -> nn.Module:
+        assert self.lightning_module is not None
         return self.lightning_module
 
+    @property
+    def _parameter_names(self) -> Iterable[str]:
+        return cast(_Checkpointed, self._module).checkpointed
 
-def _rename_parameters(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+
+class _Checkpointed(Protocol):
+    """A `CubeDiffModule`."""
+
+    @property
+    def checkpointed(self) -> dict[str, Tensor]: ...
+
+
+def _rename_parameters(state: _OptimizerState, names: Mapping[Parameter, Parameter]) -> _OptimizerState:
     """An optimizer's state with other names of its parameters."""
-    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
+    groups: list[dict[str, object]] = [
+        {**group, "params": [names[p] for p in cast(list[Parameter], group["params"])]}
+        for group in state["param_groups"]
+    ]
     return {"state": {names[p]: value for p, value in state["state"].items()}, "param_groups": groups}

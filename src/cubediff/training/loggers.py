@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -20,7 +20,7 @@ from cubediff.utils.files import write_atomic
 LOSSES = ("train/loss", "val/loss")
 
 
-def log_config(loggers: Sequence[Logger], config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def log_config(loggers: Sequence[Logger], config: Mapping[str, object], record: Mapping[str, object]) -> None:
     """Logs the run's config to every logger, with its record under the key "run".
 
     Args:
@@ -41,12 +41,12 @@ class CSVRun(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:
+    def experiment(self) -> ExperimentWriter:
         """The writer of metrics.csv."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _AppendingWriter(self.log_dir)
-        return self._experiment
+        return cast(ExperimentWriter, self._experiment)
 
     @rank_zero_only
     def begin_at(self, step: int) -> None:
@@ -98,7 +98,7 @@ class CurveLogger(Logger):
                     curve.pop()
                 curve.append((step or 0, float(metrics[loss])))
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Ignores them: result.json has the overrides."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 from uuid import uuid4
 
 from cubediff.utils.errors import DataError
@@ -80,7 +80,10 @@ def _processes(workers: int) -> Iterator[Map]:
             pool = ProcessPoolExecutor(workers, context, _begin_worker, (function,))
             pools.callback(pool.shutdown, cancel_futures=True)
             return _windowed(
-                items, _AHEAD * workers, lambda item: pool.submit(_pool_task, item), lambda task: task.result()
+                items,
+                _AHEAD * workers,
+                lambda item: pool.submit(_pool_task, item),
+                lambda task: cast(ResultT, task.result()),
             )
 
         try:
@@ -102,13 +105,18 @@ def _ray(workers: int) -> Iterator[Map]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics
         store = 100 << 20  # bytes of shared memory, instead of 30 % of the machine's: results are small
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=store)
-    task: Any = ray.remote(_ray_task)
+    ray_task = ray.remote(_ray_task)
     cluster_resources: Callable[[], dict[str, float]] = ray.cluster_resources
     ahead = _AHEAD * int(cluster_resources()["CPU"])
 
     def mapped(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]:
         name, shared = uuid4().hex, ray.put(pickle.dumps(function))
-        return _windowed(items, ahead, lambda item: task.remote(name, shared, item), lambda task: ray.get(task))
+        return _windowed(
+            items,
+            ahead,
+            lambda item: ray_task.remote(name, shared, item),
+            lambda task: cast(ResultT, ray.get(task)),
+        )
 
     try:
         yield mapped
@@ -132,10 +140,10 @@ def _windowed(
 
 
 # In a worker: the function of its tasks, kept because a source caches its listing.
-_functions: dict[str, Callable[[Any], Any]] = {}
+_functions: dict[str, Callable[..., object]] = {}
 
 
-def _begin_worker(function: Callable[[Any], Any]) -> None:
+def _begin_worker(function: Callable[..., object]) -> None:
     """Uses one thread, leaves keyboard interrupts to the parent, and exits when the parent ends, even by a signal."""
     _use_one_thread()
     _functions["pool"] = function
@@ -150,11 +158,11 @@ def _begin_worker(function: Callable[[Any], Any]) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _pool_task(item: Any) -> Any:
+def _pool_task(item: object) -> object:
     return _functions["pool"](item)
 
 
-def _ray_task(name: str, pickled: bytes, item: Any) -> Any:
+def _ray_task(name: str, pickled: bytes, item: object) -> object:
     if name not in _functions:
         _use_one_thread()
         _functions.clear()

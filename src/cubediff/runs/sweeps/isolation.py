@@ -10,12 +10,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from cubediff.configs import to_plain
 from cubediff.configs.targets import first_form
 from cubediff.runs.sweeps.gpus import assign_gpu
 from cubediff.runs.sweeps.results import RESULT, Result, read_result
@@ -81,7 +81,7 @@ def run_recorded(config: DictConfig, task: Task) -> float | None:
 
 def config_fingerprint(config: DictConfig) -> str:
     """SHA-256 of a config without `run_dir`, with references unresolved, since some may not be resolvable."""
-    content: Any = OmegaConf.to_container(config)
+    content = to_plain(config)
     del content["run_dir"]
     return hashlib.sha256(json.dumps(first_form(content), sort_keys=True).encode()).hexdigest()
 
