@@ -1,4 +1,4 @@
-"""Fixtures of many tests: tiny shards, which no test may change, and a browser; and the order of the test files."""
+"""Shared fixtures (read-only tiny shards, a browser) and the order of the test files."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The documentation: its commands parse and run, its links lead somewhere, and it is written in the field's terms."""
+"""The documentation: its commands parse and run, its links resolve, and it uses the terms of the field."""
 
 import os
 import re
@@ -232,9 +232,9 @@ def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     for code in blocks(README, "python"):
         code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-    for made in ("out/text", "out/photo", "out/first"):
-        assert (tmp_path / made / "panorama.jpg").is_file()
-        assert (tmp_path / made / "viewer.html").is_file()
+    for folder in ("out/text", "out/photo", "out/first"):
+        assert (tmp_path / folder / "panorama.jpg").is_file()
+        assert (tmp_path / folder / "viewer.html").is_file()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The examples in the package's docstrings run and print what they show."""
+"""The examples in the package's docstrings run and print the documented output."""
 
 import ast
 import doctest
@@ -12,8 +12,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 
 def examples() -> Iterator[tuple[str, str]]:
-    """Module and qualified name of every docstring with an example; found in the source, so that nothing is imported
-    without one and no decorator hides one."""
+    """Module and qualified name of every docstring with an example.
+
+    They are found in the source, so that modules without an example are not imported and no decorator hides one.
+    """
     for path in sorted(SOURCE.rglob("*.py")):
         module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         yield from ((module, name) for name in documented(ast.parse(path.read_text(encoding="utf-8"))))

@@ -1,5 +1,5 @@
-"""Another package adds a data source, a callback, a loss weighting and a backbone, one file each, and every command of
-this package works with them."""
+"""Another package adds a data source, a callback, a loss weighting and a backbone, one file each, and every command
+works with them."""
 
 import json
 import os
@@ -73,7 +73,9 @@ def weighting(factor: float) -> str:
     return f"model.objective.weighting={{_target_:toy_weighting.Constant,factor:{factor}}}"
 
 
-def test_it_is_trained_exported_and_generates_in_a_fresh_process(package: Path, shards: Path, tmp_path: Path) -> None:
+def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
+    package: Path, shards: Path, tmp_path: Path
+) -> None:
     data = f"data.path={shards}"
     (tmp_path / "three").mkdir()
     run, losses = train(package, tmp_path, data, weighting(1.0))
@@ -84,24 +86,24 @@ def test_it_is_trained_exported_and_generates_in_a_fresh_process(package: Path, 
         "toy_backbone",
         "ToyTransformer",
     ]
-    made = cubediff(
+    printed = cubediff(
         package, "generate", "--model", run / "export", "--prompt", "a hall", "--output", tmp_path / "out",
         "--steps", 2, "--seed", 1, cwd=tmp_path,
     )  # fmt: skip
-    assert "panorama.jpg" in made
+    assert "panorama.jpg" in printed
     with Image.open(tmp_path / "out/panorama.jpg") as panorama:
         assert panorama.size == (256, 128)
 
 
 @pytest.mark.ddp
-def test_it_is_trained_on_two_ranks_that_the_launcher_starts(package: Path, shards: Path, tmp_path: Path) -> None:
+def test_an_extension_trains_on_two_ranks_of_the_launcher(package: Path, shards: Path, tmp_path: Path) -> None:
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2")
     _, losses = train(package, tmp_path, f"data.path={shards}", *devices)
     assert {rank: len(each) for rank, each in losses.items()} == {0: 3, 1: 3}
     assert losses[0] != losses[1]
 
 
-def test_it_is_planned_and_cached_and_trained_from_the_cache(package: Path, shards: Path, tmp_path: Path) -> None:
+def test_an_extension_is_planned_cached_and_trained_on_latents(package: Path, shards: Path, tmp_path: Path) -> None:
     config = ("--config-dir", package / "conf", *MODEL)
     plan = cubediff(package, "plan", *config, "name=toy", cwd=tmp_path)
     assert "0.0 M parameters" in plan
@@ -111,7 +113,7 @@ def test_it_is_planned_and_cached_and_trained_from_the_cache(package: Path, shar
     assert len(losses[0]) == 3
 
 
-def test_a_backbone_that_is_no_pipeline_class_is_refused_by_name(package: Path, tmp_path: Path) -> None:
+def test_error_of_an_invalid_backbone_entry_point_names_it(package: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     shutil.copytree(package, site)
     info = site / "toy-1.0.dist-info/entry_points.txt"

@@ -1,4 +1,4 @@
-"""`cubediff generate`: the files it writes, reproduction from its record, jobs, and the messages of refusals."""
+"""`cubediff generate`: the files that it writes, reproduction from its record, jobs, and errors."""
 
 import hashlib
 import json
@@ -158,7 +158,7 @@ def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, p
     assert not np.array_equal(pixels(tmp_path / "other"), pixels(tmp_path / "first"))
 
 
-def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp_path) -> None:
+def test_prompt_and_photo_generate_the_images_of_the_pipeline(model, photo, tmp_path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     seen = []
@@ -166,13 +166,13 @@ def test_prompt_photo_and_both_give_the_images_of_the_pipeline(model, photo, tmp
         out = tmp_path / str(number)
         result = run(model, out, *(["--image", image] if image else []), "--save-faces", "--seed", 3, prompt=prompt)
         assert result.exit_code == 0, result.output
-        made = pipeline(
+        expected = pipeline(
             prompt,
             image=PIL.Image.fromarray(picture(image)) if image else None,
             num_inference_steps=2,
             generator=torch.Generator().manual_seed(3),
         )
-        for name, face in zip(FACES, made.faces[0], strict=True):
+        for name, face in zip(FACES, expected.faces[0], strict=True):
             assert np.array_equal(picture(out / "faces" / f"{name}.png"), np.array(face))
         seen.append(pixels(out).astype(int))
     assert all(np.abs(seen[a] - seen[b]).mean() > 1 for a, b in [(0, 1), (0, 2), (1, 2)])
@@ -206,19 +206,19 @@ def test_the_module_runs_as_a_script(model, tmp_path) -> None:
 # --------------------------------------------------------------------------------------------- photos, jobs
 
 
-def test_every_photo_has_its_own_camera(model, photo, tmp_path) -> None:
+def test_every_photo_has_its_camera(model, photo, tmp_path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     result = run(model, tmp_path / "out", "--image", photo, "--fov", 70, "--yaw", 40, "--pitch", -10, "--roll", 5,
                  "--image", photo, "--fov", 50, "--yaw", 180, "--pitch", 0, "--roll", 0, "--save-faces")  # fmt: skip
     assert result.exit_code == 0, result.output
     picture_of = PIL.Image.fromarray(picture(photo))
-    made = pipeline(
+    expected = pipeline(
         image=[Photo(picture_of, 70.0, 40.0, -10.0, 5.0), Photo(picture_of, 50.0, 180.0)],
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
     )
-    for name, face in zip(FACES, made.faces[0], strict=True):
+    for name, face in zip(FACES, expected.faces[0], strict=True):
         assert np.array_equal(picture(tmp_path / "out" / "faces" / f"{name}.png"), np.array(face))
 
 
@@ -253,15 +253,15 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         assert run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2).exit_code != 0
         assert calls == [2, 1]
     names = ["000001", "000003", "photo.1", "six"]
-    made = [name for name in names if (tmp_path / "out" / name / "generation.json").is_file()]
-    assert made == ["000001", "six"]
-    stamps = {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in made}
+    finished = [name for name in names if (tmp_path / "out" / name / "generation.json").is_file()]
+    assert finished == ["000001", "six"]
+    stamps = {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in finished}
 
     result = run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2)
     assert result.exit_code == 0, result.output
     assert "2 of 4 panoramas exist already" in result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in made} == stamps
+    assert {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in finished} == stamps
     alone = {
         "000001": ["--prompt", PROMPT, "--seed", 4],
         "six": [argument for face in FACES for argument in ("--prompt", f"the {face}")],
@@ -310,7 +310,7 @@ def test_a_file_without_jobs_is_refused(model, tmp_path) -> None:
     refused(run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path)), "no jobs: write one JSON object")
 
 
-# ------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------- errors
 
 
 def refused(result: Result, message: str, code: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""`python -m cubediff.train`: what a run leaves behind, what decides it, and how it ends where it cannot work."""
+"""`cubediff train`: the output of a run, its reproducibility, and its errors."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ AVERAGED = ("callbacks.ema.decay=0.6", "model.optimizer.lr=1e-2")
 
 @pytest.fixture(scope="module")
 def run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps with the average, a validation after every second one, and all callbacks."""
+    """Four steps with EMA, a validation after every second one, and all callbacks."""
     folder = tmp_path_factory.mktemp("train") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -60,7 +60,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-# ---- what a run leaves behind --------------------------------------------------------------------------------
+# ---- output of a run -----------------------------------------------------------------------------------------
 
 
 def test_metrics_are_logged_by_step(run: Path) -> None:
@@ -82,14 +82,14 @@ def test_samples_of_text_and_of_text_and_photo_are_written_after_each_validation
             assert image.size == (256, 128)
 
 
-def test_the_last_checkpoint_is_of_the_last_step_and_holds_what_is_trained_alone(run: Path) -> None:
+def test_the_last_checkpoint_is_of_the_last_step_and_holds_trained_weights_only(run: Path) -> None:
     content = checkpoint(run)
     assert content["global_step"] == 4
     trained = [n for n in exported(run) if ".attn" in n or n.startswith("conv_in.")]
     assert set(content["state_dict"]) == {f"unet.{name}" for name in trained}
 
 
-def test_the_export_is_a_pipeline_with_the_averaged_weights_and_says_so(run: Path) -> None:
+def test_the_export_is_a_pipeline_with_the_ema_weights_and_its_record_says_so(run: Path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(run / "export")
     content = checkpoint(run)
     trained = [n for n in exported(run) if ".attn" in n or n.startswith("conv_in.")]
@@ -104,7 +104,7 @@ def test_the_export_is_a_pipeline_with_the_averaged_weights_and_says_so(run: Pat
     assert panorama.isfinite().all()
 
 
-def test_what_is_not_trained_leaves_as_it_came(run: Path) -> None:
+def test_frozen_weights_are_exported_unchanged(run: Path) -> None:
     start, end = tiny_random(), CubeDiffPipeline.from_pretrained(run / "export")
     assert same(start.vae.state_dict(), end.vae.state_dict())
     assert same(start.text_encoder.state_dict(), end.text_encoder.state_dict())
@@ -122,10 +122,10 @@ def test_without_callbacks_the_export_holds_the_trained_weights_and_nothing_else
     assert not same(exported(run), tiny_random().unet.state_dict())
 
 
-# ---- what decides a run --------------------------------------------------------------------------------------
+# ---- reproducibility, validation, precision ------------------------------------------------------------------
 
 
-def test_the_seed_decides_every_bit(run: Path, tiny_shards: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_every_bit(run: Path, tiny_shards: Path, tmp_path: Path) -> None:
     options = (*AVERAGED, "trainer.max_steps=4", "trainer.limit_val_batches=0")
     again = train(tiny_shards, tmp_path / "again", *options)
     other = train(tiny_shards, tmp_path / "other", *options, "seed=1")
@@ -144,9 +144,8 @@ def test_shards_without_validation_panoramas_train(tmp_path: Path) -> None:
     assert "val/loss" not in metrics(run)
 
 
-def test_validation_goes_by_batches_across_epochs_and_accumulation(tiny_shards: Path, tmp_path: Path) -> None:
-    """Five panoramas make epochs of two batches of two, which are one step: after 3 and 6 batches are one and three
-    steps."""
+def test_validation_interval_counts_batches_across_epochs_and_accumulation(tiny_shards: Path, tmp_path: Path) -> None:
+    """Five panoramas give epochs of two batches of two, which are one step; validation is due after 3 and 6 batches."""
     run = train(
         tiny_shards,
         tmp_path / "run",
@@ -159,7 +158,7 @@ def test_validation_goes_by_batches_across_epochs_and_accumulation(tiny_shards: 
     assert len(metrics(run)["optim/grad_norm"]) == 4
 
 
-def test_bf16_mixed_trains_float32_weights_on_the_cpu_and_the_average_moves(tiny_shards: Path, tmp_path: Path) -> None:
+def test_bf16_mixed_trains_float32_weights_and_the_ema_moves(tiny_shards: Path, tmp_path: Path) -> None:
     run = train(tiny_shards, tmp_path / "run", *AVERAGED, "trainer.precision=bf16-mixed", "~callbacks.samples")
     start, weights, trained = tiny_random().unet.state_dict(), exported(run), checkpoint(run)["state_dict"]
     assert {w.dtype for w in weights.values()} == {torch.float32}
@@ -171,7 +170,7 @@ def test_bf16_mixed_trains_float32_weights_on_the_cpu_and_the_average_moves(tiny
 # ---- loggers -------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_gets_metrics_and_samples(tiny_shards: Path, tmp_path: Path) -> None:
+def test_tensorboard_receives_metrics_and_samples(tiny_shards: Path, tmp_path: Path) -> None:
     run = train(tiny_shards, tmp_path / "run", "logger=tensorboard", "trainer.val_check_interval=2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own imports
@@ -188,7 +187,7 @@ def test_tensorboard_gets_metrics_and_samples(tiny_shards: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def sweep(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, str]]:
-    """The command itself, two runs that differ in their seed, logged to W&B with no account; its output."""
+    """The command with two runs that differ in their seed, logged to W&B without an account; its output."""
     folder = tmp_path_factory.mktemp("sweep")
     options = (
         *QUICK,
@@ -209,7 +208,7 @@ def sweep(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     return folder, result.stdout, result.stderr
 
 
-def test_a_sweep_makes_a_folder_for_every_run_under_one_for_all(sweep: tuple[Path, str, str]) -> None:
+def test_a_sweep_creates_one_folder_with_a_subfolder_per_run(sweep: tuple[Path, str, str]) -> None:
     folder, out, _ = sweep
     (stamped,) = (folder / "experiments/runs/train").iterdir()
     runs = [stamped / "0", stamped / "1"]
@@ -222,7 +221,7 @@ def test_a_sweep_makes_a_folder_for_every_run_under_one_for_all(sweep: tuple[Pat
     ]
 
 
-def test_every_run_of_a_sweep_is_a_wandb_run_of_its_own_with_its_samples(sweep: tuple[Path, str, str]) -> None:
+def test_every_run_of_a_sweep_is_a_separate_wandb_run_with_samples(sweep: tuple[Path, str, str]) -> None:
     (stamped,) = (sweep[0] / "experiments/runs/train").iterdir()
     for run in (stamped / "0", stamped / "1"):
         (offline,) = (run / "wandb").glob("offline-run-*")
@@ -248,11 +247,9 @@ def test_the_command_shows_its_progress_and_no_advertisements(sweep: tuple[Path,
 
 
 @pytest.mark.ddp
-def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panoramas(
-    tiny_shards: Path, tmp_path: Path
-) -> None:
-    """Three validation panoramas are one for the first process and two for the second; the exported weights at the
-    same noise give each its loss."""
+def test_two_ranks_validate_to_the_mean_over_all_panoramas(tiny_shards: Path, tmp_path: Path) -> None:
+    """Of three validation panoramas the first rank has one and the second two; the expected losses are those of the
+    exported weights with the same noise."""
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     options = (*QUICK, *devices, *AVERAGED, f"data.path={tiny_shards}", "trainer.val_check_interval=2")
     command = [sys.executable, "-m", "cubediff.train", *options, FEW_SAMPLING_STEPS]
@@ -273,8 +270,8 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     assert logged["val/loss"][1] == pytest.approx(losses.mean().item(), rel=1e-5)
     for number in range(4):
         for group, mine in ((f"q{number + 1}", timesteps // 250 == number), (CONDITIONS[number], conditions == number)):
-            told = logged.get(f"val/loss_{group}", {})
-            assert told == ({1: pytest.approx(losses[mine].mean().item(), rel=1e-5)} if mine.any() else {})
+            logged_loss = logged.get(f"val/loss_{group}", {})
+            assert logged_loss == ({1: pytest.approx(losses[mine].mean().item(), rel=1e-5)} if mine.any() else {})
     each, both = logged["perf/panoramas_per_s_per_device"][1], logged["perf/panoramas_per_s"][1]
     assert both == pytest.approx(2 * each)
     assert both == pytest.approx(4 / logged["perf/step_s"][1])
@@ -282,11 +279,11 @@ def test_two_processes_make_one_run_whose_validation_is_the_mean_over_all_panora
     assert pages == {f"step0000002_{kind}_{number}.html" for kind in ("text", "text_photo") for number in (0, 1)}
 
 
-# ---- how it ends where it cannot work ------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> str:
-    """What the command says at its end when it fails in an orderly way: an exit with a message, no traceback."""
+    """The message of a command that exits with an error and no traceback."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments), "run_dir=run"])
     with pytest.raises(SystemExit) as end:
@@ -296,59 +293,67 @@ def ended(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> 
     return end.value.code
 
 
-def test_four_gpus_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpus_are_an_error_with_a_remedy(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}")
-    assert told == "error: trainer.devices=4 GPUs, but this machine has none: set trainer=cpu"
+    output = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}")
+    assert output == "error: trainer.devices=4 GPUs, but this machine has none: set trainer=cpu"
 
 
-def test_weights_that_are_not_there(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_an_error_with_a_remedy(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what the variable sets, read at import
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    told = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}", "trainer=cpu")
-    assert told.startswith("error: model.pipeline.path=stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded")
-    assert "set model.pipeline.path=FOLDER with a local Stable Diffusion" in told
+    output = ended(monkeypatch, tmp_path, "experiment=sd15_l4x4", f"data.path={tiny_shards}", "trainer=cpu")
+    assert output.startswith("error: model.pipeline.path=stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded")
+    assert "set model.pipeline.path=FOLDER with a local Stable Diffusion" in output
 
 
-def test_no_data_and_data_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_invalid_data_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data.path=SHARDS" in ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu")
     (tmp_path / "photos").mkdir()
     for path in ("photos", "nowhere"):
-        told = ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu", f"data.path={path}")
-        assert told.startswith(f"error: {path} holds no manifest.json: build shards with cubediff prepare")
-        assert len(told.splitlines()) == 1
+        output = ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu", f"data.path={path}")
+        assert output.startswith(f"error: {path} holds no manifest.json: build shards with cubediff prepare")
+        assert len(output.splitlines()) == 1
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(tiny_shards: Path, tmp_path: Path) -> None:
-    """For four GPUs, which are not here."""
+def test_a_dry_run_prints_config_plan_and_data_and_trains_nothing(tiny_shards: Path, tmp_path: Path) -> None:
+    """For four GPUs, which this machine does not have."""
     run_dir = tmp_path / "run"
     words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}", f"run_dir={run_dir}")
-    told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True, check=True)
-    assert f"path: {tiny_shards}" in told.stdout  # the config
-    assert "4 × 4 panoramas" in told.stdout  # the plan
-    assert f"{tiny_shards}: 5 training panoramas in 1 shards, 3 validation panoramas in 1 shards" in told.stdout
-    assert told.stdout.rstrip().endswith(f"output folder: {run_dir}")
+    output = subprocess.run(
+        [sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True, check=True
+    )
+    assert f"path: {tiny_shards}" in output.stdout  # the config
+    assert "4 × 4 panoramas" in output.stdout  # the plan
+    assert f"{tiny_shards}: 5 training panoramas in 1 shards, 3 validation panoramas in 1 shards" in output.stdout
+    assert output.stdout.rstrip().endswith(f"output folder: {run_dir}")
     assert [path.name for path in run_dir.iterdir()] == [".hydra"]
     words = (*words, f"resume={tmp_path / 'nothing.ckpt'}")
-    told = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True)
-    assert told.returncode == 1
-    assert "nothing.ckpt is not a file" in told.stderr
+    output = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True)
+    assert output.returncode == 1
+    assert "nothing.ckpt is not a file" in output.stderr
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_a_run_that_diverges(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_run_stops_with_a_remedy(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finite = ("callbacks.finite.every_n_steps=1", "callbacks.finite.limit=3")
     options = (*QUICK, *finite, "model.optimizer.lr=1e30", "trainer.limit_val_batches=0")
-    told = ended(monkeypatch, tmp_path, *options, f"data.path={tiny_shards}", "trainer.max_steps=9")
-    assert told.startswith("error: 3 steps were skipped because losses or gradients are not finite (the last up to")
-    assert "example_00000" in told
-    assert told.endswith("lower model.optimizer.lr, or inspect these samples")
+    output = ended(monkeypatch, tmp_path, *options, f"data.path={tiny_shards}", "trainer.max_steps=9")
+    assert output.startswith("error: 3 steps were skipped because losses or gradients are not finite (the last up to")
+    assert "example_00000" in output
+    assert output.endswith("lower model.optimizer.lr, or inspect these samples")
     assert (tmp_path / "run/logs/metrics.csv").is_file()
 
 
-def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
+def test_error_of_an_out_of_memory_batch_names_the_largest_that_fits(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:
@@ -362,12 +367,12 @@ def test_a_batch_that_does_not_fit_is_told_with_the_one_that_does(
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda memory=memory: (0, memory))
         folder = tmp_path / str(fits)
         folder.mkdir()
-        told = ended(monkeypatch, folder, *options)
-        assert told.startswith("error: data.batch_size=2 does not fit into the GPU's 0.6 GiB; the plan predicts that")
-        assert f" {fits} fits: set {remedy} (`cubediff plan`" in told
+        output = ended(monkeypatch, folder, *options)
+        assert output.startswith("error: data.batch_size=2 does not fit into the GPU's 0.6 GiB; the plan predicts that")
+        assert f" {fits} fits: set {remedy} (`cubediff plan`" in output
 
 
-def test_wandb_that_refuses(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_wandb_names_the_remedy(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     def refuse(**_: object) -> None:
@@ -375,8 +380,8 @@ def test_wandb_that_refuses(tiny_shards: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(wandb, "init", refuse)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    told = ended(monkeypatch, tmp_path, *QUICK, f"data.path={tiny_shards}", "logger=wandb")
-    assert told.splitlines() == [
+    output = ended(monkeypatch, tmp_path, *QUICK, f"data.path={tiny_shards}", "logger=wandb")
+    assert output.splitlines() == [
         "error: API key is 12 characters long.",
         "set logger=csv, or set WANDB_MODE=offline, which needs no account",
     ]

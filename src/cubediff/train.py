@@ -58,7 +58,7 @@ def exit_on_user_error() -> Iterator[None]:
         is_fixable = is_wandb or is_disk_full or isinstance(error, ValueError | FloatingPointError)
         if not is_fixable or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        remedy = "\ngive logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
+        remedy = "\nset logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
         remedy = "\nfree disk space, then the same command resumes from the last checkpoint" if is_disk_full else remedy
         sys.exit(f"error: {error}{remedy}")
 

@@ -1,5 +1,5 @@
-"""Every choice of every config group composes and fits what it configures; the recipe is the paper's; and what cannot
-work is told before anything is loaded."""
+"""Every choice of every config group composes and matches its targets' signatures; the recipe is the paper's; invalid
+configs are refused before anything is loaded."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ from cubediff.configs import CONFIG_DIR, build, check, check_devices
 CHOICES = sorted(
     (file.parent.name, file.stem)
     for file in Path(CONFIG_DIR).glob("*/*.yaml")
-    if (file.parent.name, file.stem) != ("model", "base")  # what the others start from
+    if (file.parent.name, file.stem) != ("model", "base")  # the base of the other models
 )
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
 DATA = "data.path=SHARDS"
@@ -39,7 +39,7 @@ def of_group(group: str) -> list[str]:
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object a config makes: its key, and its arguments with `_target_`."""
+    """Every node of a config with a `_target_`: its key and its arguments."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, node
@@ -50,7 +50,7 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 # ---- composing -----------------------------------------------------------------------------------------------
 
 
-def test_the_groups_are_those_of_the_house() -> None:
+def test_required_groups_and_choices_exist() -> None:
     assert {group for group, _ in CHOICES} >= {"experiment", "model", "data", "trainer", "callbacks", "logger"}
     assert set(of_group("logger")) >= {"csv", "tensorboard", "wandb"}
     assert {"sd15_l4x4", "tiny_cpu"} <= set(EXPERIMENTS)
@@ -62,24 +62,24 @@ def test_the_groups_are_those_of_the_house() -> None:
         (group, choice, experiment)
         for group, choice in CHOICES
         if group != "experiment"
-        for experiment in (
-            [None] if group in ("variant", "sweep") else [None, *EXPERIMENTS]
-        )  # those are many, and small
+        for experiment in ([None] if group in ("variant", "sweep") else [None, *EXPERIMENTS])  # many small configs
     ],
 )
 def test_every_choice_composes_alone_and_with_every_experiment(group: str, choice: str, experiment: str | None) -> None:
     first = [f"experiment={experiment}"] if experiment else []
     config = composed(*first, f"{group}={choice}", DATA)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    for key, made in targets(resolved):
-        if made["_target_"].startswith("bitsandbytes.") and not find_spec("bitsandbytes"):
+    for key, arguments_of_target in targets(resolved):
+        if arguments_of_target["_target_"].startswith("bitsandbytes.") and not find_spec("bitsandbytes"):
             continue  # an extra that is for GPUs
-        signature = inspect.signature(get_method(made["_target_"]))
-        arguments = {name: value for name, value in made.items() if name not in ("_target_", "_partial_")}
+        signature = inspect.signature(get_method(arguments_of_target["_target_"]))
+        arguments = {
+            name: value for name, value in arguments_of_target.items() if name not in ("_target_", "_partial_")
+        }
         try:
             signature.bind_partial(**arguments)
         except TypeError as error:
-            pytest.fail(f"{key}: {made['_target_']}: {error}")
+            pytest.fail(f"{key}: {arguments_of_target['_target_']}: {error}")
     assert HydraConfig.get().runtime.choices[group] == choice
 
 
@@ -91,12 +91,12 @@ def test_a_group_given_on_the_command_line_wins_over_the_experiment() -> None:
     assert config.trainer.accelerator == "cpu"
 
 
-def test_an_unknown_choice_is_told_with_those_there_are() -> None:
+def test_error_of_an_unknown_choice_lists_the_available_ones() -> None:
     with pytest.raises(MissingConfigException, match=r"(?s)model/sd16.*Available options.*sd15.*tiny_random"):
         composed("model=sd16", DATA)
 
 
-def test_the_names_that_people_override_first() -> None:
+def test_common_overrides_reach_their_configs() -> None:
     config = composed(DATA, "trainer.max_steps=7", "run_dir=elsewhere", "model=tiny", "logger=tensorboard", "seed=3")
     assert (config.data.path, config.trainer.max_steps, config.model.seed, config.data.seed) == ("SHARDS", 7, 3, 3)
     assert HydraConfig.get().run.dir == HydraConfig.get().sweep.dir == "elsewhere"
@@ -104,7 +104,7 @@ def test_the_names_that_people_override_first() -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_run_goes_to_its_own_folder_of_its_experiment(experiment: str) -> None:
+def test_run_dir_is_named_by_experiment_and_time(experiment: str) -> None:
     config = composed(f"experiment={experiment}", DATA)
     assert re.fullmatch(rf"experiments/runs/{experiment}/\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d", config.run_dir)
     assert HydraConfig.get().run.dir == HydraConfig.get().sweep.dir == config.run_dir
@@ -128,8 +128,8 @@ def test_sd15_l4x4_is_the_recipe_of_the_paper() -> None:
     assert list(config.logger) == ["wandb"]
 
 
-def test_what_sd15_l4x4_makes_is_made_of_its_arguments(tmp_path: Path) -> None:
-    """All but the weights and the GPUs, which no test has: four processes on the CPU stand for them, not launched."""
+def test_sd15_l4x4_instantiates_trainer_optimizer_and_objective(tmp_path: Path) -> None:
+    """Without the weights and the GPUs: four CPU processes, which are not launched, replace the GPUs."""
     config = composed("experiment=sd15_l4x4", DATA, "trainer.accelerator=cpu", run_dir=tmp_path)
     trainer = build(config.trainer, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
@@ -142,7 +142,7 @@ def test_what_sd15_l4x4_makes_is_made_of_its_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("callbacks", "logger", "data")])
-def test_the_objects_of_a_group_are_made(
+def test_targets_of_a_group_instantiate(
     group: str, choice: str, tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -155,7 +155,7 @@ def test_the_objects_of_a_group_are_made(
 
 
 @pytest.mark.parametrize("choice", ["auto", "cpu"])
-def test_one_device_trainers_are_made(choice: str) -> None:
+def test_single_device_trainers_instantiate(choice: str) -> None:
     trainer = build(composed(f"trainer={choice}", DATA).trainer, logger=False)
     assert (trainer.world_size, trainer.max_steps, trainer.check_val_every_n_epoch) == (1, 30_000, None)
 
@@ -180,7 +180,7 @@ def test_an_objective_is_one_choice_and_reaches_the_noise_schedule(
     assert (module.process.scheduler.alphas_cumprod[-1] < 1e-7) == settings.get("rescale_betas_zero_snr", False)
 
 
-def test_the_objective_of_a_model_is_its_own_whatever_the_group() -> None:
+def test_a_models_objective_overrides_the_objective_group() -> None:
     for objective in ("paper", "min_snr"):
         assert composed("model=tiny", f"objective={objective}", DATA).model.objective.drop_image == 0.3
 
@@ -193,7 +193,7 @@ def test_an_optimizer_is_one_choice_at_the_models_learning_rate() -> None:
 
 
 @pytest.mark.skipif(bool(find_spec("bitsandbytes")), reason="bitsandbytes is installed")
-def test_an_extra_that_is_not_installed_is_told_with_the_command() -> None:
+def test_error_of_a_missing_extra_names_the_pip_command() -> None:
     with pytest.raises(ValueError, match=r"(?s)bitsandbytes.*pip install 'cubediff\[bnb\]'"):
         build(composed("model=tiny_random", "optimizer=adamw_8bit", DATA).model)
 
@@ -201,12 +201,12 @@ def test_an_extra_that_is_not_installed_is_told_with_the_command() -> None:
 # ---- what cannot work ----------------------------------------------------------------------------------------
 
 
-def test_no_shards_given_is_told_with_the_override() -> None:
+def test_error_of_a_missing_data_path_names_the_override() -> None:
     with pytest.raises(ValueError, match=r"data\.path=SHARDS.*cubediff prepare"):
         check(composed("model=tiny_random", "trainer=cpu"))
 
 
-def test_any_other_value_left_open_is_told_with_its_key() -> None:
+def test_error_of_a_missing_value_names_its_key() -> None:
     config = composed("model=tiny_random", "trainer=cpu", DATA)
     with open_dict(config):
         config.data.height = "???"
@@ -222,7 +222,7 @@ def test_any_other_value_left_open_is_told_with_its_key() -> None:
         (4, None),
     ],
 )
-def test_gpus_that_are_not_there_are_told_with_the_override(
+def test_error_of_missing_gpus_names_the_override(
     present: int, remedy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
@@ -236,7 +236,7 @@ def test_gpus_that_are_not_there_are_told_with_the_override(
 
 
 def test_a_sweep_over_several_devices_is_refused() -> None:
-    """Each of Lightning's processes is started with the sweep's own command line, and would run all of it."""
+    """Lightning starts each process with the command line of the sweep, so that each would run the whole sweep."""
     several = ("trainer=ddp", "trainer.accelerator=cpu", DATA)
     check_devices(composed(*several))
     check_devices(composed("trainer=cpu", DATA, "hydra.mode=MULTIRUN"))
@@ -244,8 +244,8 @@ def test_a_sweep_over_several_devices_is_refused() -> None:
         check_devices(composed(*several, "hydra.mode=MULTIRUN"))
 
 
-def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_for_each() -> None:
-    """SLURM starts them on the one job, not on the sweep's command line."""
+def test_a_slurm_sweep_may_use_several_devices_with_one_task_each() -> None:
+    """SLURM starts the processes of one job, not the command line of the sweep."""
     several = ("trainer=ddp", "trainer.accelerator=cpu", DATA, "hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
     with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=4 hydra\.launcher\.gpus_per_node=4"):
         check_devices(composed(*several))
@@ -253,7 +253,7 @@ def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_f
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("model.trainable=heads", r"^model\.trainable=heads: expected attention or value_output or lora or full$"),
         ("model.objective.drop_text=1.5", r"^model\.objective: drop_text.* at most 1$"),
@@ -261,13 +261,13 @@ def test_under_slurm_a_sweep_may_have_several_devices_when_it_starts_a_process_f
         ("+model.objective.drop_all=0.1", r"^model\.objective: .*'drop_all'"),
     ],
 )
-def test_a_value_that_its_object_refuses_is_told_with_its_key(override: str, told: str) -> None:
+def test_error_of_an_invalid_value_names_its_key(override: str, message: str) -> None:
     config = composed("model=tiny_random", DATA, override)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         build(config.model)
 
 
-def test_a_model_folder_that_is_not_there_is_told_with_the_override(tmp_path: Path) -> None:
+def test_error_of_a_missing_model_folder_names_the_override(tmp_path: Path) -> None:
     config: DictConfig = composed("model=sd15", DATA, f"model.pipeline.path={tmp_path / 'sd15'}")
     with pytest.raises(ValueError, match=r"model\.pipeline\.path=.*sd15 cannot be loaded(?s:.*)path=FOLDER"):
         build(config.model)
@@ -276,7 +276,7 @@ def test_a_model_folder_that_is_not_there_is_told_with_the_override(tmp_path: Pa
 # ---- the command line ----------------------------------------------------------------------------------------
 
 
-def test_cfg_job_answers_within_two_seconds_of_cpu_and_without_torch(tmp_path: Path) -> None:
+def test_cfg_job_takes_under_two_seconds_of_cpu_and_imports_no_torch(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-X", "importtime", "-m", "cubediff.train", "--cfg", "job", "experiment=sd15_l4x4"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What a user gives wrongly on a Hydra command line is answered with what was meant."""
+"""Errors of Hydra command lines suggest a correction."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ DATA = "data.path=SHARDS"
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("override", "suggestion"),
     [
         ("data.bath_size=4", "data.batch_size"),
         ("modle.optimizer.lr=1", "model.optimizer.lr"),
@@ -30,20 +30,20 @@ DATA = "data.path=SHARDS"
         ("run_dri=here", "run_dir"),
     ],
 )
-def test_a_key_that_does_not_exist_is_answered_with_the_nearest_that_does(given: str, meant: str) -> None:
+def test_error_of_an_unknown_key_suggests_the_nearest_one(override: str, suggestion: str) -> None:
     with pytest.raises(ConfigCompositionException) as error:
-        composed(DATA, given)
-    assert error_hint(error.value) == f"did you mean {meant}?"
+        composed(DATA, override)
+    assert error_hint(error.value) == f"did you mean {suggestion}?"
 
 
-def test_a_key_like_none_gets_no_advice() -> None:
+def test_a_key_similar_to_none_gets_no_suggestion() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         composed(DATA, "zzz.qqq=1")
     assert error_hint(error.value) is None
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])
-def test_every_command_says_it_after_hydras_own_error(
+def test_every_command_prints_the_suggestion_after_hydras_error(
     entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,12 +51,12 @@ def test_every_command_says_it_after_hydras_own_error(
     with pytest.raises(SystemExit) as end:
         entry.main()  # type: ignore[attr-defined]
     assert end.value.code == 1
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "Could not override 'data.bath_size'."
-    assert told[-1] == "did you mean data.batch_size?"
+    message = capsys.readouterr().err.splitlines()
+    assert message[0] == "Could not override 'data.bath_size'."
+    assert message[-1] == "did you mean data.batch_size?"
 
 
-def test_a_plugin_that_is_not_installed_is_answered_with_the_command() -> None:
+def test_error_of_a_missing_plugin_names_the_pip_command() -> None:
     missing = MissingConfigException("Could not find it", missing_cfg_file="hydra/sweeper/optuna", options=["basic"])
     assert error_hint(missing) == "hydra/sweeper/optuna is not installed: pip install 'cubediff[sweep]'"
     with pytest.raises(MissingConfigException) as error:
@@ -65,7 +65,7 @@ def test_a_plugin_that_is_not_installed_is_answered_with_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("data.batch_size=four", "data.batch_size=four: expected an integer"),
         ("data.batch_size=2.5", "data.batch_size=2.5: expected an integer"),
@@ -82,15 +82,15 @@ def test_a_plugin_that_is_not_installed_is_answered_with_the_command() -> None:
         ("callbacks.ema.decay=high", "callbacks.ema.decay=high: expected a number"),
     ],
 )
-def test_a_value_of_another_type_is_told_with_its_key_and_the_type(override: str, told: str) -> None:
+def test_error_of_a_wrong_type_names_key_and_expected_type(override: str, message: str) -> None:
     config = composed("model=tiny_random", DATA, override)
     part = config[override.split(".")[0]]
     with pytest.raises(ValueError, match=r"^") as error:
         build(part.ema if "ema" in override else part)
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
-def test_what_every_experiment_gives_passes() -> None:
+def test_values_of_every_experiment_have_the_right_types() -> None:
     for experiment in ("sd15_l4x4", "tiny_cpu", "cubediff_tiny"):
         check_types(composed(f"experiment={experiment}", DATA, "optimizer=adamw"))
 

@@ -1,4 +1,4 @@
-"""Configs written with the first release's names and keys still mean the same, and have the same fingerprint."""
+"""Configs with the names and keys of the first release still resolve and have the same fingerprints."""
 
 from importlib import import_module
 
@@ -46,7 +46,7 @@ FIRST_FINGERPRINTS = {
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two keys that the first configs did not have: a number, and a whole node with a target."""
+    """Two keys that the first configs did not have: a number, and a node with a target."""
     node = {"_target_": "cubediff.diffusion.objective.Objective", "size": "${face_size}"}
     monkeypatch.setattr(targets, "ADDED", {**ADDED, "data.stride": 1, "model.extra": node})
 
@@ -74,7 +74,7 @@ def test_old_targets_are_renamed_wherever_they_are_in_a_config() -> None:
 
 
 def test_every_added_key_is_in_the_configs_at_its_default() -> None:
-    """Otherwise a default of the table and of conf/ have drifted apart, and fingerprints change."""
+    """Otherwise the defaults of the table and of conf/ differ, and fingerprints change."""
     groups = [composed("data.path=x", f"data={data}") for data in ("panoramas", "photos", "latents")]
     for key, default in ADDED.items():
         containers = [OmegaConf.to_container(config) for config in groups]

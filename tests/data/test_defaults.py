@@ -1,4 +1,4 @@
-"""Defaults of the data have one home in Python, and conf/data agrees with it."""
+"""Defaults of the data are defined once in Python, and conf/data agrees with them."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Procedural panoramas: repeatable, seamless, and truly what their captions say."""
+"""Procedural panoramas: reproducible, seamless, and described correctly by their captions."""
 
 import json
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_the_scenes_vary(scenes: list) -> None:
     assert min(differences) > 10
 
 
-def test_walls_balls_and_houses_have_the_colour_their_caption_names(scenes: list) -> None:
+def test_objects_have_the_colour_that_their_caption_names(scenes: list) -> None:
     """The pixels at the named face's centre are nearer to the named colour than to any other."""
     checked = 0
     for image, _, faces in scenes:
@@ -70,15 +70,15 @@ def test_walls_balls_and_houses_have_the_colour_their_caption_names(scenes: list
             if not {"wall", "ball", "house"} & set(words):
                 continue
             column = (64 * wall + 128) % 256
-            seen = image[63:66, [column - 7, column - 6, column + 5, column + 6]].reshape(-1, 3).mean(0)
-            nearest = min(COLOURS, key=lambda c: float(np.linalg.norm(hue(seen) - hue(np.array(COLOURS[c])))))
-            assert nearest in words, (faces[face], seen)
+            mean_colour = image[63:66, [column - 7, column - 6, column + 5, column + 6]].reshape(-1, 3).mean(0)
+            nearest = min(COLOURS, key=lambda c: float(np.linalg.norm(hue(mean_colour) - hue(np.array(COLOURS[c])))))
+            assert nearest in words, (faces[face], mean_colour)
             checked += 1
     assert checked >= 16
 
 
-def test_things_are_where_the_captions_put_them_and_nowhere_else(scenes: list) -> None:
-    """Half-way between two faces there is only sky and ground: no face shows its neighbour's things."""
+def test_objects_are_only_on_the_faces_of_their_captions(scenes: list) -> None:
+    """Half-way between two faces there is only sky and ground: no face shows an object of its neighbour."""
     for image, _, faces in scenes:
         for column in (32, 96, 160, 224):
             near = image[60:63, column - 1 : column + 1].reshape(-1, 3).mean(0)
@@ -86,7 +86,7 @@ def test_things_are_where_the_captions_put_them_and_nowhere_else(scenes: list) -
             assert np.abs(near - far).max() < 12, faces
 
 
-def test_the_caption_of_the_whole_names_what_every_face_shows(scenes: list) -> None:
+def test_the_panoramas_caption_names_the_objects_of_every_face(scenes: list) -> None:
     for _, caption, faces in scenes:
         assert faces["up"][1:] in caption
         assert faces["down"][1:] in caption
@@ -110,11 +110,11 @@ def test_sky_is_above_ground_is_below_and_the_seam_does_not_show(scenes: list) -
 
 
 @pytest.mark.parametrize("size", [(64, 100), (8, 16), (128, 64)])
-def test_a_size_that_is_no_panorama_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_size_that_is_not_a_panorama_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected 1:2 and at least 16x32"):
         create_example_dataset(1, tmp_path, size=size)
 
 
-def test_nothing_asked_for_is_refused(tmp_path: Path) -> None:
+def test_zero_panoramas_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_samples is 0"):
         create_example_dataset(0, tmp_path)

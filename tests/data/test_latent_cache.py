@@ -1,4 +1,4 @@
-"""Training on latents that were encoded before, against training that encodes."""
+"""Training on cached latents, compared with training that encodes."""
 
 import json
 import os
@@ -17,12 +17,13 @@ from support.losses import losses_of
 from support.panoramas import keys, shards, spoil
 from support.runs import composed
 
-from cubediff import CubeDiffPipeline, train
+from cubediff import CubeDiffPipeline
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
 from cubediff.data.latent_cache.writing import ShardWriter
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.cache_latents import cache
+from cubediff.runs.fit import fit
 
 WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
 
@@ -100,12 +101,12 @@ def test_the_loss_on_cached_latents_equals_the_loss_of_encoding_the_same_rotatio
 def test_training_shows_all_cached_rotations_at_random(latents: Path) -> None:
     data = LatentDataModule(latents, batch_size=1, face_size=64)
     loader = data.train_dataloader()
-    seen: dict[str, set[float]] = {}
+    yaws_by_key: dict[str, set[float]] = {}
     for _ in range(20):
         for batch in loader:
-            seen.setdefault(batch["key"][0], set()).add(batch["yaw"].item())
-    assert {len(yaws) for yaws in seen.values()} == {3}
-    assert len(set().union(*seen.values())) == 3 * len(seen)
+            yaws_by_key.setdefault(batch["key"][0], set()).add(batch["yaw"].item())
+    assert {len(yaws) for yaws in yaws_by_key.values()} == {3}
+    assert len(set().union(*yaws_by_key.values())) == 3 * len(yaws_by_key)
 
 
 def test_a_run_on_latents_needs_no_encoders_and_exports_a_complete_model(
@@ -122,9 +123,9 @@ def test_a_run_on_latents_needs_no_encoders_and_exports_a_complete_model(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cubediff.runs.fit.build", lambda c, **o: build(c, **watched(o, Look())))
-        train.fit(config, tmp_path / "run")
+        fit(config, tmp_path / "run")
     assert set(devices) == {"meta"}
-    assert "no samples are drawn" in capsys.readouterr().out
+    assert "no samples are generated" in capsys.readouterr().out
     exported = CubeDiffPipeline.from_pretrained(tmp_path / "run" / "export")
     exported.set_progress_bar_config(disable=True)
     initial = tiny_random()
@@ -242,7 +243,7 @@ def test_latents_that_do_not_match_the_run_are_refused(
 ) -> None:
     words = tuple(word.replace("LATENTS", str(latents)).replace("SOURCE", str(source)) for word in words)
     with pytest.raises(ValueError, match=message):
-        train.fit(composed(*WORDS, *words, "data.batch_size=2", run_dir=tmp_path), tmp_path)
+        fit(composed(*WORDS, *words, "data.batch_size=2", run_dir=tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(

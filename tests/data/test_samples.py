@@ -1,4 +1,4 @@
-"""The panoramas in data/samples are what data/README.md says: 2:1, captioned, free to share."""
+"""The panoramas in data/samples match data/README.md: 2:1, captioned, free to share."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_every_sample_is_a_full_panorama_of_its_listed_size_and_source() -> None
         assert record["licence"] == "CC0-1.0"
 
 
-def test_every_caption_says_something_and_every_face_has_its_own() -> None:
+def test_captions_are_not_empty_and_every_face_has_a_different_one() -> None:
     for record in RECORDS:
         assert list(record["faces"]) == ["front", "right", "back", "left", "up", "down"]
         texts = [record["caption"], *record["faces"].values()]

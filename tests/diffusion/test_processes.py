@@ -76,10 +76,10 @@ def loss(objective: Objective, scheduler: SchedulerMixin, seed: int = 0) -> tupl
 
 def test_flow_matching_with_its_own_timesteps_is_the_mean_square_of_noise_minus_latents() -> None:
     objective = Objective(**KEEP, process=FlowMatching, timesteps=LogitNormal())
-    losses, asked = loss(objective, FlowMatchEulerDiscreteScheduler())
-    t = (asked.timesteps.double() / 1000).view(-1, 1, 1, 1, 1)
+    losses, recorded = loss(objective, FlowMatchEulerDiscreteScheduler())
+    t = (recorded.timesteps.double() / 1000).view(-1, 1, 1, 1, 1)
     assert ((t > 0) & (t < 1)).all()
-    noise = (asked.cube.noisy.double() - (1 - t) * LATENTS.double()) / t
+    noise = (recorded.cube.noisy.double() - (1 - t) * LATENTS.double()) / t
     expected = (noise - LATENTS.double())[:, 1:].square().mean((1, 2, 3, 4))
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=0)
 
@@ -104,9 +104,9 @@ def test_a_weighting_gets_the_losses_the_timesteps_and_the_process() -> None:
     def weigh(losses: Tensor, timesteps: Tensor, process: NoisingProcess) -> Tensor:
         return losses * process.snr(timesteps)
 
-    plain, asked = loss(Objective(**KEEP), sd_scheduler())
+    plain, recorded = loss(Objective(**KEEP), sd_scheduler())
     weighted, _ = loss(Objective(**KEEP, weighting=weigh), sd_scheduler())
-    snr = GaussianDiffusion()(sd_scheduler()).snr(asked.timesteps)
+    snr = GaussianDiffusion()(sd_scheduler()).snr(recorded.timesteps)
     torch.testing.assert_close(weighted, plain * snr)
 
 

@@ -1,4 +1,4 @@
-"""experiments/launch: every override composes, the files agree with each other, and what runs on a CPU starts."""
+"""experiments/launch: every override composes, the files agree with each other, and the commands start on a CPU."""
 
 import importlib.util
 import os
@@ -54,8 +54,8 @@ def words(name: str) -> list[str]:
         text = (LAUNCH / name).read_text().replace("\\\n", " ")
         (line,) = re.findall(r"python -m cubediff\.train (.*) \"\$@\"", text)
         return [*shlex.split(line), *command(f"sbatch {name}")[2:]]
-    given = command(name)
-    return given[given.index("cubediff" if "docker" in name else "cubediff.train") + 1 :]
+    parts = command(name)
+    return parts[parts.index("cubediff" if "docker" in name else "cubediff.train") + 1 :]
 
 
 def directives(name: str) -> dict[str, str]:
@@ -183,7 +183,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def asked(folder: Path) -> str | None:
+def scontrol_calls(folder: Path) -> str | None:
     """The recorded arguments of scontrol."""
     file = folder / "bin/asked"
     return file.read_text() if file.exists() else None
@@ -194,13 +194,13 @@ def asked(folder: Path) -> str | None:
 def test_a_terminated_job_requeues_itself(tmp_path: Path, name: str, code: int, requeued: bool) -> None:
     result = ended(slurm(tmp_path, name, "data.path=x", "run_dir=y", srun=f"#!/bin/sh\nexit {code}\n"))
     assert result.returncode == code, result.stderr
-    assert asked(tmp_path) == (f"requeue {os.getpid()}\n" if requeued else None)
+    assert scontrol_calls(tmp_path) == (f"requeue {os.getpid()}\n" if requeued else None)
 
 
 @pytest.mark.parametrize("name", SBATCH)
 def test_a_job_without_a_run_dir_starts_nothing(tmp_path: Path, name: str) -> None:
     result = ended(slurm(tmp_path, name, "data.path=x", srun="#!/bin/sh\necho started\n"))
-    assert (result.returncode, result.stdout, asked(tmp_path)) == (2, "", None)
+    assert (result.returncode, result.stdout, scontrol_calls(tmp_path)) == (2, "", None)
     assert "set run_dir=DIR" in result.stderr
 
 
@@ -224,7 +224,7 @@ def finished(result: subprocess.CompletedProcess[str], folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {"run", "bin"}
 
 
-def here(given: list[str], shards: Path, folder: Path) -> list[str]:
+def here(words_of_command: list[str], shards: Path, folder: Path) -> list[str]:
     """A README command with this machine's torchrun, shards and run directory."""
     torchrun = shutil.which("torchrun", path=str(Path(sys.executable).parent))
     assert torchrun is not None
@@ -233,7 +233,7 @@ def here(given: list[str], shards: Path, folder: Path) -> list[str]:
         "data.path=SHARDS": f"data.path={shards}",
         "run_dir=RUN": f"run_dir={folder / 'run'}",
     }
-    return [paths.get(word, word) for word in given]
+    return [paths.get(word, word) for word in words_of_command]
 
 
 @pytest.mark.ddp
@@ -270,7 +270,7 @@ def test_torchrun_commands_of_two_nodes_start_one_run(
 def test_slurm_scripts_start_one_run_of_two_tasks(tiny_shards: Path, tmp_path: Path, name: str, nodes: int) -> None:
     words = (f"data.path={tiny_shards}", f"run_dir={tmp_path / 'run'}", *HERE, f"trainer.devices={2 // nodes}")
     finished(ended(slurm(tmp_path, name, *words, srun=SRUN.format(python=sys.executable), nodes=nodes)), tmp_path)
-    assert asked(tmp_path) is None
+    assert scontrol_calls(tmp_path) is None
 
 
 @pytest.mark.ddp
@@ -291,7 +291,7 @@ def test_a_slurm_job_at_its_time_limit_saves_requeues_itself_and_resumes(tiny_sh
     os.kill(int((tmp_path / "bin/pid").read_text()), signal.SIGTERM)
     result = ended(begun)
     assert result.returncode == 143, said + result.stderr
-    assert asked(tmp_path) == f"requeue {os.getpid()}\n"
+    assert scontrol_calls(tmp_path) == f"requeue {os.getpid()}\n"
     assert list((tmp_path / "run/checkpoints").glob("*.ckpt"))
     assert not (tmp_path / "run/export").exists()
     again = ended(slurm(tmp_path, "slurm_node.sbatch", *words, *more, srun=SRUN.format(python=sys.executable)))

@@ -123,10 +123,14 @@ def test_a_ring_over_more_gpus_sends_at_most_twice_the_bytes() -> None:
 
 
 def test_counted_parameters_and_gradients_are_those_of_the_networks() -> None:
-    made = cost(composed("experiment=sd15_l4x4"), 1, operations=False)
+    planned = cost(composed("experiment=sd15_l4x4"), 1, operations=False)
     of = METRICS["counts"]["attention"]
-    assert (made.parameters, made.trained, made.gradients) == (of["parameters"], of["trained"], of["gradients"])
-    assert made.checkpoint == of["checkpoint"]
+    assert (planned.parameters, planned.trained, planned.gradients) == (
+        of["parameters"],
+        of["trained"],
+        of["gradients"],
+    )
+    assert planned.checkpoint == of["checkpoint"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The default field of view has one home."""
+"""The default field of view is defined once."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Photos as conditions: each lands where it was taken to, at any size and field of view, and is continued around."""
+"""Photos as conditions: each is projected to its direction at any size and field of view, and continued around."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ PITCH = st.floats(-90, 90)
 
 
 def direction_panorama(height: int) -> Tensor:
-    """A panorama whose colour is the direction it looks along."""
+    """A panorama whose colours are the directions of its pixels."""
     yaw = ((torch.arange(2 * height, dtype=torch.float64) + 0.5) / (2 * height) - 0.5) * 2 * math.pi
     pitch = (0.5 - (torch.arange(height, dtype=torch.float64) + 0.5) / height)[:, None] * math.pi
     colours = torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()))
@@ -53,7 +53,7 @@ def inside(size: int, photo: Photo, margin: float) -> Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(20, 150), ANGLE, PITCH, ANGLE, st.sampled_from([(96, 96), (60, 120), (120, 60)]))
-def test_a_photo_lands_where_it_was_taken_to(fov, yaw, pitch, roll, size):
+def test_a_photo_is_projected_to_its_direction(fov, yaw, pitch, roll, size):
     picture = equirect_to_perspective(direction_panorama(128), size, fov, yaw, pitch, roll)[0]
     photo = Photo(picture, fov, yaw, pitch, roll)
     faces, covered = (one[0] for one in project_photos([[photo]], 48, 95.0))
@@ -67,7 +67,7 @@ def test_a_photo_lands_where_it_was_taken_to(fov, yaw, pitch, roll, size):
 
 @pytest.mark.parametrize("name", ["courtyard", "hotel_room"])
 @pytest.mark.parametrize("view", [(60, 0, 0, 0), (75, 35, 20, 10), (100, -150, -30, -5), (65, 10, 80, 0)])
-def test_a_real_photo_gives_the_faces_that_the_panorama_gives(name, view):
+def test_a_photo_rendered_from_a_panorama_projects_to_the_panoramas_faces(name, view):
     panorama = panorama_of(name)
     fov, *turn = (float(angle) for angle in view)
     picture = equirect_to_perspective(panorama, (480, 640), fov, *turn, mode="bicubic")[0].clamp(-1, 1)
@@ -77,7 +77,7 @@ def test_a_real_photo_gives_the_faces_that_the_panorama_gives(name, view):
     assert 10 * torch.log10(4 / error) > 38  # dB
 
 
-def test_a_picture_of_a_faces_size_and_view_is_the_front_face_and_nothing_else():
+def test_a_picture_with_a_faces_size_and_fov_becomes_exactly_the_front_face():
     picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for photo in (Photo(picture), Photo(picture, 95.0)):
         faces, covered = project_photos([[photo]], 64, 95.0)
@@ -86,21 +86,21 @@ def test_a_picture_of_a_faces_size_and_view_is_the_front_face_and_nothing_else()
         assert not covered[0, 1:].any()
 
 
-def test_of_an_unknown_field_of_view_the_central_square_is_as_wide_as_a_face():
+def test_without_a_fov_the_central_square_fills_the_front_face():
     wide = torch.rand(3, 64, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1
     faces, _ = project_photos([[Photo(wide)]], 64, 95.0)
     assert torch.equal(faces[0, 0], wide[:, :, 18:82])
-    turned, where = project_photos([[Photo(wide, yaw=90.0)]], 64, 95.0)
+    rotated, where = project_photos([[Photo(wide, yaw=90.0)]], 64, 95.0)
     square, there = project_photos([[Photo(wide[:, :, 18:82], 95.0, yaw=90.0)]], 64, 95.0)
-    assert torch.equal(turned, square)
+    assert torch.equal(rotated, square)
     assert torch.equal(where, there)
     assert where[0, 1].float().mean() > 0.99
     assert not where[0, 3].any()
 
 
 @pytest.mark.parametrize(("size", "focal", "expected"), [((4000, 3000), 26, 67.3), ((3000, 4000), 26, 53.1)])
-def test_a_phones_exif_gives_the_field_of_view(tmp_path, size, focal, expected):
-    """A main camera of "26 mm" sees 79.5° along the diagonal, as its makers say; 4:3."""
+def test_exif_focal_length_gives_the_field_of_view(tmp_path, size, focal, expected):
+    """A main camera of "26 mm" has 79.5° along the diagonal, as its makers state; 4:3."""
     exif = PIL.Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = focal
     PIL.Image.new("RGB", (size[0] // 50, size[1] // 50)).save(tmp_path / "p.jpg", exif=exif)
@@ -108,22 +108,22 @@ def test_a_phones_exif_gives_the_field_of_view(tmp_path, size, focal, expected):
         fov = exif_fov(opened)
         assert fov == pytest.approx(expected, abs=0.1)
         by_exif = project_photos([[Photo(opened)]], 32, 95.0)
-        told = project_photos([[Photo(opened, fov)]], 32, 95.0)
-    assert torch.equal(by_exif[1], told[1])
+        explicit = project_photos([[Photo(opened, fov)]], 32, 95.0)
+    assert torch.equal(by_exif[1], explicit[1])
     assert 0 < by_exif[1][0, 0].float().mean() < 0.7
     wide, high = (math.tan(math.radians(a) / 2) for a in (67.3, 53.1))
     assert 2 * math.degrees(math.atan(math.hypot(wide, high))) == pytest.approx(79.5, abs=0.2)
 
 
-def test_without_exif_nothing_is_known():
+def test_without_exif_the_field_of_view_is_none():
     assert exif_fov(PIL.Image.new("RGB", (4, 3))) is None
     assert exif_fov(torch.zeros(3, 4, 4)) is None
     unknown = PIL.Image.new("RGB", (4, 3))
-    unknown.getexif().get_ifd(0x8769)[0xA405] = 0  # "unknown", says EXIF
+    unknown.getexif().get_ifd(0x8769)[0xA405] = 0  # "unknown" in EXIF
     assert exif_fov(unknown) is None
 
 
-def test_of_several_photos_each_pixel_shows_the_one_whose_centre_is_nearest():
+def test_each_pixel_shows_the_photo_with_the_nearest_centre():
     red, blue = (torch.tensor(c)[:, None, None].expand(3, 40, 40) for c in ([1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]))
     photos = [Photo(red, 90.0, yaw=-30.0), Photo(blue, 90.0, yaw=30.0)]
     faces, covered = (one[0] for one in project_photos([photos], 64, 95.0))
@@ -138,7 +138,7 @@ def test_of_several_photos_each_pixel_shows_the_one_whose_centre_is_nearest():
     assert torch.equal(other[0][0], faces)
 
 
-def test_outside_a_photo_is_continued_without_a_jump():
+def test_faces_continue_without_a_jump_outside_a_photo():
     panorama = panorama_of("courtyard")
     picture = equirect_to_perspective(panorama, 96, 70.0, 20.0, -10.0, mode="bicubic")[0].clamp(-1, 1)
     faces, covered = (one[0] for one in project_photos([[Photo(picture, 70.0, 20.0, -10.0)]], 96, 95.0))
@@ -148,7 +148,7 @@ def test_outside_a_photo_is_continued_without_a_jump():
     assert faces[~covered.expand_as(faces)].std() > 0.5 * faces[covered.expand_as(faces)].std()
 
 
-def test_a_batch_of_pictures_with_views_of_their_own_is_each_by_itself():
+def test_a_batch_with_different_cameras_equals_single_projections():
     pictures = torch.rand(3, 3, 14, 20, generator=torch.Generator().manual_seed(0))
     views = [80.0, 90.0, 120.0], [0.0, 90.0, -100.0], [5.0, -30.0, 80.0], [0.0, 10.0, -70.0]
     fov, yaw, pitch, roll = (torch.tensor(angles) for angles in views)  # none is finer than the faces
@@ -160,7 +160,7 @@ def test_a_batch_of_pictures_with_views_of_their_own_is_each_by_itself():
         torch.testing.assert_close(one[0], faces[i], rtol=0, atol=1e-4)
 
 
-def test_pictures_of_bytes_stay_bytes_and_are_averaged_where_they_are_finer_than_the_faces():
+def test_uint8_pictures_stay_uint8_and_are_antialiased():
     fine = (torch.arange(800)[:, None] + torch.arange(800)) % 2 * 255  # a chessboard of single pixels
     picture = fine.to(torch.uint8).expand(1, 3, -1, -1)
     faces, covered = perspective_to_cube(picture, 32, 95.0, 80.0)
@@ -171,7 +171,7 @@ def test_pictures_of_bytes_stay_bytes_and_are_averaged_where_they_are_finer_than
 
 
 @pytest.mark.parametrize("fov", [0.0, 180.0, -20.0])
-def test_a_picture_without_a_field_of_view_raises(fov):
+def test_an_invalid_field_of_view_raises(fov):
     with pytest.raises(ValueError, match=f"fov is {fov}°"):
         perspective_to_cube(torch.zeros(1, 3, 4, 4), 8, 95.0, fov)
 
@@ -194,7 +194,7 @@ def test_images_in_every_form_become_photos_by_panorama():
 
 
 @pytest.mark.parametrize(
-    ("photo", "told"),
+    ("photo", "message"),
     [
         ({"fov": 0.0}, "a photo's fov is 0.0°: it lies between 0° and 180°"),
         ({"fov": 180.0}, "a photo's fov is 180.0°"),
@@ -202,6 +202,6 @@ def test_images_in_every_form_become_photos_by_panorama():
         ({"yaw": float("inf")}, "yaw, pitch and roll are inf, 0.0, 0.0: expected finite degrees"),
     ],
 )
-def test_angles_that_cannot_be_meant_raise(photo, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_angles_raise(photo, message):
+    with pytest.raises(ValueError, match=message):
         Photo(PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)), **photo)

@@ -543,11 +543,11 @@ def test_results_have_the_dtype_of_the_pixels(dtype: torch.dtype) -> None:
     for rotation in (None, turn):
         faces = equirect_to_cube(panorama, 24, 95.0, rotation, antialias=False)
         assert faces.dtype == dtype
-        wanted = equirect_to_cube(exact, 24, 95.0, rotation, antialias=False)
+        exact_faces = equirect_to_cube(exact, 24, 95.0, rotation, antialias=False)
         tolerance = {torch.uint8: 0.7 if rotation is None else 0.51, torch.float16: 0.07, torch.bfloat16: 0.51}.get(
             dtype, 1e-3
         )
-        torch.testing.assert_close(faces.double(), wanted, atol=tolerance, rtol=0)
+        torch.testing.assert_close(faces.double(), exact_faces, atol=tolerance, rtol=0)
     assert cube_to_equirect(faces, 32).dtype == dtype
     assert equirect_to_perspective(panorama, 16, 60.0, 10.0).dtype == dtype
 

@@ -1,4 +1,4 @@
-"""High dynamic range: the exposure is the scene's own whatever the file's scale, and every format shows the same."""
+"""High dynamic range: the exposure does not depend on the scale of the file, and all formats give the same image."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def write_exr(path: Path, channels: dict[str, np.ndarray], **header: object) -> 
     return path
 
 
-def test_the_picture_does_not_depend_on_the_files_scale() -> None:
+def test_tone_mapping_does_not_depend_on_the_scale_of_the_radiance() -> None:
     radiance = scene()
     picture, record = tone_map(radiance)
     brighter, scaled = tone_map(1000 * radiance)
@@ -38,8 +38,8 @@ def test_the_picture_does_not_depend_on_the_files_scale() -> None:
     assert picture.max() == 255
 
 
-def test_the_record_says_how_the_picture_was_made() -> None:
-    """The tone map is done once more from the record alone, in float64."""
+def test_the_record_suffices_to_repeat_the_tone_mapping() -> None:
+    """The tone map is repeated from the record alone, in float64."""
     radiance = scene()
     picture, record = tone_map(radiance)
     assert record["curve"] == "reinhard_extended"
@@ -83,7 +83,7 @@ def test_grey_exr_and_grey_tiff_are_grey(tmp_path: Path) -> None:
         assert np.ptp(colours) > 150
 
 
-def test_what_is_no_radiance_of_a_sphere_is_refused(tmp_path: Path) -> None:
+def test_invalid_hdr_images_are_refused(tmp_path: Path) -> None:
     radiance = scene()
     broken = radiance.copy()
     broken[3, 4], broken[5, 6, 1] = np.nan, np.inf
@@ -116,7 +116,7 @@ def test_what_is_no_radiance_of_a_sphere_is_refused(tmp_path: Path) -> None:
             load_panorama(tmp_path / name)
 
 
-def test_without_the_package_an_exr_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_an_exr_without_openexr_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_exr(tmp_path / "a.exr", {"RGB": scene()})
     monkeypatch.setitem(__import__("sys").modules, "OpenEXR", None)
     with pytest.raises(DataError, match=r"pip install 'cubediff\[exr\]'"):

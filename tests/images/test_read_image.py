@@ -70,7 +70,7 @@ def test_the_samples_are_read_unchanged() -> None:
 
 
 def test_a_foreign_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
-    """The profile says red where the file says green, and the other way round."""
+    """The profile swaps red and green."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = srgb.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
@@ -82,7 +82,7 @@ def test_a_foreign_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
     assert "icc_profile" not in image.info
 
 
-def test_what_is_not_a_photo_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_unreadable_photos_are_refused_with_the_reason(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
     (tmp_path / "text.jpg").write_text("no image")

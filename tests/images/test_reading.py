@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the same picture, and what is none is refused with the reason."""
+"""Every image format is decoded to the same pixels, and other files are refused with the reason."""
 
 import struct
 import threading
@@ -36,7 +36,9 @@ from cubediff.utils.errors import DataError
         (".tiff", {"mode": "CMYK"}, False),
     ],
 )
-def test_every_kind_of_image_becomes_the_same_picture(tmp_path: Path, suffix: str, options: dict, kept: bool) -> None:
+def test_every_image_format_is_decoded_to_the_same_picture(
+    tmp_path: Path, suffix: str, options: dict, kept: bool
+) -> None:
     options = dict(options)
     mode = options.pop("mode", "RGB")
     image = picture()
@@ -65,8 +67,8 @@ def test_sixteen_bit_colour_keeps_its_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_jpeg_is_put_upright(tmp_path: Path, orientation: int) -> None:
-    """The stored picture is the upright one under the inverse of what EXIF says; half of them are stored 1:2."""
+def test_a_jpeg_with_an_exif_orientation_is_read_upright(tmp_path: Path, orientation: int) -> None:
+    """The stored image is the upright one under the inverse of the EXIF orientation; half of them are stored 1:2."""
     upright = picture()
     turn = Image.Transpose
     stored = {
@@ -104,7 +106,7 @@ def test_a_foreign_colour_profile_is_converted_and_srgb_is_left_alone(tmp_path: 
     assert np.abs(shown(result.jpeg) - np.asarray(upright, np.float64)[..., [1, 0, 2]]).mean() < 3
 
 
-def test_the_first_picture_of_a_camera_file_is_the_panorama_and_animations_are_refused(tmp_path: Path) -> None:
+def test_the_first_image_of_an_mpo_is_read_and_animations_are_refused(tmp_path: Path) -> None:
     first, second = picture(0), picture(1)
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], quality=95, subsampling=0)
     assert np.abs(shown(load_panorama(tmp_path / "a.jpg").jpeg) - np.asarray(first, np.float64)).mean() < 3
@@ -114,7 +116,7 @@ def test_the_first_picture_of_a_camera_file_is_the_panorama_and_animations_are_r
             load_panorama(tmp_path / name)
 
 
-def test_transparent_parts_are_no_part_of_a_sphere(tmp_path: Path) -> None:
+def test_transparent_pixels_are_refused(tmp_path: Path) -> None:
     image = picture().convert("RGBA")
     image.putpixel((3, 4), (1, 2, 3, 0))
     image.save(tmp_path / "a.png")
@@ -135,16 +137,14 @@ def test_the_size_is_read_before_the_pixels(tmp_path: Path, monkeypatch: pytest.
             load_panorama(tmp_path / name)
 
 
-def test_a_size_above_pillows_own_limit_is_read_where_it_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_above_pillows_pixel_limit_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # 64 x 32 is 4 times as much, above which Pillow refuses
     picture().save(tmp_path / "a.jpg")
     assert load_panorama(tmp_path / "a.jpg").width == 64
     assert Image.MAX_IMAGE_PIXELS == 500
 
 
-def test_pillows_settings_come_back_when_the_last_thread_leaves() -> None:
+def test_pillows_settings_are_restored_when_the_last_thread_leaves() -> None:
     limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
     inside, leave = threading.Event(), threading.Event()
 

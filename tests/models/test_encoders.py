@@ -18,7 +18,7 @@ from cubediff.models.tokenizer import byte_tokenizer
 from cubediff.pipelines.loading import tiny_random
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
-SCALING = 0.37  # no model's own factor, so that a fixed one shows
+SCALING = 0.37  # of no real model, so that a hard-coded factor is detected
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,9 @@ def test_every_face_takes_part_in_the_statistics_of_the_others(encoders, cubes):
         there = cubes[:1].clone()
         there[0, face] = 1.0
         assert ((encoders.encode(there) - latents).abs().amax((0, 2, 3, 4)) > 1e-4).all()
-        turned = latents.clone()
-        turned[0, face] *= -3
-        assert ((encoders.decode(turned) - decoded).abs().amax((0, 2, 3, 4)) > 1e-4).all()
+        changed = latents.clone()
+        changed[0, face] *= -3
+        assert ((encoders.decode(changed) - decoded).abs().amax((0, 2, 3, 4)) > 1e-4).all()
 
 
 def test_both_models_are_frozen_and_in_evaluation_mode(encoders, cubes):
@@ -95,7 +95,7 @@ def test_both_models_are_frozen_and_in_evaluation_mode(encoders, cubes):
     assert not isinstance(encoders, torch.nn.Module)
 
 
-def test_a_half_precision_vae_takes_and_gives_float32(encoders, cubes):
+def test_a_half_precision_vae_takes_and_returns_float32(encoders, cubes):
     expected = encoders.encode(cubes[:1])
     encoders.vae.to(torch.bfloat16)
     latents = encoders.encode(cubes[:1])
@@ -119,7 +119,7 @@ def test_text_states_equal_a_direct_call_of_the_text_encoder(encoders):
     assert (got[0] - got[1]).abs().max() > 0.1
 
 
-def test_a_prompt_as_long_as_the_text_encoder_takes_is_taken_and_a_longer_one_raises(encoders):
+def test_the_longest_prompt_is_encoded_and_a_longer_one_raises(encoders):
     limit = encoders.tokenizer.model_max_length - 2
     assert encoders.encode_captions(["x" * limit]).shape == (1, limit + 2, 32)
     with pytest.raises(
@@ -128,7 +128,7 @@ def test_a_prompt_as_long_as_the_text_encoder_takes_is_taken_and_a_longer_one_ra
         encoders.encode_captions(["short", "x" * (limit + 1)])
 
 
-def test_truncation_keeps_the_beginning_and_is_told_once(encoders, caplog, monkeypatch):
+def test_truncation_keeps_the_beginning_and_warns_once(encoders, caplog, monkeypatch):
     monkeypatch.setattr(FrozenEncoders, "_warned_truncation", False)
     limit = encoders.tokenizer.model_max_length - 2
     with caplog.at_level(logging.WARNING, "cubediff"):
@@ -143,7 +143,7 @@ def test_truncation_keeps_the_beginning_and_is_told_once(encoders, caplog, monke
 
 
 @pytest.mark.parametrize("text", ["a street, at dusk!", "x=3 (~50 %)", "café ☕ 日本"])
-def test_the_byte_tokenizer_gives_any_text_back_in_lower_case_words(text):
+def test_the_byte_tokenizer_decodes_any_text_in_lower_case(text):
     tokenizer = byte_tokenizer()
     ids = tokenizer(text).input_ids
     assert ids[0] == tokenizer.bos_token_id
@@ -152,7 +152,7 @@ def test_the_byte_tokenizer_gives_any_text_back_in_lower_case_words(text):
     assert "".join(decoded.split()) == "".join(text.split())
 
 
-def test_merges_shorten_what_the_byte_tokenizer_writes():
+def test_merges_shorten_the_tokens_of_the_byte_tokenizer():
     merged = byte_tokenizer(merges=[("t", "h"), ("th", "e</w>")])
     assert len(byte_tokenizer()("the hall").input_ids) == 2 + 7
     assert len(merged("the hall").input_ids) == 2 + 5

@@ -84,7 +84,7 @@ def reference_norm(norm: nn.GroupNorm, faces: Tensor) -> Tensor:
 
 
 def reference_attention(layer: nn.Module, faces: Tensor) -> Tensor:
-    """Self-attention in float64 whose every token sees all tokens of the six faces of its own panorama."""
+    """Self-attention in float64 over all tokens of the six faces of a panorama."""
     result = torch.empty_like(faces, dtype=torch.float64)
     for start in range(0, len(faces), 6):
         tokens = torch.cat(list(faces[start : start + 6].double()))  # (6·N, C)
@@ -131,7 +131,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_six_equal_faces_give_what_the_stock_model_gives_on_one_for_any_mask_and_positions(stock, cross_attention):
+def test_six_equal_faces_match_the_stock_model_for_any_mask_and_positions(stock, cross_attention):
     latents, text, others = draws((1, 4, 8, 8), (1, 5, TEXT), (1, 6, 3, 8, 8))
     expected = stock(latents, 500, text).sample
     unet = widen_conv_in_(inflate_(stock, cross_attention=cross_attention), 7)
@@ -161,7 +161,7 @@ def test_every_face_sees_every_other_through_attention_alone(stock, face):
     assert (moved > 1e-3).all(), moved
 
 
-def test_no_face_is_special_to_the_model(unet):
+def test_the_model_is_equivariant_to_face_permutations(unet):
     latents, text = draws((2, 6, 4, 8, 8), (2, 6, 5, TEXT))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     permuted = predict(unet, latents[:, order], text[:, order])
@@ -178,7 +178,7 @@ def test_inflated_attention_and_norms_equal_the_references(unet):
     assert attention.worst(reference_attention) < 1e-10
 
 
-def test_equal_captions_make_joint_cross_attention_the_one_per_face(stock):
+def test_joint_cross_attention_with_equal_captions_equals_per_face(stock):
     latents, text = draws((2, 6, 4, 8, 8), (2, 1, 5, TEXT))
     text = text.expand(-1, 6, -1, -1)
     per_face = predict(inflate_(stock, cross_attention="per_face"), latents, text)
@@ -201,14 +201,14 @@ def test_a_face_reads_its_own_caption_and_with_joint_cross_attention_all_of_them
 
 
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_a_barred_face_acts_on_no_other_and_all_others_act_on_it(stock, cross_attention):
+def test_a_masked_face_affects_no_other_and_is_affected_by_all(stock, cross_attention):
     unet = inflate_(stock, sync_group_norm=False, cross_attention=cross_attention)
     latents, text, other = draws((2, 6, 4, 8, 8), (2, 6, 5, TEXT), (4, 8, 8))
-    seen = torch.ones(2, 6, dtype=torch.bool)
-    seen[1, 0] = False
+    is_visible = torch.ones(2, 6, dtype=torch.bool)
+    is_visible[1, 0] = False
 
     def masked(latents: Tensor) -> Tensor:
-        mask = seen.flatten()[:, None]
+        mask = is_visible.flatten()[:, None]
         with torch.no_grad():
             output = unet(latents.flatten(0, 1), 500, text.flatten(0, 1), attention_mask=mask).sample
         return output.unflatten(0, (-1, 6))
@@ -227,11 +227,11 @@ def test_a_barred_face_acts_on_no_other_and_all_others_act_on_it(stock, cross_at
     torch.testing.assert_close(before[0], predict(unet, latents, text)[0], rtol=0, atol=1e-12)
 
 
-def test_attention_with_a_barred_face_equals_the_reference_without_its_keys(unet):
+def test_attention_with_a_masked_face_equals_the_reference_without_its_keys(unet):
     layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
     (tokens,) = draws((6, 4, 32))
     bias = torch.zeros(6, 1, 1, dtype=torch.float64)
-    bias[0] = -10000.0  # as diffusers turns a 0 into it
+    bias[0] = -10000.0  # as diffusers converts a 0
     flat = tokens.flatten(0, 1)
     heads = []
     parts = [(flat @ p.weight.T).chunk(layer.heads, dim=1) for p in (layer.to_q, layer.to_k, layer.to_v)]
@@ -252,11 +252,11 @@ def test_inflating_again_keeps_the_processors_that_compiled_code_is_bound_to(sto
 def test_gradient_checkpointing_changes_neither_output_nor_gradients(stock, cross_attention, barred):
     unet = inflate_(stock, cross_attention=cross_attention).train()
     latents, text = draws((12, 4, 8, 8), (12, 5, TEXT))
-    seen = torch.arange(12)[:, None] != 6 if barred else None
+    is_visible = torch.arange(12)[:, None] != 6 if barred else None
 
     def outcome() -> list[Tensor]:
         unet.zero_grad()
-        output = unet(latents, 500, text, attention_mask=seen).sample
+        output = unet(latents, 500, text, attention_mask=is_visible).sample
         output.square().mean().backward()
         return [output.detach(), *(p.grad.clone() for p in unet.parameters())]
 
@@ -279,7 +279,7 @@ def test_inflating_keeps_class_keys_shapes_and_weights(stock):
     assert [key for key in before if after[key].shape != before[key].shape] == ["conv_in.weight"]
 
 
-def test_inflating_twice_is_inflating_once_and_options_replace_each_other(unet):
+def test_inflating_is_idempotent_and_replaces_earlier_options(unet):
     latents, text = draws((1, 6, 4, 8, 8), (1, 6, 5, TEXT))
     once = predict(unet, latents, text)
     joint = predict(inflate_(unet, sync_group_norm=False, cross_attention="joint"), latents, text)
@@ -291,7 +291,7 @@ def test_inflating_twice_is_inflating_once_and_options_replace_each_other(unet):
     assert not any(isinstance(p, CubeAttnProcessor) for p in inner)
 
 
-def test_plain_processors_and_norms_give_the_stock_model_back(stock):
+def test_plain_processors_and_norms_restore_the_stock_model(stock):
     latents, text = draws((6, 4, 8, 8), (6, 5, TEXT))
     expected = stock(latents, 500, text).sample
     inflate_(stock)
@@ -301,7 +301,7 @@ def test_plain_processors_and_norms_give_the_stock_model_back(stock):
     assert torch.equal(stock(latents, 500, text).sample, expected)
 
 
-def test_it_wraps_the_processors_that_are_there_sliced_ones_too(stock):
+def test_existing_processors_are_wrapped_including_sliced_ones(stock):
     latents, text = draws((1, 6, 4, 8, 8), (1, 6, 5, TEXT))
     expected = predict(inflate_(stock), latents, text)
     stock.set_attention_slice("max")
@@ -310,20 +310,20 @@ def test_it_wraps_the_processors_that_are_there_sliced_ones_too(stock):
 
 
 @pytest.mark.parametrize("sync_group_norm", [True, False])
-def test_a_batch_that_is_no_multiple_of_six_raises(stock, sync_group_norm):
+def test_a_batch_that_is_not_a_multiple_of_six_raises(stock, sync_group_norm):
     unet = inflate_(stock, sync_group_norm=sync_group_norm)
     latents, text = draws((8, 4, 8, 8), (8, 5, TEXT))
     with pytest.raises(ValueError, match="got 8, which is not a multiple of six"):
         unet(latents, 500, text)
 
 
-def test_a_mask_of_another_kind_raises(unet):
+def test_an_invalid_mask_raises(unet):
     latents, text = draws((6, 4, 8, 8), (6, 5, TEXT))
     with pytest.raises(ValueError, match=r"expected an attention_mask \(B·6, 1\), one value per face, got \(6, 64\)"):
         unet(latents, 500, text, attention_mask=torch.ones(6, 64))
 
 
-def test_a_unet_that_cannot_be_inflated_raises_and_stays_as_it_was(stock):
+def test_a_unet_that_cannot_be_inflated_raises_and_is_unchanged(stock):
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "mid_block_type": None}
     small = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 2}
     bare = UNet2DConditionModel(**small, **blocks, cross_attention_dim=TEXT)
@@ -345,7 +345,7 @@ def test_a_unet_that_cannot_be_inflated_raises_and_stays_as_it_was(stock):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_widening_copies_the_kernels_and_starts_the_new_ones_at_zero(dtype):
+def test_widening_copies_the_kernels_and_initialises_new_ones_to_zero(dtype):
     unet = UNet2DConditionModel.from_config(small_unet(attention_head_dim=2).config).to(dtype)
     unet.conv_in.requires_grad_(False)
     weight, bias = unet.conv_in.weight.clone(), unet.conv_in.bias.clone()
@@ -390,7 +390,7 @@ def test_cube_group_norm_never_falls_back_to_single_faces(faces):
         CubeGroupNorm(2, 4)(torch.zeros(faces, 4, 3, 3))
 
 
-def test_every_norm_of_the_vae_sees_six_faces_in_encoder_and_decoder():
+def test_every_norm_of_the_vae_is_synchronized_over_six_faces():
     config = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 4}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = sync_group_norm_(awaken_(AutoencoderKL(**config, **blocks)).double().eval())
@@ -408,13 +408,13 @@ def test_every_norm_of_the_vae_sees_six_faces_in_encoder_and_decoder():
 
 @pytest.fixture(scope="module")
 def sd15() -> Iterator[tuple[UNet2DConditionModel, dict[str, torch.Size], Tensor]]:
-    """Stable Diffusion 1.5's UNet with random weights, inflated and widened; what the stock one had for shapes and
-    gave for the inputs of seed 2."""
+    """Stable Diffusion 1.5's UNet with random weights, inflated and widened; the shapes of the stock UNet and its
+    output for the inputs of seed 2."""
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     unet.requires_grad_(False).eval()
     for parameter in unet.parameters():
         if parameter.ndim > 1:
-            parameter.mul_(3**0.5)  # torch's own start lets signals shrink from layer to layer
+            parameter.mul_(3**0.5)  # with torch's initialisation signals shrink from layer to layer
     shapes = {key: value.shape for key, value in unet.state_dict().items()}
     latents, text = draws((1, 4, 8, 8), (1, 7, 768), seed=2, dtype=torch.float32)
     expected = unet(latents, 500, text).sample
@@ -422,7 +422,7 @@ def sd15() -> Iterator[tuple[UNet2DConditionModel, dict[str, torch.Size], Tensor
     gc.collect()
 
 
-def test_sd15_has_its_own_weights_and_only_conv_in_is_wider(sd15):
+def test_sd15_keeps_its_weights_and_only_conv_in_is_wider(sd15):
     unet, shapes, _ = sd15
     assert sum(shape.numel() for shape in shapes.values()) == 859_520_964
     after = {key: value.shape for key, value in unet.state_dict().items()}
@@ -430,7 +430,7 @@ def test_sd15_has_its_own_weights_and_only_conv_in_is_wider(sd15):
     assert {k: tuple(after[k]) for k in shapes if after[k] != shapes[k]} == {"conv_in.weight": (320, 7, 3, 3)}
 
 
-def test_sd15_on_six_equal_faces_gives_what_it_gave_on_one_for_any_mask_and_positions(sd15):
+def test_sd15_on_six_equal_faces_matches_one_face_for_any_mask_and_positions(sd15):
     unet, _, expected = sd15
     latents, text = draws((1, 4, 8, 8), (1, 7, 768), seed=2, dtype=torch.float32)
     (others,) = draws((1, 6, 3, 8, 8), seed=3, dtype=torch.float32)
@@ -439,7 +439,7 @@ def test_sd15_on_six_equal_faces_gives_what_it_gave_on_one_for_any_mask_and_posi
     assert (got - expected).abs().max() < 1e-5 < 1e-2 < expected.std()
 
 
-def test_sd15_leaks_nothing_between_panoramas_and_its_layers_equal_the_references(sd15):
+def test_sd15_keeps_panoramas_independent_and_its_layers_equal_the_references(sd15):
     unet, _, _ = sd15
     latents, text, other = draws((2, 6, 7, 8, 8), (2, 6, 7, 768), (7, 8, 8), seed=4, dtype=torch.float32)
     with Recorded(unet, nn.GroupNorm) as norms, Recorded(unet, "attn1") as attention:
@@ -453,7 +453,7 @@ def test_sd15_leaks_nothing_between_panoramas_and_its_layers_equal_the_reference
     assert moved[1].min() > 1e-2  # every face of the changed panorama saw its one changed face
 
 
-def test_sd15_gets_gradients_in_attention_and_conv_in_alone(sd15):
+def test_sd15_has_gradients_in_attention_and_conv_in_only(sd15):
     unet, _, _ = sd15
     latents, text = draws((6, 7, 8, 8), (6, 7, 768), seed=5, dtype=torch.float32)
     parts = tiny_random()

@@ -35,7 +35,7 @@ LOOKS = {
 }
 FRONT = {"yaw": 0, "pitch": 0, "fov": 90}
 PANELS_HIDDEN = ".panel { visibility: hidden !important } #view { box-shadow: none !important }"
-# Replaces the browser's frames by ones that the page draws when it is asked to, 16 ms apart.
+# Replaces the browser's frames by ones that the test requests, 16 ms apart.
 MANUAL_FRAMES = """
 const queue = [];
 window.requestAnimationFrame = (draw) => queue.push(draw);
@@ -364,7 +364,7 @@ def test_full_screen_by_button_and_by_key(page: Page) -> None:
 
 
 def test_keys_ease_unless_the_user_prefers_reduced_motion(open_page: Opener, noise: np.ndarray) -> None:
-    """Frames are drawn by the test at made-up times, so that the speed of the machine does not matter."""
+    """The test draws frames at simulated times, so that the speed of the machine does not matter."""
     shown = {}
     for motion in ("no-preference", "reduce"):
         page = open_page(noise, motion=motion, before=MANUAL_FRAMES)
@@ -384,8 +384,8 @@ def test_one_finger_turns_and_two_fingers_zoom(open_page: Opener, noise: np.ndar
     session = page.context.new_cdp_session(page)
 
     def touch(kind: str, *points: tuple[int, int]) -> None:
-        places = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+        touches = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
     touch("touchStart", (200, 150))
     touch("touchMove", (260, 150))

@@ -1,5 +1,5 @@
 """CubeDiffPipeline: guidance and sampling against a float64 loop and against stock Stable Diffusion, conditioning,
-files, and what it refuses."""
+files, and errors."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def awake() -> CubeDiffPipeline:
 
 @pytest.fixture
 def pipeline() -> CubeDiffPipeline:
-    """One that the test may change."""
+    """A pipeline that the test may modify."""
     return awake_pipeline()
 
 
@@ -73,9 +73,9 @@ def awake_pipeline(**options: object) -> CubeDiffPipeline:
     return pipeline
 
 
-def sample(pipeline: CubeDiffPipeline, prompt: object = "a hall", seed: int = 0, **given: object) -> Tensor:
+def sample(pipeline: CubeDiffPipeline, prompt: object = "a hall", seed: int = 0, **options: object) -> Tensor:
     """The latents (or with output_type="pt" the faces) of a short generation."""
-    call = {"num_inference_steps": 3, "output_type": "latent"} | given
+    call = {"num_inference_steps": 3, "output_type": "latent"} | options
     if "latents" not in call:
         call["generator"] = torch.Generator().manual_seed(seed)
     return pipeline(prompt, **call).faces
@@ -109,7 +109,7 @@ def tensor_of(photo: PIL.Image.Image) -> Tensor:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-def test_offloaded_models_come_to_the_device_each_before_its_work_and_make_the_same(
+def test_offloaded_models_move_to_the_device_in_turn_and_generate_the_same(
     pipeline, awake, photos, device, monkeypatch
 ):
     expected = sample(awake, image=photos[0], output_type="pt")
@@ -124,36 +124,36 @@ def test_offloaded_models_come_to_the_device_each_before_its_work_and_make_the_s
     monkeypatch.setattr(CpuOffload, "pre_forward", fetched)
     for _ in range(2):  # the second call starts from where the first left the models
         came.clear()
-        made = sample(pipeline, image=photos[0], output_type="pt")
+        generated = sample(pipeline, image=photos[0], output_type="pt")
         assert [name for name, _ in groupby(came)] == ["text_encoder", "vae", "unet", "vae"]
-        torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=0 if device == "cpu" else 1e-3)
+        torch.testing.assert_close(generated.cpu(), expected, rtol=0, atol=0 if device == "cpu" else 1e-3)
     assert next(pipeline.unet.parameters()).device.type == "cpu"
 
 
 # ------------------------------------------------------------------------------ noise, sampling, guidance
 
 
-def test_the_generator_decides_the_result_and_another_seed_gives_another(awake):
+def test_the_generator_determines_the_result(awake):
     first = sample(awake, seed=1)
-    torch.manual_seed(99)  # the global state has no say
+    torch.manual_seed(99)  # the global state has no effect
     assert torch.equal(sample(awake, seed=1), first)
     assert (sample(awake, seed=2) - first).abs().max() > 0.1
 
 
-def test_given_noise_is_what_the_generator_would_have_drawn_and_is_not_changed(awake):
+def test_latents_equal_the_generators_noise_and_are_not_modified(awake):
     noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     kept = noise.clone()
     assert torch.equal(sample(awake, latents=noise), sample(awake, seed=3))
     assert torch.equal(noise, kept)
 
 
-def test_given_noise_sets_the_size_of_the_faces(awake):
-    made = awake("a hall", latents=unit_noise(1, 6, size=12), num_inference_steps=1, output_type="pt")
-    assert made.faces.shape == (1, 6, 3, 96, 96)
-    assert made.panoramas.shape == (1, 3, 192, 384)
+def test_latents_set_the_size_of_the_faces(awake):
+    output = awake("a hall", latents=unit_noise(1, 6, size=12), num_inference_steps=1, output_type="pt")
+    assert output.faces.shape == (1, 6, 3, 96, 96)
+    assert output.panoramas.shape == (1, 3, 192, 384)
 
 
-def test_a_generator_for_each_panorama_gives_each_what_it_gives_alone(awake):
+def test_with_one_generator_each_a_batch_equals_single_calls(awake):
     generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
     together = sample(awake, [SIX, ["a hall"] * 6], latents=None, generator=generators)
     torch.testing.assert_close(together[:1], sample(awake, SIX, seed=4), rtol=0, atol=1e-4)
@@ -170,15 +170,15 @@ def test_one_unet_call_a_step_for_all_branches(awake, photos, guidance_scale, fa
 @pytest.mark.parametrize(
     ("prompt", "with_photo", "image_scale", "faces"),
     [
-        ("a hall", True, 1.5, 18),  # neither, photo alone, both
-        ("a hall", True, 1.0, 12),  # the branch with neither would count nothing
-        ("a hall", True, 3.5, 12),  # nor would that of the photo alone
+        ("a hall", True, 1.5, 18),  # unconditional, photo only, both
+        ("a hall", True, 1.0, 12),  # the unconditional branch has weight 0
+        ("a hall", True, 3.5, 12),  # the branch of the photo alone has weight 0
         ("a hall", False, 1.5, 12),
         (None, True, 1.5, 12),
         (None, True, 1.0, 6),
     ],
 )
-def test_a_scale_for_the_image_asks_for_the_branches_that_count(awake, photos, prompt, with_photo, image_scale, faces):
+def test_an_image_scale_computes_only_the_branches_with_a_weight(awake, photos, prompt, with_photo, image_scale, faces):
     with counted(awake.unet) as sizes:
         image = photos[0] if with_photo else None
         sample(awake, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=2)
@@ -186,7 +186,7 @@ def test_a_scale_for_the_image_asks_for_the_branches_that_count(awake, photos, p
 
 
 @pytest.mark.parametrize(
-    ("drops", "prompt", "with_photo", "image_scale", "told"),
+    ("drops", "prompt", "with_photo", "image_scale", "expected_warnings"),
     [
         ((0.1, 0.1, 0.1), "a hall", True, 1.5, []),
         (None, "a hall", True, 1.5, []),
@@ -199,18 +199,18 @@ def test_a_scale_for_the_image_asks_for_the_branches_that_count(awake, photos, p
         ((0.5, 0.5, 0.0), "a hall", True, None, ["without text and image, which", "with text and image together"]),
     ],
 )
-def test_a_condition_that_the_model_never_saw_in_training_is_warned_of(
-    photos, caplog, drops, prompt, with_photo, image_scale, told
+def test_a_warning_names_conditions_that_were_not_trained(
+    photos, caplog, drops, prompt, with_photo, image_scale, expected_warnings
 ):
     pipeline = awake_pipeline(drops=drops)
     image = photos[0] if with_photo else None
     sample(pipeline, prompt, image=image, image_guidance_scale=image_scale, num_inference_steps=1)
-    assert len(caplog.messages) == len(told)
-    for message, expected in zip(caplog.messages, told, strict=True):
+    assert len(caplog.messages) == len(expected_warnings)
+    for message, expected in zip(caplog.messages, expected_warnings, strict=True):
         assert message.startswith(f"this model was never trained {expected}")
 
 
-def test_without_prompt_and_image_there_is_nothing_to_guide_towards(awake):
+def test_without_prompt_and_image_guidance_has_one_branch(awake):
     with counted(awake.unet) as sizes:
         free = sample(awake, None)
     assert sizes == [6] * 3
@@ -250,26 +250,26 @@ def test_sampling_equals_a_float64_ddim_loop(
     alpha_bar = torch.cumprod(1 - betas, 0)
     text = torch.stack([pipeline.backbone.encoders.encode_captions([p])[0] for p in SIX]).double()
     empty = pipeline.backbone.encoders.encode_captions([""]).double().expand_as(text)
-    known, unit = torch.zeros(1, 6, 4, 8, 8, dtype=torch.float64), noise.double()
+    condition, unit = torch.zeros(1, 6, 4, 8, 8, dtype=torch.float64), noise.double()
     front = torch.zeros(1, 6, 1, 8, 8, dtype=torch.float64)
     if with_photo:
-        known[:] = front_latents(pipeline, photos[0])
+        condition[:] = front_latents(pipeline, photos[0])
         front[:, 0] = 1
     x = unit
     times = [801, 601, 401, 201, 1]
     for t, after in zip(times, [601, 401, 201, 1, -199], strict=True):
         a, a_after = alpha_bar[t], alpha_bar[max(after, 0)]
-        x = (1 - front) * x + front * (a.sqrt() * known + (1 - a).sqrt() * unit)
+        x = (1 - front) * x + front * (a.sqrt() * condition + (1 - a).sqrt() * unit)
 
         def answer(latents: Tensor, mask: Tensor, states: Tensor, t: int = t) -> Tensor:
             x = torch.cat([latents, positions.double()[None], mask], dim=2).flatten(0, 1)
             return closed_form(x, torch.tensor(t, dtype=torch.float64), states)
 
-        full = answer((1 - front) * x + front * known, front, text)
+        full = answer((1 - front) * x + front * condition, front, text)
         guided = full
         if with_photo and image_scale is not None:
             nothing = answer(x, 0 * front, empty)
-            photo_alone = answer((1 - front) * x + front * known, front, empty)
+            photo_alone = answer((1 - front) * x + front * condition, front, empty)
             guided = nothing + image_scale * (photo_alone - nothing) + scale * (full - photo_alone)
             guided = guided * (1 - rescale + rescale * full.std() / guided.std())
         elif scale != 1:
@@ -282,19 +282,19 @@ def test_sampling_equals_a_float64_ddim_loop(
         else:
             clean, eps = a.sqrt() * x - (1 - a).sqrt() * guided, a.sqrt() * guided + (1 - a).sqrt() * x
         x = a_after.sqrt() * clean + (1 - a_after).sqrt() * eps
-    x = (1 - front) * x + front * known
+    x = (1 - front) * x + front * condition
     torch.testing.assert_close(got.double(), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm", "euler"])
-def test_every_sampler_runs_on_the_models_noise_schedule_and_keeps_the_known_front_face(pipeline, photos, name):
+def test_every_sampler_keeps_the_noise_schedule_and_the_front_face(pipeline, photos, name):
     stored = pipeline.scheduler.config
     use_sampler_(pipeline, name)
     for setting in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "timestep_spacing"):
         assert pipeline.scheduler.config[setting] == stored[setting]
     latents = sample(pipeline, image=photos[0], num_inference_steps=6)
-    known = front_latents(pipeline, photos[0])
-    assert torch.equal(latents[:, 0], known[:, 0])
+    clean = front_latents(pipeline, photos[0])
+    assert torch.equal(latents[:, 0], clean[:, 0])
     assert latents.isfinite().all()
     assert torch.equal(sample(pipeline, image=photos[0], num_inference_steps=6), latents)  # no state is left over
 
@@ -302,7 +302,7 @@ def test_every_sampler_runs_on_the_models_noise_schedule_and_keeps_the_known_fro
 # ------------------------------------------------------------------------------------------------ prompts
 
 
-def test_six_prompts_are_the_same_as_a_list_in_face_order_and_as_a_dict_in_any_order(awake):
+def test_six_prompts_may_be_a_list_or_a_dict(awake):
     as_list = sample(awake, SIX)
     shuffled = {face: f"the {face}" for face in reversed(FACES)}
     assert torch.equal(sample(awake, shuffled), as_list)
@@ -311,48 +311,48 @@ def test_six_prompts_are_the_same_as_a_list_in_face_order_and_as_a_dict_in_any_o
     assert torch.equal(sample(awake, "a hall"), sample(awake, ["a hall"] * 6))
 
 
-def test_each_face_is_given_the_text_states_of_its_own_prompt(awake):
-    given: list[Tensor] = []
+def test_each_face_receives_the_text_states_of_its_prompt(awake):
+    received: list[Tensor] = []
     hook = awake.unet.register_forward_pre_hook(
-        lambda _, args, kwargs: given.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+        lambda _, args, kwargs: received.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
     sample(awake, [SIX, ["a hall"] * 6], num_inference_steps=1, generator=None, latents=unit_noise(2, 6))
     hook.remove()
     empty, six, hall = (awake.backbone.encoders.encode_captions(texts) for texts in ([""], SIX, ["a hall"]))
     expected = torch.cat([empty.expand(12, -1, -1), six, hall.expand(6, -1, -1)])  # both branches, panorama-major
-    torch.testing.assert_close(given[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(received[0], expected, rtol=0, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- image
 
 
-def test_the_front_face_is_the_photo_as_the_vae_knows_it_and_the_photo_acts_on_all_other_faces(awake, photos):
-    made = [sample(awake, image=photo) for photo in photos]
-    for latents, photo in zip(made, photos, strict=True):
-        known = front_latents(awake, photo)
-        assert torch.equal(latents[:, 0], known[:, 0])
-    moved = (made[0] - made[1]).abs().amax((0, 2, 3, 4))
+def test_the_front_face_is_the_encoded_photo_which_affects_all_other_faces(awake, photos):
+    generated = [sample(awake, image=photo) for photo in photos]
+    for latents, photo in zip(generated, photos, strict=True):
+        clean = front_latents(awake, photo)
+        assert torch.equal(latents[:, 0], clean[:, 0])
+    moved = (generated[0] - generated[1]).abs().amax((0, 2, 3, 4))
     assert (moved > 1e-2).all(), moved
-    without = (made[0] - sample(awake)).abs().amax((0, 2, 3, 4))
+    without = (generated[0] - sample(awake)).abs().amax((0, 2, 3, 4))
     assert (without > 1e-2).all(), without
 
 
-def test_every_step_sees_the_photo_clean_with_its_mask_and_the_other_branch_sees_it_noised_without(awake, photos):
-    asked: list[Tensor] = []
-    hook = awake.unet.register_forward_pre_hook(lambda _, args: asked.append(args[0]))
+def test_the_photo_is_clean_with_its_mask_in_one_branch_and_noised_in_the_other(awake, photos):
+    inputs: list[Tensor] = []
+    hook = awake.unet.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     sample(awake, image=photos[0], num_inference_steps=3)
     hook.remove()
-    known = front_latents(awake, photos[0])[0, 0]
-    for x in asked:
+    clean = front_latents(awake, photos[0])[0, 0]
+    for x in inputs:
         without, with_photo = x.unflatten(0, (2, 6))
-        assert torch.equal(with_photo[0, :4], known)
+        assert torch.equal(with_photo[0, :4], clean)
         assert torch.equal(with_photo[:, 6].mean((1, 2)), torch.eye(6)[0])
         assert not without[:, 6].any()
-        assert (without[0, :4] - known).abs().max() > 1e-3
+        assert (without[0, :4] - clean).abs().max() > 1e-3
         assert torch.equal(without[1:, :6], with_photo[1:, :6])
 
 
-def test_pasted_photos_are_there_to_the_pixel_and_fade_into_what_is_generated(awake, photos):
+def test_pasted_photos_keep_their_pixels_and_fade_into_the_generated_ones(awake, photos):
     view = Photo(photos[0], fov=60.0, yaw=30.0, pitch=10.0)
     plain, pasted = (sample(awake, image=view, output_type="pt", paste_image=paste) for paste in (False, True))
     pictures, covered = project_photos([[view]], 64, 95.0)
@@ -365,13 +365,13 @@ def test_pasted_photos_are_there_to_the_pixel_and_fade_into_what_is_generated(aw
     assert share.max() < 1 + 1e-3
 
 
-def test_pil_and_tensor_photos_of_the_faces_own_size_give_the_same(awake, photos):
+def test_pil_and_tensor_photos_give_the_same_result(awake, photos):
     expected = sample(awake, image=photos[0])
     for image in (tensor_of(photos[0]), tensor_of(photos[0])[None]):
         assert torch.equal(sample(awake, image=image), expected)
 
 
-def test_the_central_square_of_a_pil_photo_is_taken(awake, photos):
+def test_a_pil_photo_is_cropped_to_its_central_square(awake, photos):
     wide = PIL.Image.new("RGB", (100, 64), "red")
     wide.paste(photos[0], (18, 0))
     assert torch.equal(sample(awake, image=wide), sample(awake, image=photos[0]))
@@ -396,7 +396,7 @@ def test_one_photo_serves_several_prompts_and_several_photos_one(awake, photos):
 # ------------------------------------------------------------------------------------------------- output
 
 
-def test_the_three_kinds_of_output_show_the_same(awake, photos):
+def test_the_three_output_types_agree(awake, photos):
     call = {"image": photos[0], "num_inference_steps": 2, "latents": unit_noise(1, 6)}
     latent = awake("a hall", output_type="latent", **call)
     tensors = awake("a hall", output_type="pt", **call)
@@ -413,11 +413,11 @@ def test_the_three_kinds_of_output_show_the_same(awake, photos):
     assert awake("a hall", panorama_height=50, **call).panoramas[0].size == (100, 50)
 
 
-def test_the_panorama_is_put_together_at_the_pipelines_own_field_of_view():
+def test_the_panorama_is_rendered_at_the_pipelines_field_of_view():
     wide = awake_pipeline(fov=110.0)
-    made = wide("a hall", num_inference_steps=1, latents=unit_noise(1, 6), output_type="pt")
-    expected = cube_to_equirect(made.faces, 128, 110.0, mode="bicubic").clamp(-1, 1)
-    assert torch.equal(made.panoramas, expected)
+    output = wide("a hall", num_inference_steps=1, latents=unit_noise(1, 6), output_type="pt")
+    expected = cube_to_equirect(output.faces, 128, 110.0, mode="bicubic").clamp(-1, 1)
+    assert torch.equal(output.panoramas, expected)
 
 
 # -------------------------------------------------------------------------------------------------- files
@@ -467,7 +467,7 @@ def saved(awake: CubeDiffPipeline, tmp_path_factory: pytest.TempPathFactory) -> 
         ("epsilon", EulerDiscreteScheduler),
     ],
 )
-def test_before_training_equal_noise_on_every_face_gives_the_2d_models_image(
+def test_before_training_equal_noise_on_every_face_generates_the_2d_models_image(
     tmp_path, prediction_type, scheduler, guidance_scale
 ):
     """Stock Stable Diffusion in diffusers is the reference; float32, six steps, latents of size 1 to 10."""
@@ -486,7 +486,7 @@ def test_before_training_equal_noise_on_every_face_gives_the_2d_models_image(
     assert ((faces[0] + 1) / 2 - pixels).abs().max() < 2e-3
 
 
-def test_a_saved_pipeline_comes_back_inflated_and_generates_the_same(awake, saved, photos):
+def test_a_saved_pipeline_loads_inflated_and_generates_the_same(awake, saved, photos):
     loaded = CubeDiffPipeline.from_pretrained(saved)
     loaded.set_progress_bar_config(disable=True)
     processors = loaded.unet.attn_processors
@@ -512,21 +512,21 @@ def test_a_saved_pipeline_comes_back_inflated_and_generates_the_same(awake, save
         {"position_samples": "corners"},
     ],
 )
-def test_options_are_kept_in_the_folder_and_act(tmp_path, options, awake):
-    made = awake_pipeline(**options)
-    expected = sample(made, SIX)
+def test_settings_are_stored_in_the_folder_and_have_an_effect(tmp_path, options, awake):
+    original = awake_pipeline(**options)
+    expected = sample(original, SIX)
     assert (expected - sample(awake, SIX)).abs().max() > 1e-4
-    made.save_pretrained(tmp_path)
+    original.save_pretrained(tmp_path)
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert {key: loaded.config[key] for key in options} == options
     assert torch.equal(sample(loaded, SIX), expected)
 
 
-def test_a_folder_of_half_precision_loads_whole_in_float32_or_in_what_is_asked_for(tmp_path, photos):
-    made = awake_pipeline()
-    expected = sample(made, image=photos[0])
-    made.to(torch.bfloat16).save_pretrained(tmp_path)
+def test_a_half_precision_folder_loads_in_float32_or_in_torch_dtype(tmp_path, photos):
+    original = awake_pipeline()
+    expected = sample(original, image=photos[0])
+    original.to(torch.bfloat16).save_pretrained(tmp_path)
     models = ("unet", "vae", "text_encoder")
     for option, dtype in [({}, torch.float32), ({"dtype": torch.bfloat16}, torch.bfloat16)]:  # fmt: skip
         loaded = CubeDiffPipeline.from_pretrained(tmp_path, **option)
@@ -537,7 +537,7 @@ def test_a_folder_of_half_precision_loads_whole_in_float32_or_in_what_is_asked_f
         assert (got - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-def test_attention_slicing_and_another_unet_or_vae_leave_no_uninflated_pipeline(pipeline, awake, photos):
+def test_attention_slicing_or_a_replaced_unet_or_vae_is_inflated_again(pipeline, awake, photos):
     expected = sample(awake, image=photos[0], output_type="pt")
     pipeline.enable_attention_slicing("max")
     sliced = sample(pipeline, image=photos[0], output_type="pt")
@@ -554,7 +554,7 @@ def test_attention_slicing_and_another_unet_or_vae_leave_no_uninflated_pipeline(
     assert not torch.equal(sample(pipeline, image=photos[0], output_type="pt"), expected)
 
 
-def test_a_2d_folder_is_no_cubediff_and_a_cubediff_folder_no_2d_one(folder_2d, saved):
+def test_loading_a_2d_folder_as_cubediff_or_the_reverse_raises(folder_2d, saved):
     with pytest.raises(ValueError, match=r"with 7 input channels \(.*\), got 4 channels.*from_2d\(folder\)"):
         CubeDiffPipeline.from_pretrained(folder_2d)
     with pytest.raises(
@@ -564,25 +564,25 @@ def test_a_2d_folder_is_no_cubediff_and_a_cubediff_folder_no_2d_one(folder_2d, s
     assert CubeDiffPipeline.from_2d(folder_2d, position_encoding="xyz").unet.config.in_channels == 8
 
 
-def test_another_noise_schedule_is_taken_and_kept(folder_2d, tmp_path):
+def test_a_replaced_noise_schedule_is_used_and_saved(folder_2d, tmp_path):
     zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    made = CubeDiffPipeline.from_2d(folder_2d, scheduler=zero)
-    assert made.scheduler.alphas_cumprod[-1] < 1e-7
-    made.save_pretrained(tmp_path)
+    pipeline = CubeDiffPipeline.from_2d(folder_2d, scheduler=zero)
+    assert pipeline.scheduler.alphas_cumprod[-1] < 1e-7
+    pipeline.save_pretrained(tmp_path)
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(loaded.scheduler.alphas_cumprod, made.scheduler.alphas_cumprod)
+    assert torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
     assert sample(use_sampler_(loaded, "dpm"), SIX).isfinite().all()
     assert loaded.scheduler.config.rescale_betas_zero_snr
     with pytest.raises(ValueError, match="rescale_betas_zero_snr=True needs prediction_type='v_prediction'"):
         CubeDiffPipeline.from_2d(folder_2d, scheduler={"rescale_betas_zero_snr": True})
     with pytest.raises(ValueError, match="a DDIMScheduler has no settings beta_stop"):
-        convert_scheduler(made.scheduler, {"beta_stop": 1})
+        convert_scheduler(pipeline.scheduler, {"beta_stop": 1})
     with pytest.raises(ValueError, match="was trained with prediction_type='v_prediction', not 'epsilon'"):
         load_pipeline(tmp_path, scheduler={"prediction_type": "epsilon"})
 
 
-def test_load_pipeline_takes_either_and_refuses_other_options_than_the_folders(folder_2d, saved):
+def test_load_pipeline_loads_both_kinds_and_refuses_options_that_differ_from_the_folder(folder_2d, saved):
     assert load_pipeline(folder_2d, fov=91.0).config.fov == 91.0
     same = load_pipeline(saved, fov=95.0, position_encoding="uv", sync_group_norm=True, cross_attention="per_face")
     assert same.config.fov == 95.0
@@ -618,7 +618,7 @@ def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "message"),
     [
         ("", "a prompt is empty"),
         (" \n", "a prompt is empty"),
@@ -629,18 +629,18 @@ def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
         ("many words " * 99, "tokens and the text encoder takes 126"),
     ],
 )
-def test_prompts_that_cannot_be_meant_raise(awake, prompt, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_prompts_raise(awake, prompt, message):
+    with pytest.raises(ValueError, match=message):
         sample(awake, prompt)
 
 
-def test_a_long_prompt_is_cut_when_asked(awake):
+def test_a_long_prompt_is_truncated_on_request(awake):
     long = sample(awake, "many words " * 99, truncate_prompts=True)
     assert torch.equal(long, sample(awake, "many words " * 98, truncate_prompts=True))
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         (torch.full((3, 64, 64), 255.0), r"values from 255 to 255: scale it to \[-1, 1\]"),
         (torch.full((3, 64, 64), float("nan")), "values from nan to nan"),
@@ -650,24 +650,24 @@ def test_a_long_prompt_is_cut_when_asked(awake):
         (torch.zeros(4, 64, 64), r"image is \(4, 64, 64\)"),
     ],
 )
-def test_photos_that_cannot_be_meant_raise(awake, image, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_photos_raise(awake, image, message):
+    with pytest.raises(ValueError, match=message):
         sample(awake, image=image)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_a_photo_of_more_than_eight_bits_raises_because_it_would_be_cut_to_white(awake, mode):
+def test_a_photo_with_more_than_eight_bits_raises(awake, mode):
     with pytest.raises(ValueError, match=f"image has mode '{mode}', more than 8 bits a channel"):
         sample(awake, image=PIL.Image.new(mode, (64, 64)))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
-def test_a_photo_of_any_eight_bit_kind_is_taken(awake, photos, mode):
+def test_photos_of_all_eight_bit_modes_are_accepted(awake, photos, mode):
     photo = photos[0].convert(mode)
     assert torch.equal(sample(awake, image=photo), sample(awake, image=photo.convert("RGB")))
 
 
-def test_numbers_that_disagree_or_make_no_sense_raise(awake):
+def test_invalid_or_different_numbers_of_panoramas_raise(awake):
     with pytest.raises(ValueError, match=r"disagree: \{'prompt': 2, 'image': 3\}"):
         sample(awake, [SIX, SIX], image=torch.zeros(3, 3, 64, 64))
     with pytest.raises(ValueError, match=r"disagree: \{'prompt': 2, 'latents': 3\}"):
@@ -697,7 +697,7 @@ def test_a_folder_in_the_working_directory_comes_before_the_one_in_the_checkout(
     assert load_pipeline("experiments/tiny_sd/model").unet.config.block_out_channels != here.block_out_channels
 
 
-def test_an_installed_wheel_says_where_the_small_models_are(tmp_path, monkeypatch):
+def test_the_error_of_an_installed_wheel_locates_the_small_models(tmp_path, monkeypatch):
     monkeypatch.setattr("cubediff.pipelines.folders._CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="/cubediff and set model"):

@@ -22,7 +22,7 @@ from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import tiny_random
 
 THEIRS = ("front", "back", "left", "right", "up", "down")
-TO_THEIRS = [FACES.index(face) for face in THEIRS]  # their faces, picked out of ours
+TO_THEIRS = [FACES.index(face) for face in THEIRS]  # indices of their faces among FACES
 PROMPTS = [f"the {face}" for face in FACES]
 
 
@@ -110,13 +110,13 @@ def theirs(folder: Path) -> tuple[UNet2DConditionModel, TheirAttention]:
 def test_sampling_equals_the_description(pipeline, theirs, photo):
     unet, attention = theirs
     noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-    asked: list[Tensor] = []
+    inputs_of_step: list[Tensor] = []
     answers: list[Tensor] = []
     hooks = [
-        pipeline.unet.register_forward_pre_hook(lambda _, args: asked.append(args[0])),
+        pipeline.unet.register_forward_pre_hook(lambda _, args: inputs_of_step.append(args[0])),
         pipeline.unet.register_forward_hook(lambda _, args, out: answers.append(out[0])),
     ]
-    made = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=4, output_type="latent").faces
+    generated = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=4, output_type="latent").faces
     for hook in hooks:
         hook.remove()
 
@@ -133,43 +133,43 @@ def test_sampling_equals_the_description(pipeline, theirs, photo):
         x[0] = front
         inputs = torch.cat([x, their_positions(8), mask], dim=1).repeat(2, 1, 1, 1)
         in_their_order = [branch * 6 + i for branch in (0, 1) for i in TO_THEIRS]
-        torch.testing.assert_close(asked[step][in_their_order], inputs, rtol=0, atol=1e-4)  # rounding adds up
-        answer = unet(asked[step][in_their_order], t, states).sample
+        torch.testing.assert_close(inputs_of_step[step][in_their_order], inputs, rtol=0, atol=1e-4)  # rounding adds up
+        answer = unet(inputs_of_step[step][in_their_order], t, states).sample
         torch.testing.assert_close(answers[step][in_their_order], answer, rtol=0, atol=1e-5)
         nothing, full = unet(inputs, t, states).sample.chunk(2)
         eps = nothing + 3.5 * (full - nothing)
         a, b = (float(alpha_bar[i]) for i in (t, after))
         x = b**0.5 * (x - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
     x[0] = front
-    torch.testing.assert_close(made[0, TO_THEIRS], x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(generated[0, TO_THEIRS], x, rtol=0, atol=1e-4)
 
 
-def test_each_of_its_peculiarities_acts(pipeline, photo):
-    """Otherwise the test above could not tell them."""
+def test_each_of_its_peculiarities_has_an_effect(pipeline, photo):
+    """Otherwise the test above could not detect them."""
     noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 
-    def made() -> Tensor:
+    def generate() -> Tensor:
         return pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=2, output_type="latent").faces
 
-    before, kept = made(), dict(pipeline.config)
+    before, kept = generate(), dict(pipeline.config)
     others = {"position_encoding": "uv", "position_samples": "centers", "sync_group_norm": True, "image_drop": "noise"}
     for name, value in others.items():
         pipeline.register_to_config(**{name: value})
-        assert (made() - before).abs().max() > 1e-3, name
+        assert (generate() - before).abs().max() > 1e-3, name
         pipeline.register_to_config(**{name: kept[name]})
-    assert torch.equal(made(), before)
+    assert torch.equal(generate(), before)
 
 
-def test_saved_it_is_a_folder_of_ours_that_makes_the_same(pipeline, photo, tmp_path):
+def test_a_saved_checkpoint_loads_as_a_cubediff_folder_and_generates_the_same(pipeline, photo, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     call = {"image": photo, "num_inference_steps": 2, "output_type": "latent"}
-    made = [p("a hall", generator=torch.Generator().manual_seed(0), **call).faces for p in (pipeline, loaded)]
-    assert torch.equal(*made)
+    generated = [p("a hall", generator=torch.Generator().manual_seed(0), **call).faces for p in (pipeline, loaded)]
+    assert torch.equal(*generated)
 
 
-def test_other_layouts_are_told_with_the_way_to_load_them(folder, tmp_path):
+def test_errors_of_other_layouts_name_the_right_loader(folder, tmp_path):
     with pytest.raises(ValueError, match="load a CubeDiff with from_pretrained or from_opencubediff"):
         CubeDiffPipeline.from_2d(folder)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")

@@ -37,16 +37,16 @@ def test_parameters_and_bytes_are_those_of_the_real_module(trainable: str) -> No
     assert planned.optimizer == kept
 
 
-def test_sd15_is_known_without_its_weights_by_the_numbers_that_are_published() -> None:
+def test_sd15_has_its_published_parameter_counts_without_weights() -> None:
     planned = cost(composed("experiment=sd15_l4x4", "data.path=SHARDS", "face_size=64"), 1)
     assert planned.parameters == 859_520_964 + 320 * 3 * 9  # three more input channels
     vae, text_encoder = 83_653_863, 123_060_480
     assert planned.encoders == pytest.approx(4 * (vae + text_encoder), rel=1e-4)
 
 
-def test_operations_are_those_counted_by_hand() -> None:
+def test_operations_equal_a_count_by_hand() -> None:
     """Convolutions, linear layers and attention of one forward pass, from the layers' own shapes. A backward pass takes
-    twice as many, and two and a half times those of attention, whose products are made again."""
+    twice as many, and two and a half times those of attention, whose products are recomputed."""
     config = composed(*FULL)
     module, batch = module_and_batch(config, 2)
     counted = {"unet": 0, "vae": 0, "text": 0, "unet attention": 0, "vae attention": 0}
@@ -91,8 +91,8 @@ def test_operations_are_those_counted_by_hand() -> None:
         ("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
     ],
 )
-def test_the_peak_is_the_memory_that_a_process_takes_for_its_steps(way: str, words: list[str], tmp_path: Path) -> None:
-    """With an allocator that returns memory at once, as torch reuses it on a GPU.
+def test_the_peak_equals_the_memory_of_a_training_process(way: str, words: list[str], tmp_path: Path) -> None:
+    """With an allocator that returns memory immediately, as torch reuses it on a GPU.
 
     FSDP's gathered parameters are largest where there are few activations, so they need not add to the peak in full.
     """
@@ -129,7 +129,7 @@ def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_i
     assert 1.5 < more.step_peak / plain.step_peak < 2.05
 
 
-def test_training_on_latents_takes_neither_the_encoders_nor_their_work() -> None:
+def test_training_on_latents_excludes_the_encoders_memory_and_operations() -> None:
     whole, cached = (cost(composed(*TINY, *words), 2) for words in ((), ("data=latents",)))
     assert (cached.encoders, cached.encode_peak, cached.encode_flops) == (0, 0, 0)
     captions = whole.flops - whole.encode_flops - cached.flops
@@ -153,7 +153,7 @@ def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() 
     assert 0.6 * exact.step_peak < mixed.step_peak < exact.step_peak
 
 
-def test_eight_bit_moments_take_a_byte_a_number() -> None:
+def test_eight_bit_moments_take_a_byte_per_value() -> None:
     planned = cost(composed(*FULL, "optimizer=adamw_8bit"), 1)
     assert planned.optimizer == 2 * planned.trained
 
@@ -169,14 +169,14 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("model.pipeline.path=somebody/something", "none of stable-diffusion-v1-5/stable-diffusion-v1-5"),
         ("trainer.precision=16-true", "the plan supports 32-true and bf16-mixed"),
         ("model.optimizer._target_=torch.optim.SGD", "the plan supports AdamW, Adam and AdamW8bit"),
     ],
 )
-def test_what_it_cannot_plan_is_told(override: str, told: str) -> None:
+def test_errors_of_unsupported_configs_name_the_key(override: str, message: str) -> None:
     config = composed("model=tiny", "trainer=cpu", "data.path=SHARDS", f"model.pipeline.path={TINY_SD}", override)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         cost(config, 1)

@@ -1,6 +1,6 @@
 """Several ranks train to the weights that one process reaches with the joined batch.
 
-A panorama's noise depends on its sample index, not on the rank that it comes to.
+A panorama's noise depends on its sample index, not on its rank.
 """
 
 import csv

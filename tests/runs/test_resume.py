@@ -1,4 +1,4 @@
-"""Checkpoints are written atomically, damaged and foreign ones are refused, and a run finds its own."""
+"""Checkpoints are written atomically, damaged ones and those of other runs are refused, and a run finds its own."""
 
 import os
 import shutil
@@ -102,8 +102,8 @@ def test_damage_is_found_at_any_position(tmp_path: Path) -> None:
     (file,) = write(tmp_path, 1)
     assert find_damage(file) is None
     whole = file.read_bytes()
-    for place in (len(whole) // 3, len(whole) // 2, len(whole) - 300):
-        file.write_bytes(whole[:place])
+    for length in (len(whole) // 3, len(whole) // 2, len(whole) - 300):
+        file.write_bytes(whole[:length])
         assert find_damage(file) is not None
     spoil(write(tmp_path, 2)[0])
     assert "checksum" in str(find_damage(tmp_path / "checkpoints" / file_name(2)))
@@ -123,7 +123,7 @@ def test_a_run_resumes_from_the_last_undamaged_checkpoint(tmp_path: Path, capsys
         find_checkpoint("auto", tmp_path)
 
 
-def test_a_path_is_for_a_run_without_checkpoints_of_its_own(tmp_path: Path) -> None:
+def test_a_resume_path_is_used_only_without_own_checkpoints(tmp_path: Path) -> None:
     (other,) = write(tmp_path / "other", 5)
     assert find_checkpoint(str(other), tmp_path / "run") == other
     (own,) = write(tmp_path / "run", 7)
@@ -176,7 +176,7 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ],
 )
-def test_another_run_is_refused_with_what_differs(
+def test_error_of_another_run_lists_the_differing_settings(
     begun: Path, tiny_shards: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     run_dir = tmp_path / "run"
@@ -209,7 +209,7 @@ def test_an_old_name_of_a_target_is_the_same_setting() -> None:
     _check_identity(Path("old.ckpt"), {"name": "a", "model._target_": old}, {"name": "a", "model._target_": new})
 
 
-def test_a_checkpoint_of_another_program_or_model_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_other_programs_or_models_are_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
     (foreign,) = write(tmp_path, 3)
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}")
     with pytest.raises(
@@ -226,7 +226,7 @@ def test_a_checkpoint_of_another_program_or_model_is_refused(begun: Path, tiny_s
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
 
 
-def test_a_run_starts_from_anothers_checkpoint_and_a_finished_run_may_be_extended(
+def test_a_run_starts_from_another_runs_checkpoint_and_a_finished_run_can_be_extended(
     begun: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "name=fork", f"resume={begun}/checkpoints/last.ckpt")

@@ -15,7 +15,7 @@ STEPS = "trainer.max_steps=10"
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reference_runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of one and of two processes that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     for name, words in (("one", ONE), ("two", TWO)):
@@ -28,8 +28,8 @@ TOLD = ["the one process", "rank 1", *(pytest.param(who, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("who", TOLD)
-def test_told_to_end_it_ends_with_a_checkpoint_and_143_and_goes_on_to_the_same_bits(
-    tiny_shards: Path, tmp_path: Path, whole: dict[str, Path], who: str
+def test_sigterm_saves_a_checkpoint_exits_with_143_and_the_run_resumes_bit_by_bit(
+    tiny_shards: Path, tmp_path: Path, reference_runs: dict[str, Path], who: str
 ) -> None:
     kind, words = ("one", ONE) if who == "the one process" else ("two", TWO)
     run = Run(tiny_shards, tmp_path / "run", *words, STEPS).after(3)
@@ -45,10 +45,10 @@ def test_told_to_end_it_ends_with_a_checkpoint_and_143_and_goes_on_to_the_same_b
     again = Run(tiny_shards, tmp_path / "run", *words, STEPS)
     assert again.ended() == 0, again.output
     assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in again.output
-    assert difference(saved(whole[kind]), saved(tmp_path / "run")) == []
+    assert difference(saved(reference_runs[kind]), saved(tmp_path / "run")) == []
 
 
-def test_slurms_signal_puts_the_job_into_the_queue_again(tiny_shards: Path, tmp_path: Path) -> None:
+def test_slurms_signal_requeues_the_job(tiny_shards: Path, tmp_path: Path) -> None:
     queue = tmp_path / "scontrol"
     queue.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'queued'}\n")
     queue.chmod(0o755)
@@ -61,7 +61,7 @@ def test_slurms_signal_puts_the_job_into_the_queue_again(tiny_shards: Path, tmp_
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_it_ends_in_the_weights_of_an_uninterrupted_run(
+def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_uninterrupted_run(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
     """A checkpoint is written at every step, so that many are killed while one is being written."""
@@ -92,7 +92,7 @@ def test_killed_at_twenty_moments_it_ends_in_the_weights_of_an_uninterrupted_run
     assert difference(saved(tmp_path / "reference"), saved(tmp_path / "run")) == []
 
 
-def test_a_rank_that_is_stopped_is_named_and_nothing_is_left(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_stopped_rank_is_named_and_all_processes_end(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000", "callbacks.watchdog.seconds=4").after(2)
     pids = [run.process.pid, *run.children]
     os.kill(pids[1], signal.SIGSTOP)
@@ -103,7 +103,7 @@ def test_a_rank_that_is_stopped_is_named_and_nothing_is_left(tiny_shards: Path, 
 
 
 @pytest.mark.slow
-def test_where_rank_0_is_stopped_the_others_name_it(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_stopped_rank_0_is_named_by_the_others(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000", "callbacks.watchdog.seconds=4").after(2)
     (child,) = run.children
     run.process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Starts `python -m cubediff.train` in a process of its own, which a test may kill, stop and start again."""
+"""Starts `cubediff train` in a separate process, which a test may kill, stop and start again."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(*pids: int, seconds: float = 20.0) -> bool:
-    """Waits for the processes to end; kills those that do not, and returns whether all ended by themselves."""
+    """Waits for the processes to end; kills those that do not, and returns whether all ended without it."""
     deadline = time.monotonic() + seconds
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)

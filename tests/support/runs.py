@@ -20,7 +20,7 @@ FEW_SAMPLING_STEPS = "callbacks.samples.steps=1"
 
 
 def composed(*overrides: str, run_dir: Path | None = None, name: str = "train") -> DictConfig:
-    """Composes the config of a job; its references to Hydra's own config are those of the last one composed."""
+    """Composes the config of a job; references to Hydra's config resolve to the last composed one."""
     into = [] if run_dir is None else [f"run_dir={run_dir}"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         config = compose(name, overrides=[*overrides, *into], return_hydra_config=True)

@@ -1,5 +1,5 @@
-"""What can be watched of a run under every logger, read back from the logger's own files; and that watching changes
-nothing that is trained."""
+"""The metrics of a run under every logger, read back from the logger's files; callbacks and loggers do not change the
+training."""
 
 import csv
 import hashlib
@@ -37,7 +37,7 @@ SECTIONS = sections()
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So many validation panoramas that no group of losses is without one."""
+    """Enough validation panoramas for every loss group."""
     folder = tmp_path_factory.mktemp("watched")
     source = create_example_dataset(24, folder / "panoramas", size=(64, 128))
     build_shards(source, folder / "shards", source / "captions.jsonl", val_fraction=0.6)
@@ -46,13 +46,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The same training under "csv", "tensorboard" and "wandb", which finds no account, and "unwatched"."""
+    """The same training with "csv", "tensorboard", "wandb" without an account, and "unwatched" without loggers."""
     folder = tmp_path_factory.mktemp("watching")
-    made: dict[str, Path] = {}
+    finished: dict[str, Path] = {}
 
     def run(logger: str) -> Path:
-        if logger in made:
-            return made[logger]
+        if logger in finished:
+            return finished[logger]
         words = ["logger=csv", "callbacks=none"] if logger == "unwatched" else [f"logger={logger}"]
         if logger == "wandb":
             words.append("logger.wandb.log_export=true")
@@ -62,8 +62,8 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
                 patch.delenv(name, raising=False)
             if logger == "wandb":
                 warnings.filterwarnings("ignore", "no W&B credentials")
-            made[logger] = train(shards, folder / logger, *WATCHED, *words)
-        return made[logger]
+            finished[logger] = train(shards, folder / logger, *WATCHED, *words)
+        return finished[logger]
 
     return run
 
@@ -105,21 +105,21 @@ def grouped(rows: dict[str, Any]) -> set[str]:
     return {name for name in rows if name.split("/")[0] in SECTIONS and "." not in name}
 
 
-def test_every_logger_is_told_the_same(runs: Runs) -> None:
-    told = {
+def test_every_logger_receives_the_same_metrics(runs: Runs) -> None:
+    logged = {
         "csv": csv_rows(runs("csv")),
         "tensorboard": tensorboard_rows(runs("tensorboard")),
         "wandb": wandb_rows(runs("wandb")),
     }
-    names = {logger: {n for n in grouped(rows) if not n.startswith("samples/")} for logger, rows in told.items()}
+    names = {logger: {n for n in grouped(rows) if not n.startswith("samples/")} for logger, rows in logged.items()}
     assert names["csv"] == names["tensorboard"] == names["wandb"]
     for name in names["csv"] - {n for n in names["csv"] if n.startswith("perf/")}:
-        assert told["csv"][name] == pytest.approx(told["tensorboard"][name], rel=1e-6)
-        assert told["csv"][name] == pytest.approx(told["wandb"][name], rel=1e-6)
-    assert told["csv"]["train/loss"].keys() == told["csv"]["perf/step_s"].keys() == {3, 7}
+        assert logged["csv"][name] == pytest.approx(logged["tensorboard"][name], rel=1e-6)
+        assert logged["csv"][name] == pytest.approx(logged["wandb"][name], rel=1e-6)
+    assert logged["csv"]["train/loss"].keys() == logged["csv"]["perf/step_s"].keys() == {3, 7}
 
 
-def test_the_workspace_shows_what_a_run_logs_and_all_of_it(runs: Runs) -> None:
+def test_the_workspace_shows_exactly_the_logged_metrics(runs: Runs) -> None:
     run = OfflineRun(runs("wandb"))
     logged = {name.removesuffix("._type") for row in run.history for name in row if name.split("/")[0] in SECTIONS}
     logged = {name for name in logged if "." not in name}
@@ -130,15 +130,15 @@ def test_the_workspace_shows_what_a_run_logs_and_all_of_it(runs: Runs) -> None:
     assert all(X_AXIS in row for row in run.history)
 
 
-def test_the_workspace_is_made_without_a_network() -> None:
+def test_the_workspace_is_built_without_a_network() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from cubediff.runs.dashboard import workspace
 
-        made = workspace("somebody")._to_model().model_dump_json(by_alias=True)
+        model = workspace("somebody")._to_model().model_dump_json(by_alias=True)
     for name, panels in SECTIONS.items():
-        assert f'"name":"{name}"' in made
-        assert all(f'"{key}"' in made for keys in panels.values() for key in keys)
+        assert f'"name":"{name}"' in model
+        assert all(f'"{key}"' in model for keys in panels.values() for key in keys)
 
 
 def test_media_are_panoramas_face_strips_and_viewer_pages(runs: Runs) -> None:
@@ -188,8 +188,8 @@ def test_the_commit_is_that_of_the_checkout(runs: Runs) -> None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         pytest.skip("no checkout")
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert json.loads((runs("csv") / "run.json").read_text())["git"]["commit"] == told.strip()
+    output = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert json.loads((runs("csv") / "run.json").read_text())["git"]["commit"] == output.strip()
 
 
 def test_tars_have_no_manifest_and_an_installed_package_no_commit(
@@ -203,7 +203,7 @@ def test_tars_have_no_manifest_and_an_installed_package_no_commit(
     assert record._git() is None
 
 
-def test_the_export_is_an_artifact_where_asked(runs: Runs) -> None:
+def test_the_export_is_an_artifact_on_request(runs: Runs) -> None:
     run = OfflineRun(runs("wandb"))
     ((kind, name),) = run.artifacts
     assert (kind, name) == ("model", f"cubediff-{run.path.stem.removeprefix('run-')}")
@@ -212,8 +212,8 @@ def test_the_export_is_an_artifact_where_asked(runs: Runs) -> None:
     assert composed("logger=wandb", "data.path=x").logger.wandb.log_export is False
 
 
-def test_watching_changes_nothing_that_is_trained(runs: Runs) -> None:
-    """Losses and weights are those of a run with neither samples, metrics, average nor validation by it."""
+def test_callbacks_and_loggers_do_not_change_training(runs: Runs) -> None:
+    """Losses and weights equal those of a run without samples, metrics, EMA and validation with it."""
     unwatched = CubeDiffPipeline.from_pretrained(runs("unwatched") / "export").unet.state_dict()
     for logger in ("csv", "tensorboard", "wandb"):
         watched = weights(runs(logger))
@@ -230,7 +230,7 @@ def test_watching_changes_nothing_that_is_trained(runs: Runs) -> None:
     [("NVIDIA L4", 121e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12),
      ("NVIDIA L40S", None), ("NVIDIA GeForce RTX 4090", None)],
 )  # fmt: skip
-def test_the_rate_of_a_gpu_by_its_name(name: str, rate: float | None) -> None:
+def test_gpu_rates_are_found_by_device_name(name: str, rate: float | None) -> None:
     assert gpu_rate(name) == rate
 
 
@@ -242,8 +242,8 @@ run.experiment.finish()
 """
 
 
-def test_without_credentials_a_terminal_is_not_asked_for_any(tmp_path: Path) -> None:
-    """A terminal at which nobody types: a question would wait for ever."""
+def test_without_credentials_wandb_does_not_prompt(tmp_path: Path) -> None:
+    """A terminal without input: a prompt would wait forever."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "NETRC"))}
@@ -252,12 +252,12 @@ def test_without_credentials_a_terminal_is_not_asked_for_any(tmp_path: Path) -> 
                                stdout=theirs, stderr=theirs, start_new_session=True)  # fmt: skip
     os.close(theirs)
     os.set_blocking(ours, False)
-    said, until = b"", time.monotonic() + 60
+    output, until = b"", time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
         with suppress(OSError):  # nothing said, or nobody there any more
-            said += os.read(ours, 65536)
+            output += os.read(ours, 65536)
     process.kill()
-    assert process.wait() == 0, said.decode()
-    assert b"no W&B credentials: this run stays offline" in said
+    assert process.wait() == 0, output.decode()
+    assert b"no W&B credentials: this run stays offline" in output
     assert wandb_rows(tmp_path)["train/loss"] == {0: 1.0}

@@ -1,4 +1,4 @@
-"""Loggers of a run that goes on: in the same file, with the same W&B run."""
+"""Loggers of a resumed run: they append to the same file and resume the same W&B run."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_csv_goes_on_in_its_file_and_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_csv_appends_on_resume_and_removes_rows_after_the_checkpoint(tmp_path: Path) -> None:
     first = CSVRun(tmp_path, name=None, version="logs")
     for step in range(6):
         first.log_metrics({"train/loss": step / 10}, step=step)
@@ -32,7 +32,7 @@ def test_csv_goes_on_in_its_file_and_forgets_what_came_after_the_checkpoint(tmp_
     assert not (tmp_path / "new").exists()
 
 
-def test_the_same_wandb_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wandb_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     first, again = (WandbRun(save_dir=str(tmp_path / "run"), project="cubediff") for _ in range(2))
     other = WandbRun(save_dir=str(tmp_path / "other"), project="cubediff")

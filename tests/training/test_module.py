@@ -1,4 +1,4 @@
-"""What the training step trains and how: the weights, the gradient, the schedule, and draws that the place decides."""
+"""The training step: trainable weights, gradients, the schedule, and random draws per panorama."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ KEEP_ALL = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}
 
 @pytest.fixture(scope="module")
 def batch(tiny_shards: Path) -> Batch:
-    """Two real batches' worth: four turned panoramas with captions of their own."""
+    """Four rotated panoramas with different captions, as many as two batches."""
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64)
     batch = next(iter(data.train_dataloader()))
     return dict(data.on_after_batch_transfer(batch, 0))
@@ -80,7 +80,7 @@ def fitted(
 
 
 class Again:
-    """The batches over and over, each time at later positions of the stream."""
+    """Repeats the batches, each time at later positions of the stream."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches, self.position = batches, 0
@@ -105,7 +105,7 @@ def weights(module: CubeDiffModule) -> dict[str, Tensor]:
 # ---- what is trained -----------------------------------------------------------------------------------------
 
 
-def test_attention_training_moves_every_attention_layer_and_conv_in_and_not_a_bit_of_anything_else(
+def test_attention_training_changes_exactly_attention_layers_and_conv_in(
     batch: Batch,
 ) -> None:
     module = module_of(objective=Objective(**KEEP_ALL), optimizer=partial(torch.optim.AdamW, lr=1e-2))
@@ -113,9 +113,11 @@ def test_attention_training_moves_every_attention_layer_and_conv_in_and_not_a_bi
     frozen = [{k: v.clone() for k, v in encoder.state_dict().items()} for encoder in encoders]
     fitted(module, [batch], steps=3)
     changed = {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
-    wanted = {name for name in before if ".attn1." in name or ".attn2." in name or name.startswith("conv_in.")}
-    assert changed == wanted
-    assert {name.split(".")[0] for name in wanted} == {"conv_in", "down_blocks", "mid_block", "up_blocks"}
+    attention_layers = {
+        name for name in before if ".attn1." in name or ".attn2." in name or name.startswith("conv_in.")
+    }
+    assert changed == attention_layers
+    assert {name.split(".")[0] for name in attention_layers} == {"conv_in", "down_blocks", "mid_block", "up_blocks"}
     for encoder, old in zip(encoders, frozen, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in encoder.state_dict().items())
 
@@ -127,7 +129,7 @@ def test_position_and_mask_channels_act_after_the_first_step(batch: Batch) -> No
     assert module.unet.conv_in.weight[:, 4:].flatten(2).any(2).all()
 
 
-def test_full_training_moves_every_weight_of_the_unet(batch: Batch) -> None:
+def test_full_training_changes_every_weight_of_the_unet(batch: Batch) -> None:
     module = module_of(trainable="full")
     before = weights(module)
     fitted(module, [batch], steps=2)
@@ -135,7 +137,7 @@ def test_full_training_moves_every_weight_of_the_unet(batch: Batch) -> None:
     assert not still
 
 
-def test_value_output_training_moves_those_projections_and_conv_in_alone(batch: Batch) -> None:
+def test_value_output_training_changes_exactly_these_projections_and_conv_in(batch: Batch) -> None:
     module = module_of(trainable="value_output", optimizer=partial(torch.optim.AdamW, lr=1e-2))
     before = weights(module)
     fitted(module, [batch], steps=2)
@@ -143,7 +145,7 @@ def test_value_output_training_moves_those_projections_and_conv_in_alone(batch: 
     assert changed == {name for name in before if ".to_v." in name or ".to_out." in name or name.startswith("conv_in.")}
 
 
-def test_lora_training_moves_low_rank_additions_and_conv_in_alone(batch: Batch) -> None:
+def test_lora_training_changes_exactly_lora_weights_and_conv_in(batch: Batch) -> None:
     module = module_of(trainable="lora", lora_rank=2, optimizer=partial(torch.optim.AdamW, lr=1e-2))
     before = weights(module)
     fitted(module, [batch], steps=2)
@@ -154,7 +156,7 @@ def test_lora_training_moves_low_rank_additions_and_conv_in_alone(batch: Batch) 
     assert all(2 in weight.shape for name, weight in before.items() if ".lora_" in name)
 
 
-def test_lora_starts_as_the_model_itself_and_its_export_is_the_trained_model_in_stock_layout(
+def test_lora_starts_as_the_base_model_and_exports_the_fused_model_in_stock_layout(
     batch: Batch, tmp_path: Path
 ) -> None:
     plain, module = module_of(), module_of(trainable="lora", optimizer=partial(torch.optim.AdamW, lr=1e-2))
@@ -187,7 +189,7 @@ def test_lora_starts_as_the_model_itself_and_its_export_is_the_trained_model_in_
         ("lora", lambda c: 16 * (14 * c + 2 * 768)),
     ],
 )
-def test_of_sd15_is_trained_what_its_widths_say(trainable: Any, of_block: Callable[[int], int]) -> None:
+def test_trainable_parameters_of_sd15_follow_from_its_widths(trainable: Any, of_block: Callable[[int], int]) -> None:
     """16 transformer blocks, of width 320 and 640 five each and of 1280 six, with text states of width 768; and conv_in
     of seven channels."""
     with torch.device("meta"):
@@ -198,7 +200,7 @@ def test_of_sd15_is_trained_what_its_widths_say(trainable: Any, of_block: Callab
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == blocks + 320 * (7 * 9 + 1)
 
 
-def test_an_unknown_way_of_training_raises() -> None:
+def test_an_unknown_trainable_raises() -> None:
     with pytest.raises(Exception, match=r"(?s)trainable.*'head'"):
         module_of(trainable="head")
     with pytest.raises(Exception, match=r"(?s)compile.*'all'"):
@@ -254,15 +256,15 @@ for image_drop in ("noise", "attention"):
 """
 
 
-def test_compiled_blocks_give_the_same_gradients_with_checkpointing_and_both_ways_of_dropping_the_image() -> None:
-    """In a process of its own, since shapes cannot be checked inside compiled code; with a compiler that runs its graph
-    as it is: that there is one, which stands for the blocks, is the claim."""
+def test_compiled_blocks_have_the_same_gradients_with_checkpointing_and_both_image_drops() -> None:
+    """In a separate process, since jaxtyping cannot check shapes inside compiled code; with a compiler backend that
+    runs the graph unchanged: the claim is that one graph serves all blocks."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["noise", "attention"]
 
 
-def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
+def test_conditioning_photos_are_encoded_separately_and_masked(
     tiny_shards: Path,
 ) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=RandomPhotos(share=0.7), seed=2)
@@ -282,12 +284,12 @@ def test_photos_that_look_anywhere_are_encoded_by_themselves_and_masked(
     assert 0 < example.mask.mean() < 0.5
 
 
-def test_what_was_dropped_is_kept_with_the_model() -> None:
+def test_dropout_shares_are_stored_with_the_model() -> None:
     module = module_of(objective=Objective(drop_text=0.2, drop_image=0.3, drop_both=0.1))
     assert module.pipeline.config.drops == [0.2, 0.3, 0.1]
 
 
-def test_lightning_sees_the_unet_alone() -> None:
+def test_the_module_contains_only_the_unet() -> None:
     module = module_of()
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"unet"}
     assert {name.split(".")[0] for name in module.state_dict()} == {"unet"}
@@ -336,18 +338,18 @@ def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, objective: 
 # ---- draws ---------------------------------------------------------------------------------------------------
 
 
-def test_the_same_place_draws_the_same_and_every_other_place_draws_otherwise(batch: Batch) -> None:
+def test_draws_depend_on_the_seed_of_a_panorama_alone(batch: Batch) -> None:
     module = module_of()
     fitted(module, [batch], steps=1)
-    places = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1), (0, 1, 0, 0)]
+    seeds = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1), (0, 1, 0, 0)]
     with torch.no_grad():
-        losses = [losses_of(module, batch, place) for place in places]
-        again = [losses_of(module, batch, place) for place in places]
+        losses = [losses_of(module, batch, seed) for seed in seeds]
+        again = [losses_of(module, batch, seed) for seed in seeds]
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
-    assert len({tuple(loss.tolist()) for loss in losses}) == len(places)
+    assert len({tuple(loss.tolist()) for loss in losses}) == len(seeds)
 
 
-def test_captions_reach_their_own_face_and_panorama(batch: Batch) -> None:
+def test_captions_reach_their_face_and_panorama(batch: Batch) -> None:
     module = module_of(objective=Objective(**KEEP_ALL))
     fitted(module, [batch], steps=1)
     prompts = [[f"panorama {p} face {f}" for f in range(6)] for p in range(3, -1, -1)]
@@ -364,15 +366,15 @@ def test_captions_reach_their_own_face_and_panorama(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_whose_gradients_are_not_finite_is_left_out(
+def test_a_step_with_non_finite_gradients_is_skipped(
     batch: Batch, monkeypatch: pytest.MonkeyPatch, fused: bool
 ) -> None:
-    """Weights and moments stay as they were, and the next step is taken as if it had not been."""
+    """Weights and moments are unchanged, and the next step is as if the skipped one had not happened."""
     loss = Objective.loss
     calls = iter(range(100))
 
-    def spoiled(self: Objective, *given: Any, **options: Any) -> Any:
-        losses, *rest = loss(self, *given, **options)
+    def spoiled(self: Objective, *arguments: Any, **options: Any) -> Any:
+        losses, *rest = loss(self, *arguments, **options)
         return (losses * math.nan if next(calls) == 1 else losses, *rest)
 
     kept = []
@@ -441,7 +443,7 @@ def test_the_gradient_is_clipped_by_its_norm_which_is_logged_before(batch: Batch
         module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1.0, "value")
 
 
-def test_without_a_limit_the_gradient_is_left_alone(batch: Batch) -> None:
+def test_without_a_limit_the_gradient_is_not_clipped(batch: Batch) -> None:
     free, limited = (fitted(module_of(), [batch], 1, gradient_clip_val=v).gradients[0] for v in (None, 1e9))
     assert all(torch.equal(free[name], limited[name]) for name in free)
 
@@ -459,7 +461,7 @@ def cosine(step: int, warmup: int, steps: int) -> float:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("name", "share"), [("constant_with_warmup", warmed_up), ("cosine", cosine)])
-def test_the_learning_rate_goes_by_optimizer_steps(
+def test_the_learning_rate_is_stepped_per_optimizer_step(
     batch: Batch, name: str, share: Callable[[int, int, int], float], accumulate: int
 ) -> None:
     steps, warmup, rate = 6, 3, 1e-3

@@ -1,7 +1,7 @@
-"""A training step never waits for its device: not to read a number from it, nor to copy one to it.
+"""A training step never synchronises with its device: it neither reads from it nor waits for a copy to it.
 
-Here the device is "meta", whose tensors hold no numbers: reading one raises by itself, and every copy to it is seen.
-On a GPU torch itself says so.
+The device is "meta", whose tensors hold no data: reading one raises, and every copy to it is recorded. On a GPU torch
+itself reports synchronisation.
 """
 
 from collections.abc import Iterator
@@ -28,22 +28,22 @@ OPTIONS: list[dict[str, Any]] = [{}, {"min_snr_gamma": 5.0, "offset_noise": 0.05
 
 
 class Copies(TorchDispatchMode):
-    """Which tensors of more than no dimensions went from the host to the device."""
+    """Records the shapes of tensors, other than scalars, that are copied from the host to the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         if func in copies and result.is_meta and not all(a.is_meta for a in args if isinstance(a, torch.Tensor)):
-            self.seen.append(tuple(result.shape))
+            self.shapes.append(tuple(result.shape))
         return result
 
 
 class Generator(torch.Generator):
-    """There is none on the meta device."""
+    """Replaces torch.Generator, which the meta device lacks."""
 
     def __new__(cls, device: torch.device) -> Any:
         return super().__new__(cls)
@@ -60,7 +60,7 @@ def endless(data: PanoramaDataModule) -> Iterator[Any]:
 
 
 def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: int, metrics: StepMetrics) -> None:
-    """With what is gathered at each, at a step that no logger logs."""
+    """One training step with its callbacks, at a step that no logger logs."""
     trainer: Any = Mock(spec=L.Trainer, global_step=place, log_every_n_steps=10, loggers=[Mock()])
     cubes = data.on_after_batch_transfer({n: v.to(module.device) if isinstance(v, torch.Tensor) else v
                                           for n, v in batch.items()}, 0)  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
     module = CubeDiffModule(tiny_random(), Objective(**SHARES | objective), partial(torch.optim.AdamW, lr=1e-3))
     module.encode_null_text()
     metrics = StepMetrics()
-    step(module, data, next(batches), 0, metrics)  # what is made once
+    step(module, data, next(batches), 0, metrics)  # creates cached tensors
 
     module.to("meta")
     module.backbone.to("meta")
@@ -99,7 +99,7 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
         batch = next(batches)
         arriving = sum(isinstance(value, torch.Tensor) for value in batch.values())
         step(module, data, batch, 2, metrics)
-    assert len(copies.seen) == arriving, copies.seen
+    assert len(copies.shapes) == arriving, copies.shapes
     assert sent
 
 

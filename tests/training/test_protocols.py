@@ -1,4 +1,4 @@
-"""Callbacks, loggers and data modules take part in a run by their methods, and incomplete ones are refused by name."""
+"""Callbacks, loggers and data modules take part in a run by implementing protocols; incomplete ones are refused."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_only_data_that_names_its_encoders_is_encoded(tiny_shards: Path) -> None
         ("data", "Anything", r"data\._target_: expected a subclass of LightningDataModule, got .*Anything"),
     ],
 )
-def test_an_object_that_does_not_fulfil_its_protocol_is_refused_before_training(
+def test_an_object_that_does_not_implement_its_protocol_is_refused_before_training(
     tiny_shards: Path, tmp_path: Path, key: str, name: str, message: str
 ) -> None:
     config = composed(*QUICK, *NONE, f"data.path={tiny_shards}", run_dir=tmp_path / "run")

@@ -47,11 +47,18 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     """The class that a local CubeDiff folder was saved with; None for other folders and Hub ids.
 
     The folder names a class, which is looked up among the installed ones: a folder brings no code.
+
+    Raises:
+        ValueError: If the folder's model_index.json is not JSON.
     """
     index = Path(find_model(path)) / "model_index.json"
     if not index.is_file():
         return None
-    return pipeline_classes().get(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    try:
+        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except ValueError as error:
+        raise ValueError(f"{index} is not JSON ({error}): copy or export the model again") from error
+    return pipeline_classes().get(name)
 
 
 def load_for_generation(path: str | Path) -> CubePipeline:

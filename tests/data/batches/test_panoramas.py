@@ -84,7 +84,7 @@ def test_a_batch_conditioned_on_front_faces_only_has_no_known_faces(tmp_path: Pa
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("shown", ["faces", "panorama"])
 def test_every_caption_describes_its_face_after_the_rotation(tmp_path: Path, shown: str, flip: float) -> None:
-    """The walls have known colours: the colour at the centre of a rotated face is the one that its caption names."""
+    """The caption of a wall is its colour, which is the colour at the centre of the rotated face."""
     share = float(shown == "faces")
     module = data(shards(tmp_path, 8, faces=True), batch_size=8, face_caption_probability=share, flip=flip)
     yaws = []
@@ -210,9 +210,9 @@ def test_two_workers_and_two_ranks_share_one_shard(tmp_path: Path) -> None:
     for rank in range(2):
         loader = data(path, rank, 2, num_workers=2, batch_size=1).train_dataloader()
         for epoch in epochs:
-            seen = keys(loader)
-            assert len(seen) == 12 // 2
-            epoch += seen
+            read_keys = keys(loader)
+            assert len(read_keys) == 12 // 2
+            epoch += read_keys
     assert [sorted(epoch) for epoch in epochs] == [[f"{i:03d}" for i in range(12)]] * 2
 
 
@@ -250,8 +250,8 @@ def test_validation_shows_every_panorama_once_over_all_readers(many: Path, world
         for _ in range(2):  # a second epoch shows the same
             batches = list(loader)
             assert len(batches) == len(loader)
-            seen = keys(batches)
-        parts.append(seen)
+            read_keys = keys(batches)
+        parts.append(read_keys)
         assert all(yaw == 0 for batch in batches for yaw in batch["yaw"])
         for batch in batches:
             assert batch["counted"]
@@ -310,8 +310,8 @@ def test_damaged_samples_are_skipped_counted_and_logged(
     spoil(path / "train-000000.tar", "002.jpg", "004.json")
     module = data(path, num_workers=workers, batch_size=4, max_skipped_share=1.0)
     with caplog.at_level(logging.WARNING):
-        seen = Counter(keys(itertools.chain(*[module.train_dataloader()] * 6)))
-    assert set(seen) == {"000", "001", "003", "005"}
+        read_keys = Counter(keys(itertools.chain(*[module.train_dataloader()] * 6)))
+    assert set(read_keys) == {"000", "001", "003", "005"}
     assert module.skipped >= 4
     messages = [r.getMessage() for r in caplog.records]
     assert "1 samples skipped so far" in messages[0]
@@ -329,8 +329,8 @@ def test_a_damaged_tar_header_skips_only_its_own_sample(tmp_path: Path) -> None:
         file.write(b"x" * 512)
     module = data(path, batch_size=6, max_skipped_share=1.0)
     lost = members[4].name.partition(".")[0]
-    seen = set(keys(itertools.chain(*[module.train_dataloader()] * 8)))
-    assert seen == {f"{i:03d}" for i in range(8)} - {lost}
+    read_keys = set(keys(itertools.chain(*[module.train_dataloader()] * 8)))
+    assert read_keys == {f"{i:03d}" for i in range(8)} - {lost}
     assert module.skipped == 8 * 6 // 8
 
 

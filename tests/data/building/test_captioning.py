@@ -1,4 +1,4 @@
-"""Captions by a vision-language model: a tiny random one of a real class, asked in the real way."""
+"""Captions by a vision-language model: a tiny random model of a real class, called as in production."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA of two layers with random weights, which writes letters."""
+    """A LLaVA of two layers with random weights, which generates letters."""
     path = tmp_path_factory.mktemp("vlm")
     tokens = ["<pad>", "<s>", "</s>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
@@ -75,7 +75,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
         letters = [tokens.index(chr(code)) for code in range(ord("a"), ord("z") + 1)]
-        network.lm_head.weight.data[[i for i in range(len(tokens)) if i not in letters]] *= 1e-3  # never the end
+        network.lm_head.weight.data[[i for i in range(len(tokens)) if i not in letters]] *= 1e-3  # never the end token
         network.generation_config.suppress_tokens = [i for i in range(len(tokens)) if i not in letters]
     network.save_pretrained(path)
     return path
@@ -97,15 +97,15 @@ def records(file: Path) -> list[dict]:
 def test_every_panorama_gets_a_caption_and_one_for_each_face(model: Path, folder: Path, tmp_path: Path) -> None:
     source = open_source(folder, captioned=False)
     assert write_captions(source, tmp_path / "out" / "captions.jsonl", str(model), batch=5) == 3
-    made = records(tmp_path / "out" / "captions.jsonl")
-    assert [record["file"] for record in made] == ["0.jpg", "1.jpg", "2.jpg"]
-    for record in made:
+    written = records(tmp_path / "out" / "captions.jsonl")
+    assert [record["file"] for record in written] == ["0.jpg", "1.jpg", "2.jpg"]
+    for record in written:
         assert record["captioned_by"] == str(model)
         assert list(record["faces"]) == list(FACES)
         assert all(text.isalpha() for text in (record["caption"], *record["faces"].values()))
 
 
-def test_the_batch_changes_no_answer(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_captions_do_not_depend_on_the_batch_size(model: Path, folder: Path, tmp_path: Path) -> None:
     source = open_source(folder, captioned=False)
     for batch in (1, 4):
         write_captions(source, tmp_path / f"{batch}.jsonl", str(model), batch=batch)
@@ -113,8 +113,8 @@ def test_the_batch_changes_no_answer(model: Path, folder: Path, tmp_path: Path) 
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
-    """The questions, answered by which they are."""
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """Records the questions; each is answered with its number."""
     questions: list[Question] = []
 
     def ask(some: list[Question]) -> list[str]:
@@ -125,43 +125,43 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     return questions
 
 
-def test_the_model_sees_the_panorama_and_its_faces(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+def test_the_model_sees_the_panorama_and_its_faces(folder: Path, tmp_path: Path, calls: list[Question]) -> None:
     yaw = np.linspace(-180, 180, 256, endpoint=False)
     left_and_right = np.broadcast_to(np.where(yaw < 0, 40, 220)[None, :, None], (128, 256, 3)).astype(np.uint8)
     Image.fromarray(left_and_right).save(folder / "0.jpg")
     write_captions(open_source(folder, captioned=False), tmp_path / "captions.jsonl", "any")
-    first = {q.view: np.asarray(q.image, np.float64) for q in asked[: len(VIEWS)]}
+    first = {q.view: np.asarray(q.image, np.float64) for q in calls[: len(VIEWS)]}
     assert tuple(first) == VIEWS
     assert first["panorama"].shape == (512, 1024, 3)
     assert first["front"].shape == (512, 512, 3)
     assert first["right"].mean() > 215
     assert first["left"].mean() < 45
     assert first["front"][:, :200].mean() < 45 < 215 < first["front"][:, -200:].mean()
-    assert len({q.instruction for q in asked if q.view == "panorama"}) == 1
+    assert len({q.instruction for q in calls if q.view == "panorama"}) == 1
     assert records(tmp_path / "captions.jsonl")[2]["faces"]["up"] == "up of 2.jpg"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_a_call_that_was_cut_is_gone_on_with(folder: Path, tmp_path: Path, asked: list[Question], cut: int) -> None:
+def test_an_interrupted_call_resumes(folder: Path, tmp_path: Path, calls: list[Question], cut: int) -> None:
     source, file = open_source(folder, captioned=False), tmp_path / "captions.jsonl"
     write_captions(source, file, "any")
     whole = file.read_bytes()
     first = whole.index(b"\n") + 1
     file.write_bytes(whole[: first + cut])
-    asked.clear()
+    calls.clear()
     assert write_captions(source, file, "any") == 2
     assert file.read_bytes() == whole
-    assert {q.entry.file for q in asked} == {"1.jpg", "2.jpg"}
+    assert {q.entry.file for q in calls} == {"1.jpg", "2.jpg"}
     assert write_captions(source, file, "any") == 0
 
 
-def test_a_limit_takes_the_first(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+def test_a_limit_takes_the_first(folder: Path, tmp_path: Path, calls: list[Question]) -> None:
     source, file = open_source(folder, captioned=False), tmp_path / "captions.jsonl"
     assert write_captions(source, file, "any", limit=2) == 2
     assert [record["file"] for record in records(file)] == ["0.jpg", "1.jpg"]
 
 
-def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+def test_unreadable_panoramas_are_skipped(folder: Path, tmp_path: Path, calls: list[Question]) -> None:
     (folder / "1.jpg").write_bytes(b"no picture")
     source, file = open_source(folder, captioned=False), tmp_path / "captions.jsonl"
     write_captions(source, file, "any")
@@ -173,43 +173,43 @@ def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, asked: li
     assert entries[0].metadata == {"captioned_by": "any"}
 
 
-def test_the_command_captions_and_builds(folder: Path, tmp_path: Path, asked: list[Question]) -> None:
+def test_the_command_captions_and_builds(folder: Path, tmp_path: Path, calls: list[Question]) -> None:
     words = [str(folder), str(tmp_path / "out"), "--caption", "any", "--workers", "1"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "(3 with face captions)" in done.output
     assert len(records(tmp_path / "out" / "captions.jsonl")) == 3
-    asked.clear()
+    calls.clear()
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
-    assert not asked
+    assert not calls
     (tmp_path / "out" / "captions.jsonl").unlink()
     done = CliRunner().invoke(app, words)
     assert "already holds shards" in done.output
-    assert not asked  # not captioned first and refused then
+    assert not calls  # refused before captioning
     done = CliRunner().invoke(app, [*words, "--captions", "x.jsonl"])
     assert done.exit_code == 1
     assert "not both" in done.output
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda path: path / "nothing", "cannot be loaded as an image-text-to-text model"),
         (lambda path: Path((path / "chat_template.jinja").unlink() or path), "has no chat template"),
     ],
 )
-def test_a_model_that_cannot_be_asked_is_told(
-    model: Path, folder: Path, tmp_path: Path, spoil: Callable[[Path], Path], told: str
+def test_error_of_an_unusable_model_names_it(
+    model: Path, folder: Path, tmp_path: Path, spoil: Callable[[Path], Path], message: str
 ) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in model.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         write_captions(open_source(folder, captioned=False), tmp_path / "captions.jsonl", str(spoil(copy)))
 
 
-def test_a_file_of_something_else_is_told(folder: Path, tmp_path: Path) -> None:
+def test_error_of_an_invalid_captions_file_names_it(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("something else\n")
     with pytest.raises(DataError, match="is not a captions file"):
         write_captions(open_source(folder, captioned=False), tmp_path / "captions.jsonl", "any")

@@ -1,4 +1,4 @@
-"""What `python -m cubediff.prepare check` says of whole shards, and the faults that it finds in damaged ones."""
+"""`cubediff prepare check`: the summary of undamaged shards, and the faults that it finds in damaged ones."""
 
 import hashlib
 import io
@@ -28,19 +28,19 @@ SHARD = "train-000001.tar"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     build_shards(panoramas(folder / "in", 8), folder / "shards", val_fraction=0.3, shard_size=2)
     return folder / "shards"
 
 
 @pytest.fixture
-def shards(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "shards"))
+def shards(undamaged: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(undamaged, tmp_path / "shards"))
 
 
 def rewritten(shards: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
-    """Shard 1 with other members, and a manifest and an index that are true of it."""
+    """Rewrites shard 1 with other members, with a matching manifest and index."""
     path = shards / SHARD
     with tarfile.open(path) as tar:
         members = {m.name: tar.extractfile(m).read() for m in tar}
@@ -63,12 +63,12 @@ def rewritten(shards: Path, change: Callable[[dict[str, bytes]], dict[str, bytes
 
 
 def with_jpeg(jpeg: bytes) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
-    """The first sample with other JPEG bytes and their right crc32."""
+    """Replaces the JPEG of the first sample, with a matching crc32."""
 
     def change(members: dict[str, bytes]) -> dict[str, bytes]:
         picture, record = list(members)[:2]
-        told = json.loads(members[record]) | {"crc32": zlib.crc32(jpeg)}
-        return members | {picture: jpeg, record: json.dumps(told).encode()}
+        changed = json.loads(members[record]) | {"crc32": zlib.crc32(jpeg)}
+        return members | {picture: jpeg, record: json.dumps(changed).encode()}
 
     return change
 
@@ -82,7 +82,7 @@ def with_record(**values: object) -> Callable[[dict[str, bytes]], dict[str, byte
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_whole_shards_have_no_fault_and_training_sees_what_was_put_in(tmp_path: Path, workers: int) -> None:
+def test_undamaged_shards_have_no_faults_and_training_reads_their_content(tmp_path: Path, workers: int) -> None:
     build_shards(SAMPLES, tmp_path / "shards", val_fraction=0.2, shard_size=9)
     lines, faults = check_shards(tmp_path / "shards", workers)
     assert faults == []
@@ -110,13 +110,13 @@ def test_any_flipped_bit_of_a_shard_is_found(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 100, 512, 3000])
-def test_a_shard_that_ends_early_is_found(shards: Path, length: int) -> None:
+def test_a_truncated_shard_is_found(shards: Path, length: int) -> None:
     with (shards / SHARD).open("r+b") as file:
         file.truncate(length)
     assert any(f"{SHARD} has {length} bytes, expected" in fault for fault in check_shards(shards).faults)
 
 
-def test_a_missing_shard_and_one_too_many_are_found(shards: Path) -> None:
+def test_missing_and_additional_shards_are_found(shards: Path) -> None:
     (shards / SHARD).rename(shards / "train-000099.tar")
     faults = check_shards(shards).faults
     assert f"{SHARD} is missing" in faults
@@ -124,7 +124,7 @@ def test_a_missing_shard_and_one_too_many_are_found(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["one offset", "no line", "no JSON", "no file"])
-def test_an_index_that_is_not_the_manifests_is_found(shards: Path, change: str) -> None:
+def test_an_index_that_differs_from_the_manifest_is_found(shards: Path, change: str) -> None:
     path = shards / "index.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join({"one offset": [*lines[:-1], lines[-1].replace("[0, ", "[512, ")], "no line": lines[1:],
@@ -160,14 +160,14 @@ def test_an_index_that_is_not_the_manifests_is_found(shards: Path, change: str) 
         (lambda members: {n: b"{" if n.endswith("json") else d for n, d in members.items()}, "sample pano_"),
     ],
 )
-def test_what_right_checksums_hide_is_found(shards: Path, change: Callable, words: str) -> None:
+def test_invalid_samples_with_correct_checksums_are_found(shards: Path, change: Callable, words: str) -> None:
     rewritten(shards, change)
     faults = check_shards(shards).faults
     assert any(SHARD in fault and words in fault for fault in faults), faults
     assert not any("damaged" in fault or "from the manifest" in fault for fault in faults)
 
 
-def test_a_scene_on_both_sides_and_a_key_that_comes_twice_are_found(shards: Path) -> None:
+def test_a_scene_in_both_splits_and_a_duplicate_key_are_found(shards: Path) -> None:
     with tarfile.open(shards / "val-000000.tar") as tar:
         there = {m.name: tar.extractfile(m).read() for m in tar}
     scene = json.loads(list(there.values())[1])["scene"]
@@ -177,7 +177,7 @@ def test_a_scene_on_both_sides_and_a_key_that_comes_twice_are_found(shards: Path
     assert any("1 keys occur more than once, the first is pano_" in fault for fault in check_shards(shards).faults)
 
 
-def test_a_manifest_that_is_none_or_of_another_version_is_one_fault(shards: Path) -> None:
+def test_an_invalid_manifest_or_another_version_is_one_fault(shards: Path) -> None:
     manifest = shards / "manifest.json"
     old = manifest.read_text()
     for text, words in (

@@ -1,5 +1,5 @@
-"""Near-duplicates on real panoramas: copies are found however they were turned, coded and scaled, and different scenes
-are told apart with room between."""
+"""Near-duplicates of real panoramas: rotated, re-encoded and scaled copies are found, and different scenes differ with
+a margin."""
 
 import itertools
 import time
@@ -14,8 +14,8 @@ from cubediff.data.building.duplicates import BITS, THRESHOLD, hash_jpeg, near_d
 SAMPLES = sorted((Path(__file__).parents[3] / "data" / "samples").glob("*.jpg"))
 
 
-def turned(image: np.ndarray, degrees: float) -> np.ndarray:
-    """By any angle, between whole columns linearly."""
+def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotates in yaw by any angle; fractions of a column are interpolated linearly."""
     columns, part = divmod(degrees / 360 * image.shape[1], 1)
     mixed = (1 - part) * np.roll(image, int(columns), 1) + part * np.roll(image, int(columns) + 1, 1)
     return np.round(mixed).astype(np.uint8)
@@ -25,17 +25,17 @@ def scaled(image: np.ndarray, by: float) -> np.ndarray:
     return cv2.resize(image, None, fx=by, fy=by, interpolation=cv2.INTER_AREA if by < 1 else cv2.INTER_CUBIC)
 
 
-def coded(image: np.ndarray, quality: int) -> np.ndarray:
+def encoded(image: np.ndarray, quality: int) -> np.ndarray:
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
 
 
 COPIES = {
-    "coded again": lambda image: coded(image, 30),
+    "coded again": lambda image: encoded(image, 30),
     "half as large": lambda image: scaled(image, 0.5),
     "twice as large": lambda image: scaled(image, 2),
-    **{f"turned by {d}": lambda image, d=d: turned(image, d) for d in (1.3, 37.3, 90, 181.7, 270, 358.2)},
+    **{f"turned by {d}": lambda image, d=d: rotated(image, d) for d in (1.3, 37.3, 90, 181.7, 270, 358.2)},
     "mirrored": lambda image: image[:, ::-1],
-    "all of it": lambda image: coded(turned(scaled(image, 0.5), 123.4), 50)[:, ::-1],
+    "all of it": lambda image: encoded(rotated(scaled(image, 0.5), 123.4), 50)[:, ::-1],
 }
 
 
@@ -45,7 +45,7 @@ def panoramas() -> list[np.ndarray]:
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> int:
-    """Bits in which two hashes' bits differ, or one's and the other's mirror image's."""
+    """The number of differing bits of two hashes, the minimum over a flip of one image."""
     mirrored = np.concatenate([b[:128], 1 - b[128:]])
     return min(int((a != b).sum()), int((a != mirrored).sum()))
 
@@ -60,7 +60,7 @@ def test_a_copy_is_within_half_the_threshold(panoramas: list[np.ndarray], copy: 
     assert max(distances) <= THRESHOLD // 2
 
 
-def test_different_scenes_are_far_more_than_the_threshold_apart(panoramas: list[np.ndarray]) -> None:
+def test_different_scenes_differ_by_far_more_than_the_threshold(panoramas: list[np.ndarray]) -> None:
     hashes = [bits(image) for image in panoramas]
     pairs = list(itertools.combinations(hashes, 2))
     assert len(pairs) == 300
@@ -69,7 +69,7 @@ def test_different_scenes_are_far_more_than_the_threshold_apart(panoramas: list[
 
 
 @pytest.mark.parametrize("width", [512, 1024, 2048])
-def test_a_jpeg_decoded_small_has_the_hash_of_the_whole(panoramas: list[np.ndarray], width: int) -> None:
+def test_a_jpeg_decoded_at_reduced_size_has_almost_the_same_hash(panoramas: list[np.ndarray], width: int) -> None:
     for image in panoramas:
         jpeg = cv2.imencode(".jpg", cv2.resize(image, (width, width // 2)), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
         assert (np.unpackbits(hash_jpeg(jpeg, width)) != bits(image)).sum() <= 8

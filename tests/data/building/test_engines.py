@@ -1,5 +1,4 @@
-"""The same work in this process, in a pool and on Ray: the same results in the same order, and errors that say what to
-do."""
+"""The same work in this process, in a pool and on Ray: equal results in the same order, and errors with a remedy."""
 
 import os
 import subprocess
@@ -17,18 +16,18 @@ from cubediff.data import DataError, build_shards
 from cubediff.data.building.engines import ENGINES, open_engine
 
 
-def test_results_come_in_the_order_of_the_items_and_no_further_ahead_than_needed() -> None:
-    taken = []
+def test_results_keep_the_order_of_the_items_and_run_at_most_a_window_ahead() -> None:
+    consumed = []
 
     def items():
         for i in range(100):
-            taken.append(i)
+            consumed.append(i)
             yield i
 
     with open_engine(workers=2) as mapped:
         results = mapped(partial(pow, 2), items())
         assert [next(results) for _ in range(3)] == [1, 2, 4]
-        assert len(taken) < 15
+        assert len(consumed) < 15
         assert list(results) == [2**i for i in range(3, 100)]
         assert list(mapped(str, [])) == []
         ends = list(mapped(_process_and_threads, range(8)))
@@ -47,7 +46,7 @@ def _process_and_threads(_: int) -> tuple[int, tuple[int, int]]:
 
 @dataclass
 class Counting:
-    """Knows how often its own copy was called before."""
+    """Counts the calls of its own copy."""
 
     calls: int = 0
 
@@ -57,8 +56,8 @@ class Counting:
         return item, os.getpid(), self.calls
 
 
-def test_a_worker_keeps_the_function_that_it_was_sent_and_takes_the_next() -> None:
-    """What a source has listed once serves all panoramas of a worker."""
+def test_a_worker_keeps_its_function_until_it_receives_another() -> None:
+    """A source lists its files once per worker, not once per panorama."""
     with open_engine(workers=2) as mapped:
         called = list(mapped(Counting(), range(40)))
         assert [item for item, _, _ in called] == list(range(40))
@@ -69,17 +68,17 @@ def test_a_worker_keeps_the_function_that_it_was_sent_and_takes_the_next() -> No
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_the_function_raises_arrives_and_ends_the_work(workers: int) -> None:
+def test_an_exception_of_the_function_is_raised_and_stops_the_work(workers: int) -> None:
     with pytest.raises(ZeroDivisionError), open_engine(workers=workers) as mapped:
         list(mapped(partial(floordiv, 1), [1, 0, 1]))
 
 
-def test_a_worker_that_dies_is_an_error_that_says_what_to_do() -> None:
+def test_a_dead_worker_raises_an_error_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"a worker process died.*fewer --workers"), open_engine(workers=2) as mapped:
         list(mapped(os._exit, [3]))
 
 
-def test_workers_end_with_the_process_that_is_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_the_parent_process_is_killed(tmp_path: Path) -> None:
     code = """if __name__ == "__main__":
         import os, signal, sys, time
         from cubediff.data.building.engines import open_engine
@@ -141,7 +140,7 @@ assert not ray.is_initialized()
 
 @pytest.mark.slow
 def test_ray_gives_the_local_results_errors_and_bytes(tmp_path: Path) -> None:
-    """In processes of their own: Ray leaves files and threads to the end of the process."""
+    """In separate processes: Ray keeps files and threads until the process exits."""
     subprocess.run([sys.executable, "-c", RAY], check=True, cwd=Path(__file__).parent)
     source = panoramas(tmp_path / "in", 9)
     build_shards(source, tmp_path / "local", val_fraction=0.3, shard_size=2)

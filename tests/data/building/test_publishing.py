@@ -1,5 +1,5 @@
-"""A build that is cut short at any moment leaves what was there before or nothing that looks whole, and goes on to the
-same bytes."""
+"""A build that is interrupted at any moment leaves the previous dataset or nothing that looks complete, and resumes to
+the same bytes."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
 
 
 class Cut(BaseException):
-    """Ends a build without any chance to tidy up, as far as that can be played in one process."""
+    """Ends a build without any cleanup, as far as this can be simulated in one process."""
 
 
 def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -51,7 +51,7 @@ def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_cut_at_any_change_of_the_file_system_it_goes_on_to_the_same_bytes(
+def test_a_build_interrupted_at_any_file_system_change_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     source, output = panoramas(tmp_path / "in", 4), tmp_path / "out"
@@ -82,8 +82,8 @@ def test_cut_at_any_change_of_the_file_system_it_goes_on_to_the_same_bytes(
     assert contents(output) == expected
 
 
-def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(tmp_path: Path) -> None:
-    """SIGKILL at ten random moments, each time resumed."""
+def test_a_build_killed_repeatedly_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """SIGKILL at ten random moments; the build is resumed each time."""
     source, output = panoramas(tmp_path / "in", 40, width=1024), tmp_path / "out"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cubediff.data.building.write"])
@@ -115,7 +115,7 @@ def test_killed_again_and_again_it_ends_in_the_bytes_of_an_uninterrupted_build(t
     assert contents(output) == contents(tmp_path / "whole")
 
 
-def test_what_is_finished_is_not_done_again_and_what_changed_is(
+def test_finished_work_is_kept_and_changed_panoramas_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, output = panoramas(tmp_path / "in", 6), tmp_path / "out"
@@ -184,8 +184,8 @@ def test_two_builds_at_once_in_one_folder_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_the_command_killed_ten_times_ends_in_the_same_bytes(tmp_path: Path, engine: str) -> None:
-    """Main process and workers are new each time; a killed one leaves no worker behind that goes on writing."""
+def test_the_command_killed_ten_times_ends_with_the_same_bytes(tmp_path: Path, engine: str) -> None:
+    """Main process and workers are new each time; no worker of a killed process continues to write."""
     source, output = panoramas(tmp_path / "in", 400, width=1024), tmp_path / "out"
     build_shards(source, tmp_path / "whole", val_fraction=0.3, shard_size=50)
     command = [sys.executable, "-m", "cubediff.prepare", str(source), str(output), "--workers", "2"]
@@ -210,10 +210,8 @@ def test_the_command_killed_ten_times_ends_in_the_same_bytes(tmp_path: Path, eng
     assert json.loads((output / "manifest.json").read_text())["samples"] == 400
 
 
-def test_where_the_machine_fails_to_read_a_panorama_the_build_stops_and_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is no fault of the panorama, which must not be left out of the dataset for it."""
+def test_an_io_error_stops_the_build_which_resumes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panorama is not at fault and must not be missing from the dataset."""
     source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
 
     def fails(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The report page: what it counts, that text from users stays text, that it fits, and that a browser shows it."""
+"""The report page: its counts, escaped text from users, and its rendering in a browser."""
 
 import json
 import re
@@ -22,7 +22,7 @@ NASTY_FILE = "<script>document.title=1<&\"'>.png"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards of the samples, a turned copy of one with a nasty caption, and two that are refused."""
+    """Shards of the samples, of a rotated copy of one with a hostile caption, and two rejected files."""
     tmp_path = tmp_path_factory.mktemp("report")
     source = Path(shutil.copytree(SAMPLES, tmp_path / "in"))
     image = cv2.imread(str(source / "courtyard.jpg"))
@@ -68,7 +68,7 @@ def test_text_from_users_stays_text(folder: Path) -> None:
     assert any("1024x100 is not 2:1" in text for text in page.texts["td"])
 
 
-def test_a_browser_shows_all_pictures_and_nothing_runs(browser: Browser, folder: Path) -> None:
+def test_a_browser_shows_all_pictures_and_runs_no_script(browser: Browser, folder: Path) -> None:
     page = browser.new_page(viewport={"width": 420, "height": 800})
     requests, faults = [], []
     page.on("request", lambda request: requests.append(request.url))
@@ -87,7 +87,7 @@ def test_a_browser_shows_all_pictures_and_nothing_runs(browser: Browser, folder:
     assert {url.split(":")[0] for url in requests} <= {"file", "data"}
 
 
-def test_of_many_panoramas_and_refusals_it_shows_some_and_says_so(tmp_path: Path) -> None:
+def test_long_lists_are_truncated_and_the_page_says_so(tmp_path: Path) -> None:
     source = panoramas(tmp_path / "in", 60, suffix=".jpg")
     for i in range(510):
         (source / f"bad {i}.jpg").touch()
@@ -111,9 +111,9 @@ def test_histograms_count_every_value_once() -> None:
     rng = np.random.default_rng(0)
     for high in (5, 40, 3000, 10**6):
         values = rng.integers(0, high, 500)
-        told = bars(_histogram("t", values.tolist()))
-        assert len(told) <= 12
-        assert sum(told.values()) == 500
-        for label, count in told.items():
+        counts_by_bin = bars(_histogram("t", values.tolist()))
+        assert len(counts_by_bin) <= 12
+        assert sum(counts_by_bin.values()) == 500
+        for label, count in counts_by_bin.items():
             low, _, top = label.partition("–")
             assert count == ((values >= int(low)) & (values <= int(top or low))).sum()

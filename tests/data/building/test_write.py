@@ -115,7 +115,7 @@ def test_the_index_finds_every_sample(tmp_path: Path) -> None:
         assert not whole
 
 
-def test_a_second_build_is_identical_to_the_byte_whatever_the_workers_and_times(tmp_path: Path) -> None:
+def test_a_second_build_has_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 6)
     picture(9).save(source / "pano 0.jpg", progressive=True)  # re-encoded
     build_shards(source, tmp_path / "a", shard_size=2)
@@ -171,12 +171,12 @@ def test_a_scene_stays_on_one_side_of_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
-def test_two_scenes_always_give_a_training_and_a_validation_one(tmp_path: Path, fraction: float) -> None:
+def test_two_scenes_are_split_into_training_and_validation(tmp_path: Path, fraction: float) -> None:
     manifest = build_shards(folder(tmp_path / "in", 2), tmp_path / "out", val_fraction=fraction)
     assert [manifest["splits"][s]["samples"] for s in ("train", "val")] == [1, 1]
 
 
-def test_one_scene_or_no_fraction_gives_no_validation(tmp_path: Path) -> None:
+def test_a_single_scene_or_a_zero_fraction_gives_no_validation_split(tmp_path: Path) -> None:
     one = build_shards(folder(tmp_path / "one", 3, asset="same"), tmp_path / "a", val_fraction=0.5)
     none = build_shards(folder(tmp_path / "in", 3), tmp_path / "b", val_fraction=0.0)
     for manifest in (one, none):
@@ -192,7 +192,7 @@ def test_more_panoramas_move_no_scene_across_the_split(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_are_listed_and_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
-    """Each sample and a copy of it under another name, turned, halved and coded again, at many fractions."""
+    """Each sample and a renamed copy that is rotated, halved and re-encoded, at many fractions."""
     source = Path(shutil.copytree(SAMPLES, tmp_path / "in"))
     lines = []
     paths = sorted(SAMPLES.glob("*.jpg"))
@@ -214,7 +214,7 @@ def test_near_duplicates_are_listed_and_stay_on_one_side_of_the_split(tmp_path: 
 
 
 def test_scenes_are_joined_through_chains_of_near_duplicates(tmp_path: Path) -> None:
-    """b is of scene 1 and equal to a; c is of scene 1 too, and d equal to c: all four are one."""
+    """b belongs to scene 1 and equals a; c belongs to scene 1 and equals d: all four are one scene."""
     source = folder(tmp_path / "in", 8)
     for copy, of in (("a", 0), ("d", 1)):
         shutil.copy(source / f"pano {of}.jpg", source / f"{copy}.jpg")
@@ -280,9 +280,7 @@ def test_each_unusable_panorama_is_listed_with_its_reason(tmp_path: Path) -> Non
 # ---- never half a dataset ----------------------------------------------------------------------------------
 
 
-def test_a_build_that_is_cut_short_leaves_no_shard_and_no_manifest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_build_leaves_no_shard_and_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder(tmp_path / "in", 5)
     real, calls = write.write_shard, []
 
@@ -318,7 +316,7 @@ def test_a_failed_rebuild_leaves_the_old_shards_and_a_good_one_replaces_them(tmp
     ]
 
 
-def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_during_the_build_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder(tmp_path / "in", 2)
 
     def changes(*args: object) -> set[str]:
@@ -339,13 +337,13 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch
 
 @dataclass(frozen=True)
 class Recorded(EquirectFolder):
-    """A source that does something to every panorama and says what."""
+    """A source that converts every panorama and records the conversion."""
 
     def load(self, entry: Entry, max_width: int, quality: int) -> Panorama:
         return replace(super().load(entry, max_width, quality), record={"exposure": 1.5, "steps": [1, "é"]})
 
 
-def test_what_a_source_did_to_a_panorama_is_kept_with_it(tmp_path: Path) -> None:
+def test_the_conversion_record_of_a_source_is_stored_with_the_sample(tmp_path: Path) -> None:
     build_shards(Recorded(folder(tmp_path / "in", 2)), tmp_path / "out", val_fraction=0.0, workers=2)
     stored = members(tmp_path / "out" / "train-000000.tar")
     for name in ("pano_0.json", "pano_1.json"):
@@ -365,7 +363,7 @@ def test_a_limit_takes_the_first_panoramas(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_a_dry_run_tells_what_would_come_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_expected_build_and_writes_nothing(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 40, faces=FACE_CAPTIONS)
     for i in range(40):
         picture(i, 512, 256).save(source / f"pano {i}.png")
@@ -388,7 +386,7 @@ def test_a_dry_run_tells_what_would_come_and_writes_nothing(tmp_path: Path) -> N
 # ---- the command -------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
+def test_the_command_prints_a_summary_of_one_line(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", 4, faces=FACE_CAPTIONS)
     picture(0, 60, 20).save(source / "bad.png")
     result = CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--val-fraction", "0.25", "--workers", "1"])
@@ -402,7 +400,7 @@ def test_the_command_says_in_one_line_what_it_did(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [str(source), str(tmp_path / "out"), "--workers", "1", "--overwrite"]).exit_code == 0
 
 
-def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path) -> None:
+def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -433,7 +431,7 @@ def test_where_nothing_can_be_done_the_command_fails_in_one_line(tmp_path: Path)
     assert set(refusals(tmp_path / "out")) == {"a.png", "b.png"}
 
 
-def test_help_comes_without_the_heavy_imports() -> None:
+def test_help_imports_no_heavy_libraries() -> None:
     code = "import sys, cubediff.prepare, cubediff.data.example as e; print({'torch', 'cv2'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

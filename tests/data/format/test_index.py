@@ -1,4 +1,4 @@
-"""Reading one sample of a shard alone, against tar and plain webdataset."""
+"""Reading single samples of a shard, compared with tar and plain webdataset."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ MEMBERS = {f"{key}.{part}": f"{key} {part}".encode() * n for n, key in enumerate
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_sample_read_alone_is_what_webdataset_reads(tmp_path: Path, format: int) -> None:
+def test_every_sample_read_by_offset_equals_the_one_that_webdataset_reads(tmp_path: Path, format: int) -> None:
     long = {f"{'long/' * 30}{n:0120d}.jpg": bytes([n]) * n for n in range(3)} if format != tarfile.USTAR_FORMAT else {}
     path = write(tmp_path / "x.tar", {**MEMBERS, **long}, format)
     index = index_tar(path)
@@ -37,7 +37,7 @@ def test_every_sample_read_alone_is_what_webdataset_reads(tmp_path: Path, format
             assert sample == {name: content for name, content in theirs[i].items() if not name.startswith("__")}
 
 
-def test_folders_are_no_samples_and_an_empty_shard_has_none(tmp_path: Path) -> None:
+def test_folders_are_not_samples_and_an_empty_shard_has_none(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         assert index_tar(write(tmp_path / "empty.tar", {})) == ([], [0])
@@ -53,7 +53,7 @@ def test_folders_are_no_samples_and_an_empty_shard_has_none(tmp_path: Path) -> N
         assert read_sample(file.fileno(), *index.offsets) == {"txt": b"abc"}
 
 
-def test_of_a_shard_that_ends_early_what_is_whole_can_be_read(tmp_path: Path) -> None:
+def test_complete_samples_of_a_truncated_shard_can_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", MEMBERS)
     index = index_tar(path)
     with path.open("r+b") as file:
@@ -64,7 +64,7 @@ def test_of_a_shard_that_ends_early_what_is_whole_can_be_read(tmp_path: Path) ->
             read_sample(file.fileno(), *index.offsets[1:3])
 
 
-def test_what_is_no_tar_raises(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_raises(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(b"x" * 2000)
     with pytest.raises(tarfile.TarError):

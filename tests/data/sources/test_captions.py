@@ -1,4 +1,4 @@
-"""Captions from JSON lines, prompts.txt and files beside the panoramas: which panorama gets which, what is refused."""
+"""Captions from JSON lines, prompts.txt and sidecar files: how they match panoramas, and which are rejected."""
 
 import json
 from pathlib import Path
@@ -87,11 +87,11 @@ def test_prompts_txt_goes_line_by_line_with_the_sorted_files(tmp_path: Path) -> 
         read(source, tmp_path / "short.txt")
 
 
-def test_files_beside_the_panoramas_caption_them(tmp_path: Path) -> None:
+def test_sidecar_files_caption_their_panoramas(tmp_path: Path) -> None:
     source = panoramas(tmp_path, "a.jpg", "b.v2.jpg", "sub/c.jpg", "d.jpg", "e.jpg", "f.jpg", "g.jpg")
     (source / "a.txt").write_text("a hall\nwith two lines\n")
     (source / "b.v2.json").write_text(json.dumps({"caption": "b", "faces": FACE_CAPTIONS, "asset": "s", "n": 1}))
-    (source / "b.v2.txt").write_text("not this one: the .json says more")
+    (source / "b.v2.txt").write_text("ignored, since there is a .json")
     (source / "sub" / "c.txt").write_text("c")
     (source / "d.txt").write_bytes(b"caf\xe9")
     (source / "e.json").write_text("{")
@@ -109,7 +109,7 @@ def test_files_beside_the_panoramas_caption_them(tmp_path: Path) -> None:
     assert reasons["g.jpg"] == "has no .json and no .txt next to it"
 
 
-def test_markup_stays_text_and_control_characters_go(tmp_path: Path) -> None:
+def test_markup_is_kept_as_text_and_control_characters_are_removed(tmp_path: Path) -> None:
     source = panoramas(tmp_path, "a.jpg")
     caption = "<script>alert('x')</script> &amp;\x00 a\x1b[31mred\x1b[0m\x7f\u0085 hall,\tone\nand é, 草原, 🙂"
     (source / "captions.jsonl").write_text(json.dumps({"file": "a.jpg", "caption": caption}))
@@ -120,7 +120,7 @@ def test_markup_stays_text_and_control_characters_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "lines", "prompts", "beside"])
-def test_a_source_to_be_captioned_lists_what_has_no_caption(tmp_path: Path, kind: str) -> None:
+def test_without_captioned_panoramas_without_captions_are_entries(tmp_path: Path, kind: str) -> None:
     source = panoramas(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     if kind == "lines":
         lines = [{"file": "a.jpg", "caption": "a", "asset": "hall"}, {"file": "b.jpg", "caption": ""}]
@@ -137,7 +137,7 @@ def test_a_source_to_be_captioned_lists_what_has_no_caption(tmp_path: Path, kind
     assert entries["a.jpg"].scene == ("hall" if kind == "lines" else "a.jpg")
 
 
-def test_captions_that_are_missing_or_unreadable_are_an_error(tmp_path: Path) -> None:
+def test_missing_or_unreadable_captions_are_an_error(tmp_path: Path) -> None:
     source = panoramas(tmp_path / "in", "a.jpg")
     with pytest.raises(DataError, match=r"no captions\.jsonl, no prompts\.txt and no \.json or \.txt"):
         read(source)

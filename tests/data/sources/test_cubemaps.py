@@ -1,5 +1,5 @@
-"""Cubemaps: a panorama written as the files of each scheme, by the scheme's own published definition, comes back as it
-was, to the loss of the geometry's own way there and back."""
+"""Cubemaps: a panorama written as the files of each scheme, by the scheme's published definition, is read as the same
+panorama, up to the loss of the projections themselves."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def panorama(name: str) -> np.ndarray:
 
 @lru_cache
 def round_trip(name: str) -> float:
-    """PSNR of the geometry's own way to 90° faces of a quarter of the width and back."""
+    """PSNR of projecting to 90° faces of a quarter of the width and back."""
     tensor = torch.from_numpy(panorama(name).copy()).permute(2, 0, 1)[None]
     faces = equirect_to_cube(tensor, tensor.shape[-1] // 4, fov=90.0)
     back = cube_to_equirect(faces, tensor.shape[-2], fov=90.0, mode="bicubic")
@@ -39,7 +39,7 @@ def round_trip(name: str) -> float:
 
 
 def camera(yaw: float, pitch: float = 0.0) -> Face:
-    """What a camera of 90° sees that turns right by `yaw`, then up by `pitch`."""
+    """The view of a 90° camera that is rotated to the right by `yaw`, then up by `pitch`."""
 
     def view(image: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
@@ -53,8 +53,8 @@ def camera(yaw: float, pitch: float = 0.0) -> Face:
 
 
 def towards(right: tuple, up: tuple, forward: tuple) -> Face:
-    """What the image shows whose columns grow along `right`, rows against `up`, around `forward` (x right, y up, z
-    forward): mean of four bilinear samples a pixel, wrapped around."""
+    """The image whose columns grow along `right`, rows against `up`, around `forward` (x right, y up, z forward): the
+    mean of four bilinear samples per pixel, wrapped around."""
 
     def view(image: np.ndarray) -> np.ndarray:
         height, width, _ = image.shape
@@ -72,7 +72,7 @@ def towards(right: tuple, up: tuple, forward: tuple) -> Face:
 
 
 def opengl(names: str) -> dict[str, Face]:
-    """The cube-map table of the OpenGL specification: of a direction (rx, ry, rz) sc, tc and ma; rows grow with tc."""
+    """The cube-map table of the OpenGL specification: sc, tc and ma of a direction (rx, ry, rz); rows grow with tc."""
     table = (
         ((0, 0, -1), (0, -1, 0), (1, 0, 0)),
         ((0, 0, 1), (0, -1, 0), (-1, 0, 0)),
@@ -86,7 +86,7 @@ def opengl(names: str) -> dict[str, Face]:
 
 
 def quake(names: str = "sky{} rt bk lf ft up dn") -> dict[str, Face]:
-    """Quake's own table (its axes: x forward, y left, z up): which of s, t and depth, from 1, each axis is."""
+    """Quake's table (axes: x forward, y left, z up): the index of each axis, from 1, among s, t and depth."""
     st_to_vec = ((3, -1, 2), (-3, 1, 2), (1, 3, 2), (-1, -3, 2), (-2, -1, 3), (2, -1, -3))
     skytexorder = (0, 2, 1, 3, 4, 5)
     pattern, *endings = names.split()
@@ -98,9 +98,9 @@ def quake(names: str = "sky{} rt bk lf ft up dn") -> dict[str, Face]:
     return files
 
 
-def seen(names: str, *, turned: str = "front right back left") -> dict[str, Face]:
-    """A viewer inside: `names` of front, right, back, left, up, down; `turned` is what is met turning right."""
-    cameras = {name: camera(90.0 * i) for i, name in enumerate(turned.split())}
+def seen(names: str, *, order: str = "front right back left") -> dict[str, Face]:
+    """The faces as a viewer inside names them: `names` of front, right, back, left, up, down; `order` is clockwise."""
+    cameras = {name: camera(90.0 * i) for i, name in enumerate(order.split())}
     cameras |= {"up": camera(0.0, 90.0), "down": camera(0.0, -90.0)}
     return dict(zip(names.split(), (cameras[f] for f in FACES), strict=True))
 
@@ -119,7 +119,7 @@ SIX_FILES = {
     "words": (seen("front right back left up down"), "words"),
     "top": (seen("room-Front room-Right room-Back room-Left room-Top room-Bottom"), "words"),
     "letters": (seen("p_f p_r p_b p_l p_u p_d"), "words"),
-    "unity": (seen(UNITY, turned=LEFT_OF_FRONT_IS_RIGHT), "unity"),
+    "unity": (seen(UNITY, order=LEFT_OF_FRONT_IS_RIGHT), "unity"),
     "quake": (quake(), "quake"),
     "quake_": (quake("space_{} RT BK LF FT UP DN"), "quake"),
 }
@@ -153,11 +153,11 @@ def only_panorama(path: Path, kind: str | None = None, quality: int = 100) -> tu
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("layout", SIX_FILES)
-def test_six_files_of_every_scheme_come_back_as_the_panorama(tmp_path: Path, layout: str, scene: str) -> None:
+def test_six_files_of_every_scheme_are_converted_to_the_panorama(tmp_path: Path, layout: str, scene: str) -> None:
     faces, scheme = SIX_FILES[layout]
     image, record = only_panorama(write(tmp_path / "scene", faces, scene))
     original = panorama(scene)
-    if scheme == "matterport":  # skybox 1 is in the middle, which PanoBasic has at yaw −90°
+    if scheme == "matterport":  # skybox 1 is in the middle, at PanoBasic's yaw of −90°
         original = np.roll(original, original.shape[1] // 4, axis=1)
     assert record == {"cubemap": scheme, "face_size": original.shape[1] // 4}
     assert psnr(image, original) > round_trip(scene) - 0.1
@@ -182,14 +182,14 @@ SHEETS = {
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("layout", SHEETS)
-def test_one_image_of_every_layout_comes_back_as_the_panorama(tmp_path: Path, layout: str, scene: str) -> None:
+def test_one_image_of_every_layout_is_converted_to_the_panorama(tmp_path: Path, layout: str, scene: str) -> None:
     sheet(SHEETS[layout], scene).save(tmp_path / "cube.png")
     image, record = only_panorama(tmp_path)
     assert record["cubemap"] == layout.removesuffix("_down")
     assert psnr(image, panorama(scene)) > round_trip(scene) - 0.1
 
 
-def test_a_strip_in_another_order_is_read_when_it_is_said(tmp_path: Path) -> None:
+def test_a_strip_in_another_order_is_read_if_the_order_is_named(tmp_path: Path) -> None:
     order = [camera(0), camera(90), camera(180), camera(-90), camera(0, 90), camera(0, -90)]
     sheet([order], "st_fagans_interior").save(tmp_path / "cube.png")
     with pytest.raises(DataError, match=r"its faces meet as 'py360convert'.*pass --source py360convert"):
@@ -202,11 +202,11 @@ def test_a_strip_in_another_order_is_read_when_it_is_said(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("faces", "default", "right"),
     [
-        (seen("front right back left up down", turned=LEFT_OF_FRONT_IS_RIGHT), "words", "unity"),
+        (seen("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT), "words", "unity"),
         (seen("ft rt bk lf up dn"), "quake", "short"),
     ],
 )
-def test_names_that_two_tools_mean_differently_are_refused_by_the_edges(
+def test_ambiguous_names_are_rejected_by_the_edges_of_the_faces(
     tmp_path: Path, faces: dict[str, Face], default: str, right: str
 ) -> None:
     folder = write(tmp_path / "scene", faces, "forest_slope")
@@ -215,11 +215,11 @@ def test_names_that_two_tools_mean_differently_are_refused_by_the_edges(
     image, record = only_panorama(folder, right)
     assert record["cubemap"] == right
     assert psnr(image, panorama("forest_slope")) > round_trip("forest_slope") - 0.1
-    wrong, _ = only_panorama(folder, default)  # said, so believed
+    wrong, _ = only_panorama(folder, default)  # an explicit scheme is not checked
     assert psnr(wrong, panorama("forest_slope")) < 20
 
 
-def test_folders_and_beginnings_of_names_are_scenes_of_their_own(tmp_path: Path) -> None:
+def test_every_folder_and_every_name_prefix_is_a_scene(tmp_path: Path) -> None:
     faces, _ = SIX_FILES["humus"]
     write(tmp_path / "Yokohama", faces, "st_fagans_interior", ".jpg")
     write(tmp_path / "more", {f"{p}.{f}": face for p in ("a", "b") for f, face in faces.items()}, "forest_slope")
@@ -260,7 +260,7 @@ def test_radiance_is_tone_mapped_after_the_conversion(tmp_path: Path) -> None:
     assert psnr(image, expected) > round_trip("forest_slope") - 3  # the tone map brightens, and the loss with it
 
 
-def test_faces_that_make_no_cube_are_refused(tmp_path: Path) -> None:
+def test_faces_that_do_not_form_a_cube_are_rejected(tmp_path: Path) -> None:
     faces, _ = SIX_FILES["humus"]
     for name in ("missing", "double", "oblong", "unequal", "mixed", "open", "cut", "tiny"):
         write(tmp_path / name, faces, "st_fagans_interior")
@@ -317,15 +317,15 @@ def test_corners_of_a_cross_may_be_transparent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_edges_of_no_sample_speak_for_the_wrong_reading(tmp_path: Path) -> None:
-    """Written as a viewer inside names them, no sample is refused; written as Unity does, 24 of 25 are found out (the
-    other's walls look alike), and as the endings that Quake means otherwise, all."""
+def test_edges_detect_wrong_readings_and_accept_right_ones(tmp_path: Path) -> None:
+    """Named as a viewer inside names them, no sample is rejected; named as in Unity, 24 of 25 are detected (the walls
+    of the other look alike); with the endings that mean other faces in Quake, all are."""
     found = dict.fromkeys(("words", "unity", "short"), 0)
     names = [file.stem for file in sorted(SAMPLES.glob("*.jpg"))]
     for name in names:
         for kind, faces in {
             "words": seen("front right back left up down"),
-            "unity": seen("front right back left up down", turned=LEFT_OF_FRONT_IS_RIGHT),
+            "unity": seen("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT),
             "short": seen("ft rt bk lf up dn"),
         }.items():
             source = open_source(write(tmp_path / kind / name, faces, name, ".jpg"), captioned=False)

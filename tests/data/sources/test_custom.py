@@ -119,7 +119,7 @@ def test_folder_captions_file_and_captioned_reach_the_class(folder: Path) -> Non
         (("class Shots", "Other = 3\n\n\nclass Shots"), "custom_shots:Other", "custom_shots:Other is not a class"),
     ],
 )
-def test_a_class_that_is_no_source_is_refused_by_name_before_anything_is_written(
+def test_error_of_a_class_that_is_not_a_source_names_it_before_anything_is_written(
     folder: Path, change: tuple[str, str], name: str, message: str
 ) -> None:
     (folder / "custom_shots.py").write_text(MODULE.replace(*change))
@@ -131,7 +131,7 @@ def test_a_class_that_is_no_source_is_refused_by_name_before_anything_is_written
     assert not (folder / "out").exists()
 
 
-def test_an_object_that_is_no_source_is_refused_with_everything_that_it_lacks() -> None:
+def test_error_of_an_incomplete_source_lists_the_missing_members() -> None:
     with pytest.raises(DataError, match=re.escape("builtins:object has no identity (a property of type str), no entr")):
         check_source(object())
 

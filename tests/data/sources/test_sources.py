@@ -1,4 +1,4 @@
-"""Which source a path is, existing shards and dataset folders, and a folder of everything that goes wrong."""
+"""Detection of source types, existing shards and dataset folders, and a folder with every kind of invalid file."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def put(path: Path, data: bytes | str) -> None:
 # ---- what a path is ----------------------------------------------------------------------------------------
 
 
-def test_a_path_is_what_lies_there(tmp_path: Path) -> None:
+def test_the_type_of_a_source_is_detected_from_its_files(tmp_path: Path) -> None:
     put(tmp_path / "folder" / "front.jpg", jpeg())  # one name that ends like a face makes no cubemap
     put(tmp_path / "folder" / "photo.jpg", jpeg())
     for face in ("px", "nx", "py", "ny", "pz", "nz"):
@@ -77,7 +77,7 @@ def test_a_path_is_what_lies_there(tmp_path: Path) -> None:
         assert pickle.loads(pickle.dumps(source)) == source
 
 
-def test_what_could_be_two_kinds_is_asked_about(tmp_path: Path) -> None:
+def test_an_ambiguous_folder_is_an_error_that_asks_for_source(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg", jpeg())
     put(tmp_path / "captions.jsonl", "")
     tar(tmp_path / "b.tar", {})
@@ -100,7 +100,7 @@ def test_what_could_be_two_kinds_is_asked_about(tmp_path: Path) -> None:
     assert type(open_source(tmp_path, kind="unity")) is Cubemaps
 
 
-def test_nothing_and_nonsense_are_errors(tmp_path: Path) -> None:
+def test_empty_folders_and_unknown_types_are_errors(tmp_path: Path) -> None:
     put(tmp_path / "notes.txt", "")
     put(tmp_path / ".hidden" / "a.jpg", jpeg())
     with pytest.raises(DataError, match=r"holds no panorama \(\.jpg, .*and no shard"):
@@ -119,7 +119,7 @@ def test_nothing_and_nonsense_are_errors(tmp_path: Path) -> None:
 # ---- existing shards ---------------------------------------------------------------------------------------
 
 
-def test_shards_of_our_own_give_back_what_was_built(tmp_path: Path) -> None:
+def test_shards_of_this_project_can_be_built_again(tmp_path: Path) -> None:
     build_shards(SAMPLES, tmp_path / "first", val_fraction=0.2, shard_size=4)
     build_shards(tmp_path / "first", tmp_path / "second", val_fraction=0.2, shard_size=8)
     records = {r["caption"]: r for r in map(json.loads, (SAMPLES / "captions.jsonl").read_text("utf-8").splitlines())}
@@ -137,7 +137,7 @@ def test_shards_of_our_own_give_back_what_was_built(tmp_path: Path) -> None:
         assert source.files(entry)[0].suffix == ".tar"
 
 
-def test_shards_of_others(tmp_path: Path) -> None:
+def test_shards_of_other_projects_are_read(tmp_path: Path) -> None:
     caption = json.dumps({"text": "from json", "url": "http://x", "scene": "s"}).encode()
     png = io.BytesIO()
     picture(1).save(png, "PNG")
@@ -241,7 +241,7 @@ def save(path: Path, image: Image.Image, **options: object) -> None:
 
 
 def nasty(source: Path) -> tuple[set[str], dict[str, str]]:
-    """A folder of panoramas and captions; which of them are fit to train on, and why the others are not."""
+    """A folder of valid and invalid panoramas and captions: the accepted ones, and the reasons for the others."""
     exif = Image.Exif()
     exif[0x0112] = 6
     radiance = np.random.default_rng(0).random((32, 64, 3), np.float32)
@@ -351,8 +351,8 @@ def nasty(source: Path) -> tuple[set[str], dict[str, str]]:
     return accepted, refused
 
 
-def test_a_folder_of_everything_that_goes_wrong(tmp_path: Path) -> None:
-    """What is fit is in the shards, what is not in rejected.jsonl with its reason, and nothing is written elsewhere."""
+def test_every_invalid_file_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    """Valid panoramas are in the shards, others in rejected.jsonl with the reason, and nothing is written elsewhere."""
     source = tmp_path / "outer" / "in"
     accepted, refused = nasty(source)
     assert len(accepted) + len(refused) > 55
@@ -396,7 +396,7 @@ def test_a_folder_of_everything_that_goes_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".hdr", ".exr"])
-def test_damaged_files_are_read_or_refused_and_raise_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_damaged_files_are_read_or_rejected_and_raise_nothing_else(tmp_path: Path, suffix: str) -> None:
     radiance = np.asarray(picture(), np.float32) / 99
     file = tmp_path / f"a{suffix}"
     if suffix == ".exr":

@@ -28,16 +28,16 @@ def test_the_next_sample_takes_the_position_of_a_damaged_one_and_nothing_shifts(
         flat = [batch for parts in batches for batch in parts]
         return keys(flat), [yaw for b in flat for yaw in b["yaw"].tolist()], sum(m.skipped for m in ranks)
 
-    whole, yaws, _ = stream(1, 0)
-    bad = [whole[i] for i in (3, 8, 9, 15)]
+    undamaged, yaws, _ = stream(1, 0)
+    bad = [undamaged[i] for i in (3, 8, 9, 15)]
     for tar in path.glob("*.tar"):
         with tarfile.open(tar) as file:
             names = [name for name in file.getnames() if name.endswith(".jpg") and name[:3] in bad]
         spoil(tar, *names)
     damaged, same_yaws, skipped = stream(world, workers)
-    assert [key for i, key in enumerate(damaged) if i not in (3, 8, 9, 15)] == [k for k in whole if k not in bad]
-    assert damaged[3] == whole[4]
-    assert damaged[8] == damaged[9] == whole[10]
+    assert [key for i, key in enumerate(damaged) if i not in (3, 8, 9, 15)] == [k for k in undamaged if k not in bad]
+    assert damaged[3] == undamaged[4]
+    assert damaged[8] == damaged[9] == undamaged[10]
     assert damaged[15] not in bad
     assert same_yaws == yaws  # the rotation depends on the position, not on the sample
     assert skipped == 4
@@ -91,17 +91,17 @@ def test_random_corruptions_skip_only_the_samples_they_hit(tmp_path: Path, count
     (batch,) = module.train_dataloader()
     clean = dict(zip(batch["key"], batch["panorama"], strict=True))
     shard = path / "train-000001.tar"
-    whole = shard.read_bytes()
+    undamaged = shard.read_bytes()
     with tarfile.open(shard) as tar:
         members = [(m.name.partition(".")[0], m.name.endswith(".jpg"), m.offset, m.offset_data, m.size) for m in tar]
     rng = Random(0)
     lost = 0
-    for kind, broken in corruptions(whole, count, rng):
+    for kind, broken in corruptions(undamaged, count, rng):
         shard.write_bytes(broken)
         module.position = 0
         (batch,) = module.train_dataloader()
         skipped = clean.keys() - set(batch["key"])
-        both = enumerate(zip(whole, broken, strict=False))  # a truncation shows in the length, below
+        both = enumerate(zip(undamaged, broken, strict=False))  # a truncation shows in the length, below
         changed = {i for i, (a, b) in both if a != b}
         must, may = set(), set()
         for key, image, header, start, size in members:
@@ -136,10 +136,10 @@ def test_corrupt_tars_without_a_manifest_are_indexed_up_to_the_damage_or_refused
     assert 0 < refused < count
 
 
-def corruptions(whole: bytes, count: int, rng: Random) -> Iterator[tuple[str, bytes]]:
+def corruptions(undamaged: bytes, count: int, rng: Random) -> Iterator[tuple[str, bytes]]:
     for _ in range(count):
         kind = rng.choice(["flip", "burst", "hole", "truncation"])
-        broken, start, length = bytearray(whole), rng.randrange(len(whole)), rng.randrange(1, 3000)
+        broken, start, length = bytearray(undamaged), rng.randrange(len(undamaged)), rng.randrange(1, 3000)
         if kind == "flip":
             broken[start] ^= 1 << rng.randrange(8)
         elif kind == "burst":

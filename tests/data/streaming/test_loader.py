@@ -12,17 +12,17 @@ from cubediff.data.streaming.loader import Loader
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_batches_come_in_order_even_if_a_later_one_is_ready_first(threads: int) -> None:
-    taken = []
+    counted = []
 
     def make(position: int) -> dict[str, int] | None:
         time.sleep(0.01 * (position % 3 == 0))
         return None if position == 4 else {"position": position}
 
-    loaded = Loader(make, range(10), threads, on_batch=lambda: taken.append(1))
+    loaded = Loader(make, range(10), threads, on_batch=lambda: counted.append(1))
     assert len(loaded) == 10
     for _ in range(2):
         assert [batch["position"] for batch in loaded] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    assert len(taken) == 20  # a position without a batch counts too
+    assert len(counted) == 20  # a position without a batch counts too
 
 
 def test_threads_are_two_batches_ahead_each_and_no_more() -> None:

@@ -69,22 +69,22 @@ def test_every_period_of_a_mixture_takes_exactly_the_weight_of_each_dataset(
         assert Counter(d for d, _ in half) == dict(enumerate(w // gcd(*weights) for w in weights))
     for dataset, weight in enumerate(weights):
         first = start * weight // sum(weights)  # exact, for start is a multiple
-        taken = [index for d, index in locations if d == dataset]
-        assert taken == list(range(first, first + len(taken)))  # none left out, none twice
+        indices = [index for d, index in locations if d == dataset]
+        assert indices == list(range(first, first + len(indices)))  # none left out, none twice
 
 
 @given(st.lists(st.decimals("0.01", "100", places=2), min_size=1, max_size=4), st.integers(0, 10**12))
 @settings(max_examples=200, deadline=None)
 def test_the_share_of_a_dataset_is_off_by_at_most_the_number_of_datasets(weights: list, position: int) -> None:
-    """And a dataset's samples are taken in order without gaps."""
+    """And a dataset's samples are shown in order without gaps."""
     mixture = Mixture([Order([1], 1, [0])] * len(weights), [float(w) for w in weights])
     shares = [Fraction(w) / sum(map(Fraction, weights)) for w in weights]
     stretch = min(500, 3 * lcm(*(share.denominator for share in shares)))
-    seen: dict[int, int] = {}
+    next_index: dict[int, int] = {}
     for p in range(position, position + stretch):
         dataset, index = mixture.locate(p)
-        assert index == seen.get(dataset, index)
-        seen[dataset] = index + 1
+        assert index == next_index.get(dataset, index)
+        next_index[dataset] = index + 1
         assert abs(index - p * shares[dataset]) <= len(weights)
 
 

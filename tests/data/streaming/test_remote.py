@@ -35,9 +35,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everything(path: Any, cache: Path, workers: int = 0, **options: Any) -> list[str]:
     """The keys of a training epoch and the validation; waits for the background fetches."""
     module = data(path, batch_size=1, num_workers=workers, cache_dir=cache, **options)
-    seen = sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
+    samples = sorted(keys(module.train_dataloader()) + keys(module.val_dataloader()))
     fetched()
-    return seen
+    return samples
 
 
 def fetched() -> None:
@@ -63,7 +63,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, drops: float) -> None:
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
         self.drops, self.dropped, self.random = drops, 0, random.Random(0)
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -73,7 +73,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         content = source.read()
-        self.server.asked[self.path.rpartition("/")[2]] += 1
+        self.server.requests[self.path.rpartition("/")[2]] += 1
         if self.server.random.random() < self.server.drops:
             self.server.dropped += 1
             outputfile.write(content[: self.server.random.randrange(len(content))])
@@ -104,12 +104,12 @@ def server(dataset: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
 def test_all_samples_arrive_over_http_with_dropped_connections(server: Server, tmp_path: Path, workers: int) -> None:
     assert everything(server.url, tmp_path, workers) == EVERY
     assert server.dropped > 3
-    whole = {file: count for file, count in server.asked.items() if file.endswith(".tar")}
+    whole = {file: count for file, count in server.requests.items() if file.endswith(".tar")}
     assert sum(whole.values()) - server.dropped <= len(whole)  # each once for all readers
-    asked = server.asked.total()
+    requests = server.requests.total()
     assert everything(server.url, tmp_path, workers) == EVERY
-    assert not {f for f, count in server.asked.items() if f.endswith(".tar") and count > whole[f]}
-    assert server.asked.total() > asked  # the manifest and the index, each time
+    assert not {f for f, count in server.requests.items() if f.endswith(".tar") and count > whole[f]}
+    assert server.requests.total() > requests  # the manifest and the index, each time
 
 
 def test_shards_are_fetched_before_they_are_needed(server: Server, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_processes_fetch_a_shared_file_once(server: Server, dataset: Path, tmp_p
     with multiprocessing.get_context("fork").Pool(4) as pool:
         sizes = pool.map(functools.partial(length, tmp_path), [f"{server.url}/train-000000.tar"] * 4, chunksize=1)
     assert sizes == [(dataset / "train-000000.tar").stat().st_size] * 4
-    assert server.asked == {"train-000000.tar": 1}
+    assert server.requests == {"train-000000.tar": 1}
 
 
 def length(folder: Path, url: str) -> int:

@@ -102,11 +102,11 @@ def test_the_source_of_a_pipeline_yields_the_samples_in_the_order_of_the_stream(
     ids=["select", "map that raises", "map that drops", "select and map", "generator"],
 )
 def test_the_next_sample_takes_the_position_of_a_filtered_one(path: Path, stages: list[Any]) -> None:
-    whole, filtered = stream(path), stream(path, stages=stages)
-    order = [key for key, *_ in whole + stream(path, position=len(whole))]
+    uninterrupted, filtered = stream(path), stream(path, stages=stages)
+    order = [key for key, *_ in uninterrupted + stream(path, position=len(uninterrupted))]
     for position, (key, yaw, prompt, _) in enumerate(filtered):
         assert key == next(k for k in order[position:] if int(k) % 2 == 0)
-        assert yaw == whole[position][1]  # the augmentation is the position's
+        assert yaw == uninterrupted[position][1]  # the augmentation is the position's
         upper = short_captions in stages or len(stages) == 2
         assert prompt == (f"PANORAMA {key}" if upper else f"panorama {key}")
 
@@ -143,10 +143,12 @@ def test_a_stage_may_decode_the_image_and_the_record(path: Path) -> None:
 def test_a_damaged_sample_never_reaches_a_stage(tmp_path: Path) -> None:
     path = shards(tmp_path, 4)
     spoil(path / "train-000000.tar", "002.jpg")
-    seen: list[object] = []
-    module = data(path, batch_size=4, max_skipped_share=1.0, stages=[wds.map(lambda s: seen.append(s["__key__"]) or s)])
+    sample_keys: list[object] = []
+    module = data(
+        path, batch_size=4, max_skipped_share=1.0, stages=[wds.map(lambda s: sample_keys.append(s["__key__"]) or s)]
+    )
     list(module.train_dataloader())
-    assert set(seen) == {"000", "001", "003"}
+    assert set(sample_keys) == {"000", "001", "003"}
     assert module.skipped == 1
 
 
@@ -176,11 +178,11 @@ def test_stages_that_do_not_map_samples_one_by_one_are_refused(path: Path, stage
 def test_the_stream_is_the_same_for_any_ranks_and_workers_and_resumes_anywhere(
     path: Path, stages: list[Any], world: int, workers: int
 ) -> None:
-    whole = stream(path, stages=stages)
-    assert stream(path, world, workers, stages=stages) == whole
+    uninterrupted = stream(path, stages=stages)
+    assert stream(path, world, workers, stages=stages) == uninterrupted
     for step in (1, 2, 4):
         resumed = stream(path, world, workers, stages=stages, position=4 * step)
-        assert resumed[: len(whole) - 4 * step] == whole[4 * step :], f"resumed after {step} batches"
+        assert resumed[: len(uninterrupted) - 4 * step] == uninterrupted[4 * step :], f"resumed after {step} batches"
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")  # the resumed run saves there too
@@ -194,10 +196,10 @@ def test_a_fit_with_stages_resumes_exactly_in_the_middle_of_an_epoch(path: Path,
         model, _ = fit(path, 9, checkpoint, trainer=trainer, num_workers=workers, stages=stages, max_skipped_share=1.0)
         return model.steps
 
-    whole = run()
+    uninterrupted = run()
     for step in (2, 5, 8):
         resumed = run(tmp_path / f"{step}.ckpt", workers=2)
-        assert resumed == [s for s in whole if s.step >= step], f"from step {step}"
+        assert resumed == [s for s in uninterrupted if s.step >= step], f"from step {step}"
 
 
 # ---- by config ---------------------------------------------------------------------------------------------

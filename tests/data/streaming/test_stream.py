@@ -20,7 +20,7 @@ pytestmark = [
 TOTAL = 35
 
 
-def seen(path: Any, world: int, workers: int, epochs: int, **options: Any) -> list[list[tuple[str, float]]]:
+def joined_batches(path: Any, world: int, workers: int, epochs: int, **options: Any) -> list[list[tuple[str, float]]]:
     """The batches of all ranks joined: keys and yaws."""
     ranks = []
     for rank in range(world):
@@ -37,19 +37,19 @@ def test_two_ranks_of_three_workers_see_each_sample_once_an_epoch_and_resume_any
     """An epoch has as many full batches as the samples fill; the surplus comes first in the next."""
     path = shards(tmp_path, TOTAL, shard_size=math.ceil(TOTAL / count))
     epochs = 4
-    whole = seen(path, 2, 3, epochs)
-    stream = [key for batch in whole for key, _ in batch]
+    uninterrupted = joined_batches(path, 2, 3, epochs)
+    stream = [key for batch in uninterrupted for key, _ in batch]
     assert len(stream) == epochs * (TOTAL // 4) * 4
     every = {f"{i:03d}": 1 for i in range(TOTAL)}
     for epoch in range(len(stream) // TOTAL):
         assert Counter(stream[epoch * TOTAL : (epoch + 1) * TOTAL]) == every
     step = 3 + count
     resumed = {
-        "2 ranks × 3 workers": seen(path, 2, 3, epochs, position=4 * step),
-        "2 ranks × 1 worker": seen(path, 2, 1, epochs, position=4 * step),
-        "1 rank × 2 workers": seen(path, 1, 2, 2, position=4 * step),
+        "2 ranks × 3 workers": joined_batches(path, 2, 3, epochs, position=4 * step),
+        "2 ranks × 1 worker": joined_batches(path, 2, 1, epochs, position=4 * step),
+        "1 rank × 2 workers": joined_batches(path, 1, 2, 2, position=4 * step),
     }
-    flat = [sample for batch in whole for sample in batch]
+    flat = [sample for batch in uninterrupted for sample in batch]
     print(f"\n{count} shards, {TOTAL} samples, {epochs} epochs of {TOTAL // 4} batches of 4, resumed at batch {step}")
     for name, batches in resumed.items():
         again = [sample for batch in batches for sample in batch][: len(flat) - 4 * step]
@@ -67,8 +67,8 @@ def test_a_mixture_shows_each_dataset_by_its_weight_and_completely_before_repeat
     batches = [batch["key"] for _ in range(3) for batch in loader]
     assert len(batches) == 12
     for epoch in range(3):  # of both datasets, whose sizes equal their weights
-        seen = Counter(keys({"key": batch} for batch in batches[epoch * 4 : (epoch + 1) * 4]))
-        assert seen == {f"{i:03d}": 2 if i < 4 else 1 for i in range(12)}
+        counts = Counter(keys({"key": batch} for batch in batches[epoch * 4 : (epoch + 1) * 4]))
+        assert counts == {f"{i:03d}": 2 if i < 4 else 1 for i in range(12)}
     rare = data([large, small], weights=[0.9, 0.1], batch_size=10).train_dataloader()  # keys 004 … are the large one's
     for batch in [b for _ in range(8) for b in rare]:
         assert sum(key >= "004" for key in batch["key"]) >= 9 - 4
@@ -113,7 +113,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saving(folder: Path, **when: Any) -> dict[str, Any]:
-    """Trainer options that save a checkpoint after every step, or as `when` says."""
+    """Trainer options that save a checkpoint after every step, or as `when` configures."""
     when = when or {"every_n_train_steps": 1}
     saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **when)
     return {"enable_checkpointing": True, "callbacks": [saver]}
@@ -137,39 +137,39 @@ def test_a_fit_resumed_at_any_step_sees_the_same_samples(
 ) -> None:
     """From checkpoints within epochs and between them, over more than two epochs: the same keys, yaws and steps."""
     steps = 12
-    whole, _ = fit(many, steps, trainer=options | saving(tmp_path), num_workers=workers)
+    uninterrupted, _ = fit(many, steps, trainer=options | saving(tmp_path), num_workers=workers)
     for step in range(1, steps, 1 if workers == 0 else 4):
         resumed, _ = fit(
             many, steps, tmp_path / f"{step}.ckpt", trainer=options | saving(tmp_path), num_workers=2 - workers
         )
-        assert resumed.steps == [s for s in whole.steps if s.step >= step], f"from step {step}"
+        assert resumed.steps == [s for s in uninterrupted.steps if s.step >= step], f"from step {step}"
 
 
 @pytest.mark.parametrize("when", [{"every_n_epochs": 1}, {"monitor": "val/mean", "save_on_train_epoch_end": False}])
 def test_checkpoints_of_epochs_and_validations_resume_exactly(many: Path, tmp_path: Path, when: dict[str, Any]) -> None:
     options = {"val_check_interval": 3, "num_sanity_val_steps": 2}
-    whole, _ = fit(many, 20, trainer=options | saving(tmp_path, **when))
+    uninterrupted, _ = fit(many, 20, trainer=options | saving(tmp_path, **when))
     saved = sorted(tmp_path.glob("*.ckpt"), key=lambda file: int(file.stem))
     assert len(saved) >= 2
     for checkpoint in saved:
         resumed, _ = fit(many, 20, checkpoint, trainer=options | saving(tmp_path, **when))
-        assert resumed.steps == [s for s in whole.steps if s.step >= int(checkpoint.stem)], checkpoint.name
+        assert resumed.steps == [s for s in uninterrupted.steps if s.step >= int(checkpoint.stem)], checkpoint.name
 
 
 def test_a_batch_whose_step_failed_is_seen_again(many: Path, tmp_path: Path) -> None:
-    whole, _ = fit(many, 9)
+    uninterrupted, _ = fit(many, 9)
     with pytest.raises(FloatingPointError):
         fit(many, 9, model=Recorder(fails_at=5), trainer=saving(tmp_path, save_on_exception=True, every_n_epochs=1000))
     (checkpoint,) = tmp_path.glob("*.ckpt")
     resumed, _ = fit(many, 9, checkpoint, trainer=saving(tmp_path, every_n_epochs=1000))
-    assert resumed.steps == whole.steps[5:]
+    assert resumed.steps == uninterrupted.steps[5:]
 
 
 def test_a_run_with_a_larger_batch_resumes_at_the_same_sample(many: Path, tmp_path: Path) -> None:
-    whole, _ = fit(many, 12)
+    uninterrupted, _ = fit(many, 12)
     fit(many, 3, trainer=saving(tmp_path))
     resumed, _ = fit(many, 6, tmp_path / "3.ckpt", batch_size=4, trainer=saving(tmp_path))
-    expected = [key for step in whole.steps[3:] for key in step.keys]
+    expected = [key for step in uninterrupted.steps[3:] for key in step.keys]
     got = [key for step in resumed.steps for key in step.keys]
     assert len(got) == 3 * 4
     assert got == expected[:12]

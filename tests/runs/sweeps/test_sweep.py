@@ -1,4 +1,4 @@
-"""Sweeps: every job leaves how it ended, a failure ends no other job, and the variants are what they say."""
+"""Sweeps: every job records its result, a failed job does not stop the others, and variants change only their keys."""
 
 import csv
 import json
@@ -93,7 +93,7 @@ def test_a_job_that_fails_is_recorded_and_the_others_run(grid: tuple[Path, str, 
     assert err.splitlines()[-1] == f"not done: 0 (failed); the error of each is in its {RESULT}"
 
 
-def test_a_job_leaves_its_last_validation_loss_and_the_words_it_was_given(grid: tuple[Path, str, str]) -> None:
+def test_a_result_holds_the_last_validation_loss_and_the_overrides(grid: tuple[Path, str, str]) -> None:
     for path, result in read_results(grid[0]).items():
         if result.status == "done":
             assert result.loss == pytest.approx(last_logged(path), rel=1e-6)
@@ -104,10 +104,8 @@ def test_a_job_leaves_its_last_validation_loss_and_the_words_it_was_given(grid: 
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_give_what_they_give_one_by_one(
-    grid: tuple[Path, str, str], tiny_shards: Path, tmp_path: Path
-) -> None:
-    """With no run_dir given, so that the folder's time stamp must be one for all processes."""
+def test_parallel_jobs_equal_sequential_ones(grid: tuple[Path, str, str], tiny_shards: Path, tmp_path: Path) -> None:
+    """Without run_dir, so that all processes must use the same time stamp."""
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"model.optimizer.lr={DIVERGES},{LEARNS}")
     command = [sys.executable, "-m", "cubediff.train", "-m", *words, *JOBS, f"data.path={tiny_shards}"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -121,7 +119,7 @@ def test_jobs_side_by_side_give_what_they_give_one_by_one(
 
 @pytest.mark.filterwarnings("ignore:The ``declarative_base")
 @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics, of a job that diverges
-def test_a_search_goes_on_after_failures_and_finds_the_lowest_loss(
+def test_a_search_continues_after_failures_and_finds_the_lowest_loss(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("sweep=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.n_startup_trials=2")
@@ -138,7 +136,7 @@ def test_a_search_goes_on_after_failures_and_finds_the_lowest_loss(
 
 
 @pytest.mark.filterwarnings("ignore:The ``declarative_base")  # optuna 2.10 on SQLAlchemy 2, at its import
-def test_a_search_without_a_validation_loss_is_told(
+def test_a_search_without_a_validation_loss_fails_with_a_remedy(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("sweep=optuna", "hydra.sweeper.n_trials=1", "trainer.limit_val_batches=0", f"data.path={tiny_shards}")
@@ -166,7 +164,7 @@ def job(folder: Path, *words: str) -> DictConfig:
         RuntimeError("a bug"),
     ],
 )
-def test_a_failure_is_told_recorded_and_the_worst_of_losses(
+def test_a_failure_is_printed_recorded_and_counts_as_infinite_loss(
     raised: BaseException, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
@@ -181,7 +179,7 @@ def test_a_failure_is_told_recorded_and_the_worst_of_losses(
 
 
 @pytest.mark.parametrize("signal", [SystemExit(143), SystemExit(), KeyboardInterrupt()])
-def test_a_signal_ends_the_sweep_and_the_job_is_cut(signal: BaseException, tmp_path: Path) -> None:
+def test_a_signal_stops_the_sweep_and_the_job_is_recorded_as_cut(signal: BaseException, tmp_path: Path) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         curves["val/loss"] = [(1, 0.5), (2, float("nan"))]
         raise signal
@@ -192,7 +190,7 @@ def test_a_signal_ends_the_sweep_and_the_job_is_cut(signal: BaseException, tmp_p
     assert (content["status"], content["curves"]) == ("cut", {"val/loss": [[1, 0.5], [2, None]]})
 
 
-def test_a_job_that_is_killed_is_left_as_running(tmp_path: Path) -> None:
+def test_a_killed_job_stays_recorded_as_running(tmp_path: Path) -> None:
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
         assert json.loads((run_dir / RESULT).read_text())["status"] == "running"
 
@@ -200,9 +198,7 @@ def test_a_job_that_is_killed_is_left_as_running(tmp_path: Path) -> None:
     assert json.loads((tmp_path / RESULT).read_text())["status"] == "done"
 
 
-def test_a_job_that_is_done_is_run_again_only_with_another_config(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_job_runs_again_only_with_another_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = []
 
     def task(run_dir: Path, curves: dict[str, Any]) -> None:
@@ -215,7 +211,7 @@ def test_a_job_that_is_done_is_run_again_only_with_another_config(
 
 
 @pytest.mark.parametrize("status", ["failed", "cut", "running"])
-def test_a_job_that_is_not_done_is_run_again(status: str, tmp_path: Path) -> None:
+def test_an_unfinished_job_runs_again(status: str, tmp_path: Path) -> None:
     run_recorded(job(tmp_path), lambda run_dir, curves: None)
     content = json.loads((tmp_path / RESULT).read_text())
     (tmp_path / RESULT).write_text(json.dumps({**content, "status": status}))
@@ -224,7 +220,7 @@ def test_a_job_that_is_not_done_is_run_again(status: str, tmp_path: Path) -> Non
     assert ran == [tmp_path]
 
 
-def test_a_reference_that_leads_nowhere_fails_its_job_alone(tmp_path: Path) -> None:
+def test_an_unresolvable_reference_fails_only_its_job(tmp_path: Path) -> None:
     config = job(tmp_path)
     OmegaConf.update(config, "data.extra", "${nowhere}", force_add=True)
     assert run_recorded(config, lambda run_dir, curves: config.data.extra) == float("inf")
@@ -241,9 +237,7 @@ def test_a_single_runs_failure_is_recorded_and_raised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_of_several_processes_the_first_alone_records(
-    rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_first_rank_writes_the_result(rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rank, "1")
     run_recorded(job(tmp_path), lambda run_dir, curves: None)
     assert list(tmp_path.iterdir()) == []
@@ -259,10 +253,10 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 # ---- GPUs of jobs side by side ---------------------------------------------------------------------------------
 
 
-def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
+def test_parallel_jobs_get_one_gpu_each_and_too_many_jobs_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process is stood for by what it keeps: its list of locks."""
+    """Each list of locks stands for a process."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     processes: list[list[Any]] = [[], [], []]
 
@@ -282,7 +276,7 @@ def test_jobs_side_by_side_have_a_gpu_each_and_one_too_many_is_told(
             lock.release()
 
 
-def test_jobs_on_the_cpu_or_with_devices_of_their_own_keep_them(tmp_path: Path) -> None:
+def test_jobs_on_the_cpu_or_with_explicit_devices_are_unchanged(tmp_path: Path) -> None:
     for words, devices in ((("trainer=cpu",), 1), (("trainer=gpu", "trainer.devices=[1]"), [1])):
         config = job(tmp_path, *words)
         assign_gpu(config, tmp_path)
@@ -322,7 +316,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in config.items() for k, v in flat(value, f"{prefix}.{name}".lstrip(".")).items()}
 
 
-def test_a_variant_changes_what_it_says_and_nothing_else() -> None:
+def test_a_variant_changes_only_its_own_keys() -> None:
     assert {file.stem for file in Path(CONFIG_DIR, "variant").glob("*.yaml")} == set(VARIANTS)
 
     def settings(*words: str) -> dict[str, Any]:
@@ -338,7 +332,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("variant", [name for name, keys in VARIANTS.items() if any(".pipeline." in k for k in keys)])
-def test_what_a_variant_makes_of_the_model_is_in_its_export(variant: str, tmp_path: Path) -> None:
+def test_the_export_of_a_variant_has_its_settings(variant: str, tmp_path: Path) -> None:
     config = composed("model=tiny_random", "data.path=x", f"variant={variant}")
     module = build(config.model)
     module.pipeline.save_pretrained(tmp_path)
@@ -355,7 +349,7 @@ def test_what_a_variant_makes_of_the_model_is_in_its_export(variant: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["ablations", "ambiguities"])
-def test_the_sweeps_of_variants_are_of_variants_that_exist_and_start_with_the_papers(name: str) -> None:
+def test_sweeps_name_existing_variants_and_start_with_the_paper(name: str) -> None:
     chosen = yaml.safe_load(Path(CONFIG_DIR, f"sweep/{name}.yaml").read_text())["hydra"]["sweeper"]["params"]["variant"]
     variants = chosen.split(",")
     assert variants[0] == "paper"
@@ -367,7 +361,7 @@ def test_the_sweeps_of_variants_are_of_variants_that_exist_and_start_with_the_pa
 
 
 def test_the_wandb_sweep_calls_train_with_keys_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command is made as W&B's agent makes it."""
+    """The command is built as W&B's agent builds it."""
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     described = yaml.safe_load(Path(CONFIG_DIR, "wandb_sweep.yaml").read_text())
     drawn = {key: {"value": space["values"][-1] if "values" in space else space["min"]}

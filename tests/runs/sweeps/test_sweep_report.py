@@ -1,4 +1,4 @@
-"""The report of a sweep: what the table and the page say of made-up results, and that a browser shows the page."""
+"""The report of a sweep: table and page of synthetic results, and the page in a browser."""
 
 import re
 import sys
@@ -56,19 +56,19 @@ def test_the_table_has_the_lowest_loss_first_and_the_keys_that_differ(out: str, 
     assert out.splitlines()[-1] == f"curves and plots: {folder / 'report.html'}"
 
 
-def test_what_all_jobs_share_is_no_column() -> None:
+def test_shared_overrides_are_not_a_column() -> None:
     keys, shared = compare_overrides([result(0, "1", "true", 0.1), result(1, "2", "true", 0.1)])
     assert keys == ["model.optimizer.lr"]
     assert shared == {"model.pipeline.sync_group_norm": "true", "seed": "0"}
 
 
-def test_the_lowest_loss_is_that_of_the_curve_where_it_is_a_number() -> None:
+def test_the_lowest_loss_ignores_non_finite_values() -> None:
     assert lowest_loss(result(0, "1", "true", 0.4)) == (4, 0.4)
     assert lowest_loss(result(0, "1", "true", None)) == (3, 0.5)
     assert lowest_loss(Result("running", "t", 0, [], 0.0)) is None
 
 
-def test_the_page_tells_all_and_text_from_users_stays_text(out: str, folder: Path) -> None:
+def test_the_page_lists_every_run_and_escapes_text_from_users(out: str, folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert {"script", "img"}.isdisjoint(page.tags)
@@ -97,7 +97,7 @@ def test_a_browser_shows_the_page_within_a_narrow_window(browser: Browser, out: 
     )
     title = page.title()
     page.close()
-    assert (wide, outside, title, faults) == (420, 0, "Runs compared", [])
+    assert (wide, outside, title, faults) == (420, 0, "Comparison of runs", [])
 
 
 def test_a_chart_places_points_by_their_values_and_rates_by_their_logarithm() -> None:
@@ -118,18 +118,18 @@ def test_an_axis_has_a_few_ticks_that_lie_on_it_in_order(values: list[float]) ->
     axis = _Axis(values, 100)
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 9
-    places = [axis.position(value) for value, _ in ticks]
-    assert places == sorted(places)
-    assert all(-1e-6 <= place <= 100 + 1e-6 for place in places)
+    positions = [axis.position(value) for value, _ in ticks]
+    assert positions == sorted(positions)
+    assert all(-1e-6 <= position <= 100 + 1e-6 for position in positions)
     assert all(0 <= axis.position(value) <= 100 for value in values)
     assert len({text for _, text in ticks}) == len(ticks)
 
 
-def test_a_folder_without_results_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder, told in (
+def test_error_of_a_folder_without_results_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, expected_message in (
         (tmp_path, "holds a result.json: pass the run_dir of a sweep"),
         (tmp_path / "no", "is not a folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["report", str(folder)])
-        with pytest.raises(SystemExit, match=told):
+        with pytest.raises(SystemExit, match=expected_message):
             app(standalone_mode=False)

@@ -52,7 +52,7 @@ class ToyBackbone(Backbone):
         return {"transformer": self.transformer}
 
     def inflate_(self) -> None:
-        """The transformer sees six faces by itself."""
+        """The transformer attends to all six faces already."""
 
     def fresh_network(self, weights: Mapping[str, Tensor]) -> ModelMixin:
         network = ToyTransformer.from_config(self.transformer.config)

@@ -1,4 +1,4 @@
-"""The callbacks' claims: what the average holds and when, what samples are written, and what guards say."""
+"""Callbacks: the EMA, the samples, and the guards."""
 
 import csv
 import math
@@ -25,13 +25,13 @@ StoodFor = TypeVar("StoodFor")
 
 
 def stand_in(kind: type[StoodFor], **attributes: Any) -> StoodFor:
-    """Passes for a `kind` and has these attributes."""
+    """An instance of a subclass of `kind` with these attributes."""
     mock: Any = Mock(spec=kind, **attributes)
     return mock
 
 
 class Line(CubeDiffModule):
-    """Trains two of its three weights by one number a batch, where a CubeDiffModule trains its UNet's by panoramas."""
+    """Stands for a CubeDiffModule: trains two of its three weights on one number per batch."""
 
     def __init__(self, fail_in_validation: bool = False) -> None:
         L.LightningModule.__init__(self)
@@ -90,7 +90,7 @@ def shadow(ema: UNetEMA) -> Tensor:
 
 
 def reference(weights: list[Tensor], decay: float) -> Tensor:
-    """The average after the steps that led to weights[1:], by its formula in float64."""
+    """The EMA after the steps that led to weights[1:], by its formula in float64."""
     average = weights[0]
     for step, new in enumerate(weights[1:]):
         share = min(decay, (1 + step) / (10 + step)) if step else 0.0  # the untrained weights do not count
@@ -118,7 +118,7 @@ def trainer_of(*parts: L.Callback, steps: int, **options: Any) -> L.Trainer:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_average_is_its_formula_over_optimizer_steps(accumulate: int) -> None:
+def test_the_ema_follows_its_formula_over_optimizer_steps(accumulate: int) -> None:
     ema, trajectory = UNetEMA(RATE), Trajectory()
     options = {"accumulate_grad_batches": accumulate}
     trainer_of(ema, trajectory, steps=120, **options).fit(Line(), batches(6), batches(1))
@@ -130,8 +130,8 @@ def test_the_average_is_its_formula_over_optimizer_steps(accumulate: int) -> Non
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_average_survives_a_checkpoint(tmp_path: Path, accumulate: int) -> None:
-    """Five steps and seven more from their checkpoint average as twelve would."""
+def test_the_ema_resumes_from_a_checkpoint(tmp_path: Path, accumulate: int) -> None:
+    """Five steps and seven more from their checkpoint have the EMA of twelve."""
     weights: list[Tensor] = []
     options = {"accumulate_grad_batches": accumulate}
     for steps in (5, 12):
@@ -150,7 +150,7 @@ def test_the_average_survives_a_checkpoint(tmp_path: Path, accumulate: int) -> N
         torch.testing.assert_close(shadow(ema), reference(weights, RATE), rtol=1e-5, atol=1e-6)
 
 
-def test_validation_sees_the_average_and_training_goes_on_with_its_own_weights() -> None:
+def test_validation_uses_the_ema_and_training_continues_with_the_trained_weights() -> None:
     ema, trajectory, module = UNetEMA(RATE), Trajectory(), Line()
     alone, plain = Trajectory(), Line()
     options = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
@@ -158,23 +158,23 @@ def test_validation_sees_the_average_and_training_goes_on_with_its_own_weights()
     trainer_of(alone, steps=12).fit(plain, batches(6), batches(1))
     assert all(torch.equal(a, b) for a, b in zip(trajectory.weights, alone.weights, strict=True))
     assert len(module.validated) == 3
-    for i, seen in enumerate(module.validated, 1):
-        torch.testing.assert_close(seen, reference(trajectory.weights[: 4 * i + 1], RATE), rtol=1e-5, atol=1e-6)
+    for i, values in enumerate(module.validated, 1):
+        torch.testing.assert_close(values, reference(trajectory.weights[: 4 * i + 1], RATE), rtol=1e-5, atol=1e-6)
 
 
-def test_the_distance_of_the_average_is_logged_where_the_loggers_log(tmp_path: Path) -> None:
+def test_the_ema_distance_is_logged_at_logging_steps(tmp_path: Path) -> None:
     ema, trajectory, logger = UNetEMA(RATE), Trajectory(), CSVLogger(tmp_path, name=None, version="logs")
     trainer_of(ema, trajectory, steps=6, logger=logger, log_every_n_steps=3).fit(Line(), batches(6), batches(1))
     with (tmp_path / "logs/metrics.csv").open() as file:
-        told = {int(row["step"]): float(row["optim/ema_distance"]) for row in csv.DictReader(file)}
-    assert told.keys() == {2, 5}
-    for step, distance in told.items():
+        logged = {int(row["step"]): float(row["optim/ema_distance"]) for row in csv.DictReader(file)}
+    assert logged.keys() == {2, 5}
+    for step, distance in logged.items():
         weights = trajectory.weights[: step + 2]
         apart = (reference(weights, RATE) - weights[-1]).norm() / weights[-1].norm()
         assert distance == pytest.approx(apart.item(), rel=1e-4)
 
 
-def test_a_failure_in_validation_gives_the_trained_weights_back() -> None:
+def test_a_failure_in_validation_restores_the_trained_weights() -> None:
     ema, trajectory, module = UNetEMA(RATE), Trajectory(), Line(fail_in_validation=True)
     options = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     trainer = trainer_of(ema, trajectory, steps=12, limit_val_batches=1, **options)
@@ -189,7 +189,7 @@ def test_weights_of_low_precision_are_refused_with_the_remedy() -> None:
         UNetEMA().on_fit_start(stand_in(L.Trainer), Line().bfloat16())
 
 
-def test_the_average_is_kept_in_float32_under_mixed_precision_and_moves_at_a_rate_that_bf16_cannot() -> None:
+def test_the_ema_is_float32_under_mixed_precision_and_moves_at_a_decay_beyond_bf16() -> None:
     ema, trajectory = UNetEMA(0.9999), Trajectory()
     trainer_of(ema, trajectory, steps=30, precision="bf16-mixed").fit(Line(), batches(6), batches(1))
     assert ema.average is not None
@@ -208,7 +208,7 @@ def test_there_is_no_ema_before_training() -> None:
 
 @pytest.fixture
 def sampled(tiny_shards: Path) -> Callable[..., None]:
-    """Samples at a step on a rank of so many, which gathers by a function."""
+    """Generates samples at a step on a rank, with a replacement of the gathering between ranks."""
     module = stand_in(CubeDiffModule, pipeline=tiny_random(), device=torch.device("cpu"), seed=5)
 
     def run(samples: SampleLogger, step: int, gather: Any = lambda share: share, rank: int = 0, world: int = 1) -> None:
@@ -223,7 +223,7 @@ def sampled(tiny_shards: Path) -> Callable[..., None]:
     return run
 
 
-def test_samples_are_of_the_first_captions_and_photos_and_the_same_every_time(
+def test_samples_use_the_first_captions_and_photos_and_are_reproducible(
     tmp_path: Path, tiny_shards: Path, sampled: Callable[..., None]
 ) -> None:
     written = []
@@ -244,7 +244,7 @@ def test_samples_are_of_the_first_captions_and_photos_and_the_same_every_time(
 
 
 @pytest.mark.parametrize("world", [2, 5])
-def test_ranks_share_the_samples_out_and_get_what_one_gets(
+def test_samples_divided_over_ranks_equal_those_of_one_rank(
     world: int, tmp_path: Path, sampled: Callable[..., None]
 ) -> None:
     alone: list[torch.Tensor] = []
@@ -265,7 +265,7 @@ def test_ranks_share_the_samples_out_and_get_what_one_gets(
             torch.testing.assert_close(shares[i % world][number][i // world], expected, rtol=0, atol=1e-4)
 
 
-def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
+def test_lightnings_sanity_check_generates_no_samples(tmp_path: Path) -> None:
     samples = SampleLogger(str(tmp_path / "samples"))
     trainer, module = stand_in(L.Trainer, sanity_checking=True), stand_in(CubeDiffModule)
     samples.on_validation_epoch_end(trainer, module)
@@ -276,7 +276,7 @@ def test_no_samples_of_lightnings_check_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_samples_and_remedy(
+def test_a_non_finite_loss_stops_the_run_and_names_samples_and_remedy(
     loss: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard, module = NonFiniteGuard(limit=3, every_n_steps=2), stand_in(CubeDiffModule)

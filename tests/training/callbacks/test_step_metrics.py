@@ -78,9 +78,9 @@ def of(losses: list[float], timesteps: list[int], conditions: list[int]) -> dict
     }
 
 
-def by_hand(seen: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+def by_hand(outputs_of_window: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     losses, timesteps, conditions = (
-        np.concatenate([each[name].numpy().astype(float) for each in seen])
+        np.concatenate([each[name].numpy().astype(float) for each in outputs_of_window])
         for name in ("losses", "timesteps", "conditions")
     )
     means = {"train/loss_mean": losses.mean()}
@@ -104,7 +104,7 @@ def test_losses_are_means_of_their_groups_since_the_last_logging_step() -> None:
     run = Run(log_every_n_steps=5)
     windows = []
     for _ in range(3):
-        seen = [
+        outputs_of_window = [
             of(
                 generator.random(3).tolist(),
                 generator.integers(0, STEPS, 3).tolist(),
@@ -112,9 +112,9 @@ def test_losses_are_means_of_their_groups_since_the_last_logging_step() -> None:
             )
             for _ in range(5)
         ]
-        for outputs in seen:
+        for outputs in outputs_of_window:
             run.batch(outputs)
-        windows.append(by_hand(seen))
+        windows.append(by_hand(outputs_of_window))
     assert len(run.rows) == 3
     for row, expected in zip(run.rows, windows, strict=True):
         assert losses_of(row) == pytest.approx(expected, rel=1e-5)
