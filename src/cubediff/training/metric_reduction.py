@@ -115,7 +115,7 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return norms
 
 
-def gather_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "ranks *shape"]:
+def gather_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, " ranks *shape"]:
     """The tensors of all ranks, which have the same shape; collective."""
     tensors: Tensor = trainer.strategy.all_gather(tensor)
     return tensors.reshape(trainer.world_size, *tensor.shape)

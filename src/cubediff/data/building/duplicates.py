@@ -17,9 +17,9 @@ _BLOCK = 2048
 class Pairs(NamedTuple):
     """Panoramas `first[k]` < `second[k]` differ by `distance[k]` bits; sorted by `first`, then `second`."""
 
-    first: Int[np.ndarray, "pairs"]
-    second: Int[np.ndarray, "pairs"]
-    distance: Int[np.ndarray, "pairs"]
+    first: Int[np.ndarray, " pairs"]
+    second: Int[np.ndarray, " pairs"]
+    distance: Int[np.ndarray, " pairs"]
 
 
 def perceptual_hash(image: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "32"]:
