@@ -42,7 +42,7 @@ TRAINING = (
 )
 JOB = ("data.batch_size=2", "trainer.max_steps=3", "trainer.log_every_n_steps=1", "callbacks.samples=null")
 
-# Wording, time and place, which may differ.
+# Wording, times and paths, which may differ.
 IGNORED_FILES = {".html", ".yaml", ".txt", ".lock", ".log"}
 IGNORED_KEYS = {"started", "seconds", "git", "versions", "overrides"}
 # Lightning counts the epoch that a run was interrupted in once more when it resumes.
@@ -232,7 +232,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads results, without what may differ between checkouts: places, times, wording and renamed targets."""
+    """Reads results, without the values that may differ between checkouts: paths, times, wording and renamed targets."""
 
     root: Path
     renamed: dict[str, str]
@@ -265,7 +265,7 @@ class Reader:
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
-    """The places at which two contents differ; tensors must be equal in every bit, NaN included."""
+    """The paths at which two contents differ; tensors must be equal in every bit, NaN included."""
     if type(old) is not type(new):
         return [f"{where}: {type(old).__name__} and {type(new).__name__}"]
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):

@@ -60,7 +60,7 @@ COLOURS: dict[str, RGB] = {
     "orange": (0.95, 0.48, 0.08),
     "purple": (0.52, 0.16, 0.62),
 }
-_SPREAD = 0.85  # greatest extent of an object from the centre of its face (a tangent): no neighbouring face shows it
+_SPREAD = 0.85  # largest extent of an object from the centre of its face (a tangent): no neighbouring face shows it
 
 
 def create_example_dataset(

@@ -36,13 +36,22 @@ class NoisingProcess(ABC):
     def add_noise(
         self, latents: Float[Tensor, "b 6 c h w"], noise: Float[Tensor, "b 6 c h w"], timesteps: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b 6 c h w"]:
-        """Noisy latents."""
+        """Adds noise to clean latents.
+
+        Args:
+            latents: Clean latents.
+            noise: Noise from `sample_noise`.
+            timesteps: One timestep for each panorama.
+
+        Returns:
+            Noisy latents, in the shape of `latents`.
+        """
 
     @abstractmethod
     def target(
         self, latents: Float[Tensor, "b 6 c h w"], noise: Float[Tensor, "b 6 c h w"], timesteps: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b 6 c h w"]:
-        """The training target of the network."""
+        """The training target of the network, such as noise or velocity; arguments as in `add_noise`."""
 
     @abstractmethod
     def snr(self, timesteps: Shaped[Tensor, " b"]) -> Float[Tensor, " b"]:

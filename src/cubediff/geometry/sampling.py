@@ -34,7 +34,11 @@ MAX_SIDE = 32766  # cv2.remap stores whole pixels in int16
 
 
 def work_dtype(image: Tensor) -> torch.dtype:
-    """The dtype to sample in; half precision would misplace samples by whole pixels."""
+    """The dtype to sample in; half precision would misplace samples by more than a pixel.
+
+    Raises:
+        ValueError: If the image is neither float nor uint8.
+    """
     if not (image.is_floating_point() or image.dtype == torch.uint8):
         raise ValueError(f"pixels must be float or uint8, not {image.dtype}: convert them first")
     return torch.float64 if image.dtype == torch.float64 else torch.float32

@@ -38,7 +38,12 @@ class Conditioning:
         return Conditioning({name: function(tensor) for name, tensor in self.tensors.items()})
 
     def where(self, drop: Bool[Tensor, " b"], other: "Conditioning") -> "Conditioning":
-        """This conditioning, with `other` (of one panorama or of B) for the panoramas that `drop` selects."""
+        """Replaces the conditioning of some panoramas.
+
+        Args:
+            drop: Selects the panoramas to replace.
+            other: Their new conditioning, of one panorama or of B.
+        """
         return Conditioning(
             {
                 name: torch.where(drop.view(-1, *[1] * (tensor.ndim - 1)), other[name], tensor)
@@ -158,6 +163,10 @@ class Backbone(ABC):
     def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> dict[str, Tensor]:
         """Encodes N captions to named tensors (N, …).
 
+        Args:
+            captions: The captions.
+            truncate: Truncate captions that are too long, with a warning, instead of raising.
+
         Raises:
             ValueError: If a caption is longer than a text encoder takes and `truncate` is false.
         """
@@ -190,13 +199,23 @@ class Backbone(ABC):
     def predict(
         self, cube: CubeInput, timesteps: Shaped[Tensor, "*b"], conditioning: Conditioning
     ) -> Float[Tensor, "b 6 c h w"]:
-        """The network's prediction, float32; `timesteps` are one for each panorama, or one for all."""
+        """The network's prediction, float32.
+
+        Args:
+            cube: The input of B panoramas.
+            timesteps: One for each panorama (B,), or one for all ().
+            conditioning: The conditioning of the B panoramas.
+        """
 
     @abstractmethod
     def trainable(self, name: str, mode: Trainable) -> bool:
-        """Whether `mode` trains the network's parameter `name`.
+        """Whether a parameter of the network is trained.
 
         Input layers that read the position and mask channels are always trained: their weights start at zero.
+
+        Args:
+            name: The parameter's name in the network.
+            mode: The trainable layers, see `select_trainable_`.
         """
 
     @abstractmethod

@@ -139,7 +139,11 @@ def inflate_(
 def widen_conv_in_(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
     """Widens the UNet's first convolution to `in_channels` inputs, in place: pretrained kernels first, then zeros.
 
-    Until it is trained, the widened UNet ignores the new channels and so computes what it computed before.
+    Until it is trained, the widened UNet ignores the new channels, so that its output does not change.
+
+    Args:
+        unet: The UNet.
+        in_channels: The new number of input channels.
 
     Returns:
         The UNet, whose config has the new number of channels.

@@ -25,7 +25,11 @@ def positions(
 
 
 def input_channels(latent_channels: int, encoding: str) -> int:
-    """Input channels of a CubeDiff network: latents, position map, mask.
+    """Number of input channels of a CubeDiff network: latents, position map, mask.
+
+    Args:
+        latent_channels: Channels of the latents.
+        encoding: Position encoding, see `position_map`.
 
     Raises:
         ValueError: If `encoding` is unknown.

@@ -276,7 +276,16 @@ class CubePipeline(DiffusionPipeline):
         return cast(CubePipeline, pipeline)
 
     def check_input_channels(self, channels: int, latent_channels: int, position_encoding: str) -> None:
-        """Raises ValueError if a network does not take latents, position map and mask."""
+        """Checks that a network takes latents, position map and mask.
+
+        Args:
+            channels: Input channels of the network.
+            latent_channels: Channels of the latents.
+            position_encoding: See `position_map`.
+
+        Raises:
+            ValueError: If the number of input channels is another one.
+        """
         expected = input_channels(latent_channels, position_encoding)
         if channels != expected:
             raise ValueError(

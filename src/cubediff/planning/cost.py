@@ -153,9 +153,16 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
 
 
 def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
-    """The largest batch whose step fits `memory` bytes, and its peak; 0 and 0.0 if not even one panorama does.
+    """Finds the largest batch whose step fits into a GPU's memory.
 
     Up to 16 panoramas each candidate is counted; beyond, the peak is extrapolated from 8 and 16.
+
+    Args:
+        config: The config of `cubediff train`.
+        memory: Memory of the GPU, in bytes.
+
+    Returns:
+        The number of panoramas and the peak memory in bytes; 0 and 0.0 if not even one panorama fits.
     """
     peaks = {0: 0.0}
 

@@ -73,6 +73,10 @@ def _last_undamaged(checkpoints: Mapping[int, Path]) -> Path:
 def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:
     """The settings that must be equal for a run to resume.
 
+    Args:
+        config: The composed config of `cubediff train`.
+        module: The run's module, for the weights' fingerprints.
+
     Returns:
         Dotted config keys with their values, and fingerprints of the frozen weights, which checkpoints leave out.
     """

@@ -116,7 +116,12 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def gather_ranks(trainer: L.Trainer, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, " ranks *shape"]:
-    """The tensors of all ranks, which have the same shape; collective."""
+    """Gathers a tensor from all ranks; collective.
+
+    Args:
+        trainer: The run's trainer.
+        tensor: This rank's tensor, of the same shape on all ranks.
+    """
     tensors: Tensor = trainer.strategy.all_gather(tensor)
     return tensors.reshape(trainer.world_size, *tensor.shape)
 

@@ -249,7 +249,12 @@ class CubeDiffModule(L.LightningModule):
         return output
 
     def compute_losses(self, batch: Batch, seeds: Sequence[Seed]) -> StepOutput:
-        """The losses of B panoramas, with random draws that depend on each panorama's own seed alone."""
+        """The losses of B panoramas.
+
+        Args:
+            batch: The panoramas.
+            seeds: One seed for each panorama, which alone determines its random draws.
+        """
         states = [np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] for seed in seeds]
         generators = [torch.Generator(self.device).manual_seed(int(state >> 1)) for state in states]
         losses, timesteps, dropout = self.objective.loss(

@@ -69,7 +69,12 @@ class FlopsConsumer(Protocol):
     """A callback that computes MFU."""
 
     def set_flops(self, per_panorama: float, device_per_second: float) -> None:
-        """Receives the FLOPs of a training step per panorama and the device's peak FLOPs per second."""
+        """Receives what MFU is computed from, before training starts.
+
+        Args:
+            per_panorama: FLOPs of a training step per panorama.
+            device_per_second: Peak FLOPs per second of one device.
+        """
 
 
 @runtime_checkable

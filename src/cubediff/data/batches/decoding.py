@@ -42,7 +42,12 @@ def resize_panorama(image: UInt8[np.ndarray, "h w c"], height: int) -> UInt8[np.
 
 
 def read_record(sample: Sample) -> Mapping[str, object]:
-    """The JSON record of a sample; a stage may have parsed it."""
+    """The JSON record of a sample; a stage may have parsed it.
+
+    Raises:
+        TypeError: If it is not an object.
+        ValueError: If it is not JSON.
+    """
     record = sample["json"]
     if isinstance(record, bytes | str):
         record = json.loads(record)

@@ -56,6 +56,10 @@ def near_duplicates(hashes: UInt8[np.ndarray, "n 32"], threshold: int = THRESHOL
 
     Equal hashes are paired with their first occurrence only, which represents them in other pairs. Takes n² products
     of vectors of 256 numbers, in blocks: seconds for 10 000 panoramas.
+
+    Args:
+        hashes: Hashes of `perceptual_hash`.
+        threshold: Maximum number of differing bits.
     """
     distinct, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     representative = first[inverse.reshape(-1)]

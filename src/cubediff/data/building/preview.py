@@ -35,6 +35,12 @@ class Preview(NamedTuple):
 def preview_build(source: Source, limit: int | None, max_width: int, quality: int) -> Preview:
     """Reads the captions and up to 16 panoramas of a source, without writing anything.
 
+    Args:
+        source: The panoramas.
+        limit: Use only the first panoramas; None: all.
+        max_width: Maximum width of a panorama, in pixels.
+        quality: JPEG quality of re-encoded panoramas, from 1 to 100.
+
     Raises:
         DataError: As `build_shards`.
     """

@@ -59,6 +59,11 @@ def build_lock(build: Path) -> Iterator[None]:
 def begin_build(build: Path, plan: Plan, overwrite: bool) -> None:
     """Prepares the folder for a build; keeps the finished work of an interrupted build with the same plan.
 
+    Args:
+        build: The build's folder.
+        plan: The plan of this build.
+        overwrite: Discard an interrupted build with another plan.
+
     Raises:
         DataError: If the folder holds a build with another plan and `overwrite` is off.
     """

@@ -117,6 +117,10 @@ def printable(name: str) -> str:
 def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[Rejection]]:
     """Lists the files below a folder by their suffix, without hidden files and folders.
 
+    Args:
+        source: The folder.
+        suffixes: Suffixes in lower case, such as ".jpg".
+
     Returns:
         The names, relative to the folder and sorted, and rejections of names that are not UTF-8, because no captions
         file and no shard can hold them.

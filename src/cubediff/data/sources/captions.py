@@ -155,6 +155,11 @@ def entry_from(file: str, record: dict[str, object], captioned: bool = True) -> 
 
     Control characters other than tab and newline are removed from captions.
 
+    Args:
+        file: Name of the panorama.
+        record: The record of a captions file.
+        captioned: As in `read_captions`.
+
     Raises:
         DataError: If a value is invalid, or the caption is empty and `captioned` is on.
     """
