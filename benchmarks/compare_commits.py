@@ -232,7 +232,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads results, without the values that may differ between checkouts: paths, times, wording and renamed targets."""
+    """Reads results without values that may differ between checkouts: paths, times, wording, renamed targets."""
 
     root: Path
     renamed: dict[str, str]
