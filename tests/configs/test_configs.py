@@ -198,7 +198,7 @@ def test_error_of_a_missing_extra_names_the_pip_command() -> None:
         build(composed("model=tiny_random", "optimizer=adamw_8bit", DATA).model)
 
 
-# ---- what cannot work ----------------------------------------------------------------------------------------
+# ---- invalid configs -----------------------------------------------------------------------------------------
 
 
 def test_error_of_a_missing_data_path_names_the_override() -> None:

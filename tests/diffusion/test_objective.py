@@ -172,7 +172,7 @@ def test_settings_out_of_range_raise(options):
         Objective(0.1, 0.1, 0.1, **options)
 
 
-# --------------------------------------------------------------------------------------- condition, drops
+# --------------------------------------------------------------------------- condition, condition dropout
 
 
 def test_a_condition_may_cover_any_latent_pixels():

@@ -278,7 +278,7 @@ def test_opencubediff_order_and_inverses_of_all_orders() -> None:
             torch.testing.assert_close(reorder_faces(reorder_faces(faces, source, target), target, source), faces)
 
 
-# ------------------------------------------------------------------------------------------- back again
+# ------------------------------------------------------------------------------------- cube to panorama
 
 
 @pytest.mark.parametrize("fov", [90.0, 95.0, 120.0])

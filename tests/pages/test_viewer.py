@@ -97,7 +97,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
         yield opener
 
 
-def seen(page: Page, yaw: float, pitch: float, fov: float) -> np.ndarray:
+def screenshot(page: Page, yaw: float, pitch: float, fov: float) -> np.ndarray:
     """The pixels of a view on the screen, (H, W, 3), as float64 levels."""
     page.evaluate(f"cubediffViewer.setView({yaw}, {pitch}, {fov}); cubediffViewer.settled()")
     picture = page.screenshot(style=PANELS_HIDDEN, animations="disabled")
@@ -212,7 +212,7 @@ def test_the_caption_is_visible_with_a_prompt(noise: np.ndarray, prompt: str, vi
 def test_looking_along_an_axis_shows_that_face_pixel_for_pixel(open_page: Opener, noise: np.ndarray) -> None:
     page = open_page(noise, fov=90.0)
     for face, name in zip(noise, FACES, strict=True):
-        assert np.abs(seen(page, *LOOKS[name], 90.0) - face).max() <= 2, name
+        assert np.abs(screenshot(page, *LOOKS[name], 90.0) - face).max() <= 2, name
 
 
 def test_overlapping_faces_are_shown_pixel_for_pixel_outside_the_overlap(open_page: Opener, noise: np.ndarray) -> None:
@@ -221,20 +221,20 @@ def test_overlapping_faces_are_shown_pixel_for_pixel_outside_the_overlap(open_pa
     own = np.flatnonzero(np.abs(u) < 1 / math.tan(math.radians(47.5)))
     assert len(own) > 100
     for face, name in zip(noise, FACES, strict=True):
-        difference = np.abs(seen(page, *LOOKS[name], 95.0) - face)
+        difference = np.abs(screenshot(page, *LOOKS[name], 95.0) - face)
         assert difference[np.ix_(own, own)].max() <= 2, name
 
 
 def test_views_are_correct_across_edges_and_corners(open_page: Opener) -> None:
     page = open_page(world_faces(128, 95.0), width=160, height=160)
     for yaw, pitch, fov in [(45, 35.26, 40), (-135, -35.26, 70), (180, 0, 110), (45, 90, 60), (200, -70, 25)]:
-        error = np.abs(seen(page, yaw, pitch, fov) - world(directions(160, yaw, pitch, fov)))
+        error = np.abs(screenshot(page, yaw, pitch, fov) - world(directions(160, yaw, pitch, fov)))
         assert error.max() <= 2, (yaw, pitch, fov)
 
 
 def test_faces_without_overlap_have_no_seam(open_page: Opener) -> None:
     page = open_page(world_faces(128, 90.0), width=160, height=160, fov=90.0)
-    error = np.abs(seen(page, 45, 35.26, 40) - world(directions(160, 45, 35.26, 40)))
+    error = np.abs(screenshot(page, 45, 35.26, 40) - world(directions(160, 45, 35.26, 40)))
     assert error.max() <= 3
 
 
@@ -253,7 +253,7 @@ def test_blend_weights_fall_to_zero_at_the_borders(open_page: Opener) -> None:
         blend = np.moveaxis(np.array(weights), 0, -1)
         expected = (blend / blend.sum(-1, keepdims=True)) @ colors
         assert (blend > 0.05).sum(-1).max() >= 2
-        assert np.abs(seen(page, yaw, pitch, 60) - expected).max() <= 2
+        assert np.abs(screenshot(page, yaw, pitch, 60) - expected).max() <= 2
 
 
 def test_views_of_a_photograph_equal_those_of_the_panorama(open_page: Opener) -> None:
@@ -264,7 +264,7 @@ def test_views_of_a_photograph_equal_those_of_the_panorama(open_page: Opener) ->
     page = open_page(faces.float(), width=256, height=256)
     for yaw, pitch in [(0, 0), (45, 30), (-120, -40)]:
         truth = (equirect_to_perspective(panorama, 256, 80.0, float(yaw), float(pitch), mode="bicubic")[0] + 1) * 127.5
-        error = seen(page, yaw, pitch, 80) - truth.clamp(0, 255).permute(1, 2, 0).numpy()
+        error = screenshot(page, yaw, pitch, 80) - truth.clamp(0, 255).permute(1, 2, 0).numpy()
         assert 10 * math.log10(255**2 / (error**2).mean()) > 36
 
 
@@ -447,4 +447,4 @@ def test_a_lost_context_shows_a_message_until_it_is_restored(open_page: Opener, 
     assert "context was lost" in page.get_by_role("alert").inner_text()
     page.evaluate("loss.restoreContext()")
     page.wait_for_function("() => document.getElementById('message').hidden")
-    assert np.abs(seen(page, 90, 0, 90) - noise[1]).max() <= 2
+    assert np.abs(screenshot(page, 90, 0, 90) - noise[1]).max() <= 2

@@ -1,4 +1,4 @@
-"""The public SD 1.5 checkpoints' layout: a random folder of it, and its sampling written out from its description.
+"""The public SD 1.5 checkpoints' layout: a random folder with it, and its sampling reimplemented from the description.
 
 Described: input channels are 4 latents, u, v, mask; u and v are both divided by 2π and shifted by ½, on corner samples
 of 95° faces; faces come front, back, left, right, top, bottom; self-attention is inflated, cross-attention per face,

@@ -16,7 +16,7 @@ STEPS = "trainer.max_steps=10"
 
 @pytest.fixture(scope="module")
 def reference_runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of one and of two processes that nothing interrupts."""
+    """Uninterrupted runs of one and of two processes."""
     folder = tmp_path_factory.mktemp("whole")
     for name, words in (("one", ONE), ("two", TWO)):
         run = Run(tiny_shards, folder / name, *words, STEPS)
@@ -82,7 +82,7 @@ def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_uninterrupted_run
         run.process.kill()
         run.process.wait()
         during += bool(list(run.checkpoints.glob(".*.part")))
-        assert saved(tmp_path / "run")["global_step"] >= 1  # the link is never to a broken one
+        assert saved(tmp_path / "run")["global_step"] >= 1  # last.ckpt never links to a damaged file
         run = Run(tiny_shards, tmp_path / "run", *ONE, "trainer.max_steps=40")
     assert run.ended() == 0, run.output
     print(f"killed {kill + 1} times, {during} of them while a checkpoint was being written")

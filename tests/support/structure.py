@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 
-LINES, PARAMETERS = 60, 8  # the most that a function may have; its docstring and `self` do not count
+LINES, PARAMETERS = 60, 8  # limits of a function; its docstring and `self` do not count
 STABLE_DIFFUSION = re.compile(
     r"UNet2D|AutoencoderKL|CLIPText|CLIPTokenizer|attn[12]|\bto_(q|k|v|out)\b|conv_in|BasicTransformerBlock|ResnetBlock2D"
 )

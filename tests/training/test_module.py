@@ -102,7 +102,7 @@ def weights(module: CubeDiffModule) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.unet.state_dict().items()}
 
 
-# ---- what is trained -----------------------------------------------------------------------------------------
+# ---- trainable layers ----------------------------------------------------------------------------------------
 
 
 def test_attention_training_changes_exactly_attention_layers_and_conv_in(
@@ -174,7 +174,7 @@ def test_lora_starts_as_the_base_model_and_exports_the_fused_model_in_stock_layo
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     assert loaded.unet.state_dict().keys() == plain.unet.state_dict().keys()
     torch.testing.assert_close(answer(loaded.unet), trained, rtol=1e-4, atol=1e-5)
-    assert torch.equal(answer(module.unet), trained)  # which goes on unharmed
+    assert torch.equal(answer(module.unet), trained)  # the module itself is unchanged
     adapter = load_file(tmp_path / "unet_lora" / "pytorch_lora_weights.safetensors")
     assert sum(a.numel() for a in adapter.values()) == sum(
         p.numel() for name, p in module.trained_parameters.items() if "lora_" in name
@@ -362,7 +362,7 @@ def test_captions_reach_their_face_and_panorama(batch: Batch) -> None:
             torch.testing.assert_close(text[i, j], expected, rtol=1e-5, atol=1e-5)
 
 
-# ---- steps without a number ------------------------------------------------------------------------------------
+# ---- non-finite steps ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -32,8 +32,11 @@ class Cut(BaseException):
 
 
 def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on the `step`-th change of the file system, of those that builds make, does not come about, nor does any
-    after it. Returns the list that names those that did."""
+    """Raises `Cut` instead of the `step`-th change of the file system and all later ones.
+
+    Returns:
+        The changes so far, which the build appends to.
+    """
     done: list[str] = []
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +79,7 @@ def test_a_build_interrupted_at_any_file_system_change_resumes_to_the_same_bytes
         if not manifest.exists() or manifest.read_bytes() != expected["manifest.json"]:
             build_shards(source, output, **OPTIONS, overwrite=before)
         left = contents(output)
-        left.pop(".building/plan.json", None)  # where no more than the last removal was missing
+        left.pop(".building/plan.json", None)  # if only the last removal was interrupted
         assert left == expected, done
     assert step > 25  # of 4 panoramas, 2 shards, and the moves
     assert contents(output) == expected
@@ -133,13 +136,15 @@ def test_finished_work_is_kept_and_changed_panoramas_are_read_again(
         patch.setattr(journal_module, "hash_jpeg", counted)
         with pytest.raises(Cut):
             build_shards(source, output)
-    (source / "pano 1.png").write_bytes((source / "pano 5.png").read_bytes())  # 1 is read already, and now another
+    (source / "pano 1.png").write_bytes(
+        (source / "pano 5.png").read_bytes()
+    )  # a panorama that was read already changes
     copies = sorted(output.glob(".building/panoramas/*.jpg"))
-    copies[0].write_bytes(b"")  # as after a loss of power
+    copies[0].write_bytes(b"")  # as after a power failure
     with monkeypatch.context() as patch:
         patch.setattr(journal_module, "hash_jpeg", lambda *args: read.append("") or real(*args))
         build_shards(source, output)
-    assert len(read) in (4 + 3, 4 + 4)  # two were left, one changed; the lost copy is its, or one more
+    assert len(read) in (4 + 3, 4 + 4)  # two unread, the changed, perhaps the lost copy
     build_shards(source, tmp_path / "anew")
     assert contents(output) == contents(tmp_path / "anew")
 

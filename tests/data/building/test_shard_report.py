@@ -61,7 +61,7 @@ def test_text_from_users_stays_text(folder: Path) -> None:
     assert "script" not in page.tags
     assert all(value is not None and value.startswith("data:image/jpeg") for n, value in page.attributes if n == "src")
     assert not any(name.startswith("on") for name, _ in page.attributes)
-    shown = NASTY.replace("\x00", "").replace("\x1b", "")  # which no caption keeps
+    shown = NASTY.replace("\x00", "").replace("\x1b", "")  # captions lose control characters
     assert sum(text == shown for text in page.texts["q"]) == 2  # on the sheet and in the pair
     assert ("title", shown) in page.attributes
     assert NASTY_FILE in page.texts["td"]

@@ -98,7 +98,7 @@ def quake(names: str = "sky{} rt bk lf ft up dn") -> dict[str, Face]:
     return files
 
 
-def seen(names: str, *, order: str = "front right back left") -> dict[str, Face]:
+def named_from_inside(names: str, *, order: str = "front right back left") -> dict[str, Face]:
     """The faces as a viewer inside names them: `names` of front, right, back, left, up, down; `order` is clockwise."""
     cameras = {name: camera(90.0 * i) for i, name in enumerate(order.split())}
     cameras |= {"up": camera(0.0, 90.0), "down": camera(0.0, -90.0)}
@@ -116,10 +116,10 @@ SIX_FILES = {
     "threejs": (opengl("PX NX PY NY PZ NZ"), "axes"),
     "prefixed": (opengl("pisa_px pisa_nx pisa_py pisa_ny pisa_pz pisa_nz"), "axes"),
     "matterport": (MATTERPORT, "matterport"),
-    "words": (seen("front right back left up down"), "words"),
-    "top": (seen("room-Front room-Right room-Back room-Left room-Top room-Bottom"), "words"),
-    "letters": (seen("p_f p_r p_b p_l p_u p_d"), "words"),
-    "unity": (seen(UNITY, order=LEFT_OF_FRONT_IS_RIGHT), "unity"),
+    "words": (named_from_inside("front right back left up down"), "words"),
+    "top": (named_from_inside("room-Front room-Right room-Back room-Left room-Top room-Bottom"), "words"),
+    "letters": (named_from_inside("p_f p_r p_b p_l p_u p_d"), "words"),
+    "unity": (named_from_inside(UNITY, order=LEFT_OF_FRONT_IS_RIGHT), "unity"),
     "quake": (quake(), "quake"),
     "quake_": (quake("space_{} RT BK LF FT UP DN"), "quake"),
 }
@@ -202,8 +202,8 @@ def test_a_strip_in_another_order_is_read_if_the_order_is_named(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("faces", "default", "right"),
     [
-        (seen("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT), "words", "unity"),
-        (seen("ft rt bk lf up dn"), "quake", "short"),
+        (named_from_inside("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT), "words", "unity"),
+        (named_from_inside("ft rt bk lf up dn"), "quake", "short"),
     ],
 )
 def test_ambiguous_names_are_rejected_by_the_edges_of_the_faces(
@@ -324,9 +324,9 @@ def test_edges_detect_wrong_readings_and_accept_right_ones(tmp_path: Path) -> No
     names = [file.stem for file in sorted(SAMPLES.glob("*.jpg"))]
     for name in names:
         for kind, faces in {
-            "words": seen("front right back left up down"),
-            "unity": seen("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT),
-            "short": seen("ft rt bk lf up dn"),
+            "words": named_from_inside("front right back left up down"),
+            "unity": named_from_inside("front right back left up down", order=LEFT_OF_FRONT_IS_RIGHT),
+            "short": named_from_inside("ft rt bk lf up dn"),
         }.items():
             source = open_source(write(tmp_path / kind / name, faces, name, ".jpg"), captioned=False)
             try:

@@ -50,7 +50,7 @@ def put(path: Path, data: bytes | str) -> None:
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-# ---- what a path is ----------------------------------------------------------------------------------------
+# ---- detection of the type ---------------------------------------------------------------------------------
 
 
 def test_the_type_of_a_source_is_detected_from_its_files(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_dataset_folder_is_read_as_the_datasets_library_does(tmp_path: Path) -
     assert reasons == {}
 
 
-# ---- everything that goes wrong ----------------------------------------------------------------------------
+# ---- invalid files -----------------------------------------------------------------------------------------
 
 
 def png_header(width: int, height: int) -> bytes:

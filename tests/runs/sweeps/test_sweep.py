@@ -146,7 +146,7 @@ def test_a_search_without_a_validation_loss_fails_with_a_remedy(
     assert result.error.startswith("a search needs val/loss, but none was logged: use shards with validation panoramas")
 
 
-# ---- how a job ends ----------------------------------------------------------------------------------------------
+# ---- status of a job ---------------------------------------------------------------------------------------------
 
 
 def job(folder: Path, *words: str) -> DictConfig:
@@ -250,7 +250,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-# ---- GPUs of jobs side by side ---------------------------------------------------------------------------------
+# ---- GPUs of parallel jobs -------------------------------------------------------------------------------------
 
 
 def test_parallel_jobs_get_one_gpu_each_and_too_many_jobs_raise(

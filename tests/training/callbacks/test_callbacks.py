@@ -93,7 +93,7 @@ def reference(weights: list[Tensor], decay: float) -> Tensor:
     """The EMA after the steps that led to weights[1:], by its formula in float64."""
     average = weights[0]
     for step, new in enumerate(weights[1:]):
-        share = min(decay, (1 + step) / (10 + step)) if step else 0.0  # the untrained weights do not count
+        share = min(decay, (1 + step) / (10 + step)) if step else 0.0  # the initial weights have no share
         average = share * average + (1 - share) * new
     return average
 
@@ -114,7 +114,7 @@ def trainer_of(*parts: L.Callback, steps: int, **options: Any) -> L.Trainer:
     )
 
 
-# ---- the average ---------------------------------------------------------------------------------------------
+# ---- EMA -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -123,7 +123,7 @@ def test_the_ema_follows_its_formula_over_optimizer_steps(accumulate: int) -> No
     options = {"accumulate_grad_batches": accumulate}
     trainer_of(ema, trajectory, steps=120, **options).fit(Line(), batches(6), batches(1))
     assert len(trajectory.weights) == 121
-    assert RATE < (1 + 119) / (10 + 119)  # so both the warm-up and the rate itself were walked through
+    assert RATE < (1 + 119) / (10 + 119)  # so the steps include both the warm-up and the final rate
     torch.testing.assert_close(shadow(ema), reference(trajectory.weights, RATE), rtol=1e-4, atol=1e-5)
     assert (shadow(ema) - trajectory.weights[-1]).abs().max() > 1e-4
 
@@ -300,7 +300,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_samples_and_remedy(
     resumed.load_state_dict(guard.state_dict())
     assert resumed.skipped == 1
     step(bad, "sunny_room", "dark_room")
-    assert guard.skipped == 1  # not looked at yet
+    assert guard.skipped == 1  # not checked yet
     with pytest.raises(FloatingPointError, match=r"3 steps were skipped.*step 4; .*dark_room, b.*model\.optimizer\.lr"):
         step(bad, "b")
 
