@@ -219,7 +219,7 @@ def finished(result: subprocess.CompletedProcess[str], folder: Path) -> None:
     """Asserts that one run of two ranks succeeded, and that it wrote nothing outside its folder."""
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("trained: ") == 1
-    assert "2 a step" in result.stdout
+    assert "2 per step" in result.stdout
     assert (folder / "run/export/model_index.json").is_file()
     assert {path.name for path in folder.iterdir()} <= {"run", "bin"}
 
