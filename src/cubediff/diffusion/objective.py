@@ -5,7 +5,7 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -96,9 +96,6 @@ class Objective:
     timesteps: TimestepSampler | None = None
     process: Callable[[SchedulerMixin], NoisingProcess] | None = None
     weighting: LossWeighting | None = None
-    _timesteps: TimestepSampler = field(init=False, repr=False, compare=False)
-    _process: Callable[[SchedulerMixin], NoisingProcess] = field(init=False, repr=False, compare=False)
-    _weighting: LossWeighting | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shares = (self.drop_text, self.drop_image, self.drop_both)
@@ -110,14 +107,16 @@ class Objective:
             raise ValueError("objective has a weighting and min_snr_gamma: set min_snr_gamma=null, or no weighting")
         if self.process is not None and self.offset_noise:
             raise ValueError("objective has a process and offset_noise: set offset_noise=0, or no process")
-        set_ = object.__setattr__  # the dataclass is frozen
-        set_(self, "_timesteps", self.timesteps or UniformTimesteps())
-        set_(self, "_process", self.process or GaussianDiffusion(self.offset_noise))
-        set_(self, "_weighting", self.weighting if self.min_snr_gamma is None else MinSNR(self.min_snr_gamma))
+        GaussianDiffusion(self.offset_noise)  # checks the short forms' ranges
+        _ = self._weighting
+
+    @property
+    def _weighting(self) -> LossWeighting | None:
+        return self.weighting if self.min_snr_gamma is None else MinSNR(self.min_snr_gamma)
 
     def noising(self, scheduler: SchedulerMixin) -> NoisingProcess:
         """The noising process on the noise schedule of a pipeline's scheduler."""
-        return self._process(scheduler)
+        return (self.process or GaussianDiffusion(self.offset_noise))(scheduler)
 
     def sample_dropout(self, count: int, generator: Generators) -> ConditionDropout:
         """Draws the condition dropout of `count` panoramas."""
@@ -150,7 +149,7 @@ class Objective:
         """
         latents = example.latents
         dropout = self.sample_dropout(len(latents), generator)
-        timesteps = self._timesteps(len(latents), process.num_timesteps, generator)
+        timesteps = (self.timesteps or UniformTimesteps())(len(latents), process.num_timesteps, generator)
         noise = process.sample_noise(latents, generator)
         noisy = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
@@ -167,6 +166,6 @@ class Objective:
         weight = (1 - mask).expand_as(latents)
         error = (prediction - target).square() * weight
         losses = error.flatten(1).sum(1) / weight.flatten(1).sum(1)
-        if self._weighting is not None:
-            losses = self._weighting(losses, timesteps, process)
+        if (weighting := self._weighting) is not None:
+            losses = weighting(losses, timesteps, process)
         return Losses(losses, timesteps, dropout)

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable
 from cubediff.models.encoders import FrozenEncoders
-from cubediff.models.inflation import inflate_, sync_group_norm_, widen_conv_in_
+from cubediff.models.inflation import inflate_, widen_conv_in_
 from cubediff.models.inputs import face_attention_mask, input_channels, unet_input
 from cubediff.models.presets import PRESETS, ModelConfigs
 from cubediff.models.tokenizer import byte_tokenizer
@@ -64,8 +64,8 @@ class StableDiffusion(Backbone):
         return {"unet": self.unet, "vae": self.encoders.vae, "text_encoder": self.encoders.text_encoder}
 
     def inflate_(self) -> None:
+        # FrozenEncoders synchronizes the VAE's norms.
         inflate_(self.unet, self.sync_group_norm, self.cross_attention)
-        sync_group_norm_(self.encoders.vae)
 
     def fresh_network(self, weights: Mapping[str, Tensor]) -> ModelMixin:
         unet = UNet2DConditionModel.from_config(self.unet.config)

@@ -4,10 +4,11 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 import PIL.Image
 import torch
@@ -62,7 +63,7 @@ class _Inputs:
     positions: Tensor
 
 
-class CubePipeline(DiffusionPipeline):
+class CubePipeline(DiffusionPipeline, ABC):
     """A diffusers pipeline that generates panoramas with any `Backbone`.
 
     A subclass lists its components and settings in `__init__`, where diffusers looks for them, calls `register`, and
@@ -70,13 +71,10 @@ class CubePipeline(DiffusionPipeline):
     that a folder can never be used uninflated.
     """
 
-    # Class names of the 2D pipelines that `from_2d` takes.
-    base_pipelines: ClassVar[tuple[str, ...]] = ()
-
     @property
+    @abstractmethod
     def backbone(self) -> Backbone:
         """The current components; `pipeline.vae = vae` replaces one of them."""
-        raise NotImplementedError
 
     def register(self, components: Mapping[str, object], settings: Mapping[str, object]) -> None:
         """Registers components and settings, and inflates the components.
@@ -269,8 +267,9 @@ class CubePipeline(DiffusionPipeline):
         """
         path = check_folder(pretrained_model_name_or_path)
         pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
-        dtype = next(pipeline.backbone.network.parameters()).dtype
-        for module in pipeline.backbone.frozen_components().values():
+        backbone = pipeline.backbone
+        dtype = next(backbone.network.parameters()).dtype
+        for module in backbone.frozen_components().values():
             if next(module.parameters()).dtype != dtype:  # transformers models keep their stored dtype by default
                 module.to(dtype)
         return cast(CubePipeline, pipeline)

@@ -51,7 +51,6 @@ class CubeDiffPipeline(CubePipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    base_pipelines = ("StableDiffusionPipeline",)
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Loads pipelines: by the class of a model folder, as the start of a training run, or without weights."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -37,7 +38,7 @@ def pipeline_classes() -> dict[str, type[CubePipeline]]:
         if not (isinstance(kind, type) and issubclass(kind, CubePipeline)):
             raise ValueError(f"the backbone {entry.name} = {entry.value}: expected a subclass of "
                              f"cubediff.pipelines.base.CubePipeline, got {kind!r}")  # fmt: skip
-        if "backbone" not in vars(kind):
+        if inspect.isabstract(kind):
             raise ValueError(f"the backbone {entry.name} = {entry.value}: {kind.__name__} has no property `backbone`")
         classes[kind.__name__] = kind
     return classes
