@@ -9,6 +9,9 @@ from support.browser import chromium
 
 from cubediff.data import build_shards, create_example_dataset
 
+# Without tests marked `ddp`, whose files take longest anyway.
+LONG_FILES = ("test_engines.py", "test_inflation.py", "test_module.py", "test_packaging.py", "test_publishing.py")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # omegaconf 2.3's DictConfig, which cubediff.configs takes, is a typing.MutableMapping.
@@ -17,14 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that use the browser, and moves files with `ddp` tests to the front.
+    """Marks the tests that use the browser, and moves the files that take longest to the front.
 
-    Those take longest, and xdist hands out files in this order.
+    xdist hands out files in this order, so that none of those is left to one worker at the end.
     """
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
-    long_files = {item.path for item in items if item.get_closest_marker("ddp")}
+    long_files = {item.path for item in items if item.get_closest_marker("ddp") or item.path.name in LONG_FILES}
     items.sort(key=lambda item: item.path not in long_files)
 
 

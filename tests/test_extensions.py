@@ -73,15 +73,18 @@ def weighting(factor: float) -> str:
     return f"model.objective.weighting={{_target_:toy_weighting.Constant,factor:{factor}}}"
 
 
+@pytest.fixture(scope="module")
+def trained(package: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A run of one process, and its losses."""
+    run, losses = train(package, tmp_path_factory.mktemp("trained"), f"data.path={shards}", weighting(1.0))
+    return run, losses[0]
+
+
 def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
-    package: Path, shards: Path, tmp_path: Path
+    package: Path, trained: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    data = f"data.path={shards}"
-    (tmp_path / "three").mkdir()
-    run, losses = train(package, tmp_path, data, weighting(1.0))
-    _, weighted = train(package, tmp_path / "three", data, weighting(3.0), "trainer.max_steps=1")
-    assert len(losses[0]) == 3
-    assert weighted[0][0] == pytest.approx(3 * losses[0][0], rel=1e-6)  # the weighting acts
+    run, losses = trained
+    assert len(losses) == 3
     assert json.loads((run / "export/model_index.json").read_text())["transformer"] == [
         "toy_backbone",
         "ToyTransformer",
@@ -96,11 +99,15 @@ def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
 
 
 @pytest.mark.ddp
-def test_an_extension_trains_on_two_ranks_of_the_launcher(package: Path, shards: Path, tmp_path: Path) -> None:
+def test_an_extension_trains_on_two_ranks_of_the_launcher(
+    package: Path, shards: Path, trained: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """The first panorama of rank 0 is that of one process, so its loss shows that the weighting acts."""
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2")
-    _, losses = train(package, tmp_path, f"data.path={shards}", *devices)
+    _, losses = train(package, tmp_path, f"data.path={shards}", weighting(3.0), *devices)
     assert {rank: len(each) for rank, each in losses.items()} == {0: 3, 1: 3}
     assert losses[0] != losses[1]
+    assert losses[0][0] == pytest.approx(3 * trained[1][0], rel=1e-5)
 
 
 def test_an_extension_is_planned_cached_and_trained_on_latents(package: Path, shards: Path, tmp_path: Path) -> None:

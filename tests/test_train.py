@@ -322,22 +322,25 @@ def test_missing_or_invalid_data_is_an_error_with_a_remedy(tmp_path: Path, monke
         assert len(output.splitlines()) == 1
 
 
-def test_a_dry_run_prints_config_plan_and_data_and_trains_nothing(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_config_plan_and_data_and_trains_nothing(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For four GPUs, which this machine does not have."""
     run_dir = tmp_path / "run"
-    words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}", f"run_dir={run_dir}")
+    words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}")
     output = subprocess.run(
-        [sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cubediff.train", *words, f"run_dir={run_dir}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert f"path: {tiny_shards}" in output.stdout  # the config
     assert "4 × 4 panoramas" in output.stdout  # the plan
     assert f"{tiny_shards}: 5 training panoramas in 1 shards, 3 validation panoramas in 1 shards" in output.stdout
     assert output.stdout.rstrip().endswith(f"output folder: {run_dir}")
     assert [path.name for path in run_dir.iterdir()] == [".hydra"]
-    words = (*words, f"resume={tmp_path / 'nothing.ckpt'}")
-    output = subprocess.run([sys.executable, "-m", "cubediff.train", *words], capture_output=True, text=True)
-    assert output.returncode == 1
-    assert "nothing.ckpt is not a file" in output.stderr
+    error = ended(monkeypatch, tmp_path, *words, f"resume={tmp_path / 'nothing.ckpt'}")
+    assert "nothing.ckpt is not a file" in error
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")

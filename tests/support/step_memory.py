@@ -74,7 +74,7 @@ def main(strategy: str, rank: str, world: str, file: str, *overrides: str) -> No
     gc.collect()
     optimizer = module.optimizer(list(module.trained_parameters.values()))
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    for step in range(3):  # the first step creates the optimizer's moments and DDP's final buckets
+    for step in range(2):  # the first step creates the optimizer's moments and DDP's final buckets
         optimizer.zero_grad(set_to_none=True)
         for _ in range(config.trainer.accumulate_grad_batches):
             losses(batch, (step,)).mean().backward()

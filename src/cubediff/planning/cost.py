@@ -155,7 +155,7 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
 def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
     """Finds the largest batch whose step fits into a GPU's memory.
 
-    Up to 16 panoramas each candidate is counted; beyond, the peak is extrapolated from 8 and 16.
+    The answer is counted up to 16 panoramas; beyond, the peak is extrapolated from 8 and 16.
 
     Args:
         config: The config of `cubediff train`.
@@ -167,20 +167,30 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
     peaks = {0: 0.0}
 
     def fits(batch: int) -> bool:
-        peaks[batch] = cost(config, batch, operations=False).peak
+        if batch not in peaks:
+            peaks[batch] = cost(config, batch, operations=False).peak
         return peaks[batch] <= memory
 
-    low, high = 0, 1
-    while high <= 16 and fits(high):
-        low, high = high, 2 * high
-    if low == 16:
-        each = (peaks[16] - peaks[8]) / 8
-        more = int((memory - peaks[16]) / each)
-        return 16 + more, peaks[16] + more * each
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low, peaks[low]
+    def each(low: int, high: int) -> float:
+        return (peaks[high] - peaks[low]) / (high - low)
+
+    if not fits(1):
+        return 0, 0.0
+    if not fits(2):
+        return 1, peaks[1]
+    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex: no batch fits that
+    # is larger than the one at which a line through two counted batches reaches the memory.
+    low, high, slope = 2, 16, each(1, 2)
+    while low < (guess := min(high, low + int((memory - peaks[low]) / slope + 1e-6))):
+        if fits(guess):
+            low, slope = guess, each(low, guess)
+        else:
+            high = guess - 1
+    if low < 16:
+        return low, peaks[low]
+    fits(8)
+    more = int((memory - peaks[16]) / each(8, 16))
+    return 16 + more, peaks[16] + more * each(8, 16)
 
 
 def _meta_module(config: DictConfig) -> CubeDiffModule:
