@@ -178,8 +178,8 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
         return 0, 0.0
     if not fits(2):
         return 1, peaks[1]
-    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex: no batch fits that
-    # is larger than the one at which a line through two counted batches reaches the memory.
+    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex: no batch fits
+    # that is larger than the one at which a line through two counted batches reaches the memory.
     low, high, slope = 2, 16, each(1, 2)
     while low < (guess := min(high, low + int((memory - peaks[low]) / slope + 1e-6))):
         if fits(guess):
