@@ -71,15 +71,17 @@ def build(
     from cubediff.data.building.captioning import caption_source
     from cubediff.data.building.console import build_summary, preview_lines, progress_bar
     from cubediff.data.building.engines import Engine
+    from cubediff.data.building.output_folder import check_output, check_separate
     from cubediff.data.building.preview import preview_build
-    from cubediff.data.building.write import build_shards, check_output
+    from cubediff.data.building.write import build_shards
     from cubediff.data.sources import open_source
     from cubediff.utils.errors import DataError
 
     try:
         if caption is not None and captions is not None:
             raise DataError("pass --captions FILE or --caption MODEL, not both")
-        opened = open_source(source, captions, kind, captioned=caption is None)
+        check_separate(source, output)
+        opened = open_source(source, captions, kind, captioned=caption is None, output=output)
         if dry_run:
             for line in preview_lines(preview_build(opened, limit, max_width, quality)):
                 typer.echo(line)

@@ -2,7 +2,6 @@
 the same bytes."""
 
 import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from support.builds import build, contents, panoramas
 from cubediff.data import DataError, build_shards
 from cubediff.data.building import journal as journal_module
 from cubediff.data.building.check import check_shards
+from cubediff.data.format.locking import LOCK, folder_lock
 from cubediff.images import panorama as images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
@@ -79,7 +79,9 @@ def test_a_build_interrupted_at_any_file_system_change_resumes_to_the_same_bytes
         if not manifest.exists() or manifest.read_bytes() != expected["manifest.json"]:
             build_shards(source, output, **OPTIONS, overwrite=before)
         left = contents(output)
-        left.pop(".building/plan.json", None)  # if only the last removal was interrupted
+        left.pop(".building/plan.json", None)  # if only the last removals were interrupted
+        left.pop(".building/replaced.json", None)
+        left.pop(LOCK, None)
         assert left == expected, done
     assert step > 25  # of 4 panoramas, 2 shards, and the moves
     assert contents(output) == expected
@@ -154,6 +156,7 @@ def unfinished(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> N
         cut_at(8, patch)
         with pytest.raises(Cut):
             build_shards(source, output)
+    (output / LOCK).unlink(missing_ok=True)
 
 
 def test_another_unfinished_build_is_an_error_that_names_the_difference(
@@ -179,13 +182,21 @@ def test_another_unfinished_build_is_an_error_that_names_the_difference(
 
 def test_two_builds_at_once_in_one_folder_are_an_error(tmp_path: Path) -> None:
     source, output = panoramas(tmp_path / "in", 2), tmp_path / "out"
-    (output / ".building").mkdir(parents=True)
-    handle = os.open(output / ".building", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="another process is building"):
-        build_shards(source, output)
-    os.close(handle)
+    with folder_lock(output):
+        before = contents(output)
+        with pytest.raises(DataError, match="another process is building"):
+            build_shards(source, output)
+        assert contents(output) == before
     build_shards(source, output)
+    assert not (output / LOCK).exists()
+
+
+def test_the_lock_of_a_killed_build_locks_nobody_out(tmp_path: Path) -> None:
+    source, output = panoramas(tmp_path / "in", 2), tmp_path / "out"
+    output.mkdir()
+    (output / LOCK).touch()
+    build_shards(source, output)
+    assert not (output / LOCK).exists()
 
 
 @pytest.mark.slow

@@ -167,12 +167,15 @@ def caption_source(source: Source, file: Path, model: str, **options: Unpack[Cap
 
 
 def _captioned_files(file: Path) -> set[str]:
-    """The panoramas that have a line; an incomplete last line, of an interrupted call, is removed from the file."""
+    """The panoramas that have a line. An incomplete last line, of an interrupted call, is removed from the file; a
+    complete one without a newline gets it."""
     if not file.exists():
         return set()
     content = file.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
+    complete, last = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    if last.strip().endswith(b"}"):
+        complete = content + b"\n"
+    if complete != content:
         write_atomic(file, complete)
     return set(_parse_captions(file, complete))
 

@@ -20,10 +20,12 @@ import cubediff
 from cubediff.data.building.duplicates import THRESHOLD, Pairs, near_duplicates
 from cubediff.data.building.engines import Engine, Map, Progress, open_engine
 from cubediff.data.building.journal import Accepted, accept
-from cubediff.data.building.publishing import BUILDING, Plan, begin_build, build_lock, clear_build, publish
+from cubediff.data.building.output_folder import BUILDING, check_files_outside, check_output, check_separate
+from cubediff.data.building.publishing import Plan, begin_build, clear_build, publish
 from cubediff.data.building.report import report_html
 from cubediff.data.building.shards import Sample, WrittenShard, write_shard
 from cubediff.data.building.splitting import assign_shards, sample_keys, split_samples
+from cubediff.data.format.locking import folder_lock
 from cubediff.data.format.manifest import (
     DUPLICATES,
     FORMAT,
@@ -135,8 +137,8 @@ def build_shards(
 
     Raises:
         DataError: If an option is out of range, `output` holds a dataset or another unfinished build (and `overwrite`
-            is off), another process builds in `output`, or no panorama can be used; rejected.jsonl then has the
-            reasons.
+            is off) or files of others, `output` is the source or above it, another process builds in `output`, or no
+            panorama can be used; rejected.jsonl then has the reasons.
         OSError: If the machine fails to read a panorama.
 
     >>> import tempfile
@@ -148,10 +150,15 @@ def build_shards(
     """
     settings = BuildSettings(**options)
     check_output(output, settings.overwrite)
-    source = open_source(source, captions) if isinstance(source, Path) else check_source(source)
+    if isinstance(source, Path):
+        check_separate(source, output)
+        source = open_source(source, captions, output=output)
+    source = check_source(source)
     build = output.absolute() / BUILDING
     entries, rejected = select_entries(source, settings.limit)
-    with build_lock(build):
+    check_files_outside((file for entry in entries for file in source.files(entry)), output)
+    with folder_lock(output):
+        check_output(output, settings.overwrite)  # again: another build may have finished meanwhile
         begin_build(build, settings.plan(source), settings.overwrite)
         if not (build / MANIFEST).exists():  # otherwise only the move to `output` was interrupted
             with open_engine(settings.engine, settings.workers) as mapped:
@@ -168,18 +175,6 @@ def build_shards(
                     raise DataError(f"no panorama can be used ({first}); all are listed in {output / REJECTED}")
                 _write_dataset(build, samples, rejected, settings, mapped)
         return publish(build, output)
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Checks that shards may be written to `output`.
-
-    Raises:
-        DataError: If it is a file, or holds a dataset and `overwrite` is off.
-    """
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
-    if (output / MANIFEST).exists() and not overwrite and not (output / BUILDING / MANIFEST).exists():
-        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or pass --overwrite")
 
 
 def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:

@@ -19,7 +19,13 @@ KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", *SCHEMES, *STRIPS)
 _MAX_MEASURED = 8  # images whose size is read to tell crosses and strips from panoramas
 
 
-def open_source(path: Path, captions: Path | None = None, kind: str | None = None, captioned: bool = True) -> Source:
+def open_source(
+    path: Path,
+    captions: Path | None = None,
+    kind: str | None = None,
+    captioned: bool = True,
+    output: Path | None = None,
+) -> Source:
     """Opens the panoramas at a path as a source.
 
     Args:
@@ -28,6 +34,7 @@ def open_source(path: Path, captions: Path | None = None, kind: str | None = Non
         kind: One of `KINDS`, `module:Class`, or the name of an entry point in the group `cubediff.sources`; None:
             detect one of `KINDS`.
         captioned: Whether panoramas without a caption are rejected; otherwise their caption is empty.
+        output: Folder of the shards to write; if it lies in `path`, the shards in it are not part of the source.
 
     Raises:
         DataError: If `kind` is unknown or does not fulfil `Source`, or if no or more than one kind is detected.
@@ -43,11 +50,11 @@ def open_source(path: Path, captions: Path | None = None, kind: str | None = Non
                 "that fulfils cubediff.data.sources.Source"
             )
         return open_custom(kind, path, captions, captioned)
-    kind = kind or _detect(path, captions)
+    kind = kind or _detect(path, captions, output)
     if captions is not None and kind in ("webdataset", "imagefolder"):
         raise DataError(f"{path} is read as {kind}, which contains its captions: omit --captions {captions}")
     if kind == "webdataset":
-        return Shards(path, captioned)
+        return Shards(path, captioned, output)
     if kind == "imagefolder":
         return ImageFolder(path, captioned)
     if kind == "equirect":
@@ -55,12 +62,12 @@ def open_source(path: Path, captions: Path | None = None, kind: str | None = Non
     return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind)
 
 
-def _detect(path: Path, captions: Path | None) -> str:
+def _detect(path: Path, captions: Path | None, output: Path | None) -> str:
     if path.is_file() and path.suffix.lower() == ".tar":
         return "webdataset"
     images = list_files(path, IMAGE_SUFFIXES)[0]
     found = {}
-    if list_files(path, (".tar",))[0]:
+    if Shards(path, skipped=output).tars()[0]:
         found["webdataset"] = "shards (.tar)"
     named = captions is not None or any((path / name).is_file() for name in CAPTION_FILES)
     if images and any(name.rpartition("/")[2] == METADATA for name in list_files(path, (".jsonl",))[0]):

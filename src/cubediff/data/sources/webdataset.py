@@ -28,18 +28,20 @@ class Shards:
     Args:
         path: The folder or the tar.
         captioned: Whether samples without a caption are rejected.
+        skipped: A folder that is not read if it is below `path`, such as the output of a build.
     """
 
     path: Path
     captioned: bool = True
+    skipped: Path | None = None
 
     @property
     def identity(self) -> str:
         return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
     def entries(self) -> Listing:
-        tars, rejected = ([self.path.name], []) if self.path.is_file() else list_files(self.path, (".tar",))
-        if not tars:
+        tars, rejected = self.tars()
+        if not tars and not rejected:
             raise DataError(f"{self.path} holds no shard (.tar)")
         entries: list[Entry] = []
         for tar in tars:
@@ -70,6 +72,16 @@ class Shards:
                 check_panorama(width, height, max_width)
 
             return as_panorama(decode(io.BytesIO(data), f"{key}.{extension}", check), quality)
+
+    def tars(self) -> tuple[list[str], list[Rejection]]:
+        """The names of the shards, and rejections of names that cannot be read."""
+        if self.path.is_file():
+            return [self.path.name], []
+        names, rejected = list_files(self.path, (".tar",))
+        if self.skipped is not None:
+            folder = self.skipped.resolve()
+            names = [name for name in names if not (self.path / name).resolve().is_relative_to(folder)]
+        return names, rejected
 
     def _tar(self, name: str) -> Path:
         return self.path if self.path.is_file() else self.path / name

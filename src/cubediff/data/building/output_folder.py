@@ -1,0 +1,164 @@
+"""The output folder of a build: which files in it this project wrote, and the refusal of all others, so that no build
+overwrites or removes a file of the user's."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from cubediff.data.format.locking import LOCK
+from cubediff.data.format.manifest import DUPLICATES, FORMAT, INDEX, MANIFEST, REJECTED, REPORT
+from cubediff.utils.errors import DataError
+
+BUILDING = ".building"  # folder of an unfinished build, inside OUTPUT
+PLAN = "plan.json"  # in BUILDING: everything that the bytes of the build depend on
+REPLACED = "replaced.json"  # in BUILDING: the files of earlier builds in OUTPUT
+CAPTIONS = "captions.jsonl"  # what --caption wrote
+
+_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # written by file managers and file systems
+_PART = re.compile(rf"\.({re.escape(CAPTIONS)}|{re.escape(PLAN)})\.[0-9a-f]{{32}}\.part")  # an interrupted write
+_MAX_NAMED = 3  # files that an error names
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Checks that shards may be written to a folder without losing anything.
+
+    Args:
+        output: The folder, which need not exist.
+        overwrite: Whether a dataset of this project in it is replaced.
+
+    Raises:
+        DataError: If it is a file, or holds files that no build wrote; or if it holds latents, or a dataset and
+            `overwrite` is off.
+    """
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
+    refuse_foreign_files(output)
+    manifest = _read_object(output / MANIFEST)
+    if manifest is not None and "latents" in manifest:
+        raise DataError(f"{output} holds cached latents, which prepare does not replace: choose another folder")
+    if manifest is not None and not overwrite and not (output / BUILDING / MANIFEST).exists():
+        raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or pass --overwrite")
+
+
+def refuse_foreign_files(output: Path) -> None:
+    """Raises DataError if a folder holds files that neither a manifest nor the plan of a build of this project lists,
+    since the build could replace them."""
+    if not output.exists():
+        return
+    own = {LOCK, *_SYSTEM_FILES} | listed_files(output)
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in own and not _is_own(path))
+    if foreign:
+        raise DataError(
+            f"{output} holds {name_some(foreign)}, which no cubediff build wrote: choose an empty folder for OUTPUT, "
+            "or move these files elsewhere (--overwrite replaces only shards that cubediff prepare built)"
+        )
+
+
+def check_separate(source: Path, output: Path) -> None:
+    """Checks that a build does not write into its own source; links and `..` are resolved.
+
+    Raises:
+        DataError: If `output` is `source`, or a folder above it.
+    """
+    inside, folder = source.resolve(), output.resolve()
+    if not folder.exists():
+        return
+    for above in (inside, *inside.parents):
+        if above.exists() and above.samefile(folder):
+            relation = "is SOURCE" if above == inside else f"contains SOURCE, {source}"
+            raise DataError(
+                f"OUTPUT {output} {relation}: the build would replace files that it reads; choose another folder, "
+                f"such as {source.parent / (source.stem + '-shards')}"
+            )
+
+
+def check_files_outside(files: Iterable[Path], output: Path) -> None:
+    """Raises DataError if one of a source's files lies in the output folder."""
+    folder = output.resolve()
+    for parent in {file.parent for file in files}:
+        if parent.resolve().is_relative_to(folder):
+            raise DataError(
+                f"SOURCE reads files in {parent}, which belongs to OUTPUT {output}: choose another folder for OUTPUT"
+            )
+
+
+def listed_files(output: Path) -> set[str]:
+    """The names of the files in OUTPUT that the manifest of a dataset lists: of the finished one, of one that was
+    replaced, and of one that is being moved there, as far as it has been moved."""
+    build = output / BUILDING
+    moved = {name for name in _manifest_files(build / MANIFEST) if not (build / name).exists()}
+    names = _manifest_files(output / MANIFEST) | moved
+    if names > moved:
+        return names  # what was replaced is gone
+    try:
+        replaced: object = json.loads((build / REPLACED).read_bytes())
+    except (OSError, ValueError):
+        replaced = []
+    return names | ({name for name in replaced if isinstance(name, str)} if isinstance(replaced, list) else set())
+
+
+def name_some(names: list[str]) -> str:
+    """The first three names, and the number of the others."""
+    shown = ", ".join(names[:_MAX_NAMED])
+    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
+
+
+def _manifest_files(path: Path) -> set[str]:
+    manifest = _read_object(path)
+    if manifest is None or manifest.get("format") != FORMAT:
+        return set()
+    names = {MANIFEST, INDEX, REJECTED, DUPLICATES, REPORT}
+    splits = manifest.get("splits")
+    for split in splits.values() if isinstance(splits, dict) else ():
+        shards = split.get("shards") if isinstance(split, dict) else None
+        names |= {str(shard.get("file")) for shard in shards or () if isinstance(shard, dict)}
+    return names
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file that no manifest lists was left by a build that failed or was interrupted."""
+    if path.name == BUILDING:
+        return _is_build_folder(path)
+    if path.name == REJECTED:
+        return all(set(line) == {"file", "reason"} for line in _read_lines(path))
+    if path.name == CAPTIONS:
+        return path.stat().st_size == 0 or any("captioned_by" in line for line in _read_lines(path))
+    return _PART.fullmatch(path.name) is not None
+
+
+def _is_build_folder(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    plan = _read_object(folder / PLAN)
+    if plan is not None:
+        return {"source", "val_fraction", "shard_size"} <= set(plan)
+    return all(
+        _PART.fullmatch(path.name) or (path.name == "panoramas" and path.is_dir() and not any(path.iterdir()))
+        for path in folder.iterdir()
+    )
+
+
+def _read_object(path: Path) -> dict[str, object] | None:
+    """The JSON object in a file; None if there is no such file, or something else in it."""
+    try:
+        value: object = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_lines(path: Path) -> list[dict[str, object]]:
+    """The objects in a file of JSON lines, where {} stands for other lines; an incomplete last line is left out."""
+    lines: list[dict[str, object]] = []
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return [{}]
+    for line in content[: content.rfind(b"\n") + 1].splitlines():
+        try:
+            value: object = json.loads(line)
+        except ValueError:
+            value = None
+        lines.append(value if isinstance(value, dict) else {})
+    return lines if lines or not content else [{}]
