@@ -20,13 +20,13 @@ from cubediff.training.logged_metrics import Curves
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Trains, or with dry_run=true prints the plan; returns the last validation loss, which a sweep may minimize."""
-    if config.dry_run:
-        from cubediff.runs.dry_run import describe  # start-up time
+    with exit_on_user_error():
+        if config.dry_run:
+            from cubediff.runs.dry_run import describe  # start-up time
 
-        with exit_on_user_error():
             print(describe(config, Path(HydraConfig.get().runtime.output_dir)))
-        return None
-    return run_recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
+            return None
+        return run_recorded(config, lambda run_dir, curves: train(config, run_dir, curves))
 
 
 def train(config: DictConfig, run_dir: Path, curves: Curves) -> None:

@@ -1,8 +1,11 @@
 """Checkpoints are written atomically, damaged ones and those of other runs are refused, and a run finds its own."""
 
+import csv
+import errno
 import os
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,12 +13,15 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
+from support.processes import ONE, Run, difference, saved
 from support.runs import QUICK, composed
 
 from cubediff.configs import targets
+from cubediff.runs import resume
 from cubediff.runs.fit import fit
 from cubediff.runs.resume import _check_identity, find_checkpoint, run_identity
-from cubediff.training.callbacks import RunCheckpoint
+from cubediff.training import checkpoint_io
+from cubediff.training.callbacks import RunCheckpoint, checkpoint
 from cubediff.training.checkpoint_io import (
     AtomicCheckpointIO,
     CheckpointError,
@@ -109,18 +115,116 @@ def test_damage_is_found_at_any_position(tmp_path: Path) -> None:
     assert "checksum" in str(find_damage(tmp_path / "checkpoints" / file_name(2)))
 
 
-def test_a_run_resumes_from_the_last_undamaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumes_from_the_last_undamaged_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint("auto", tmp_path) is None
     assert find_checkpoint("never", tmp_path) is None
     first, second, third = write(tmp_path, 9, 10, 100)
     assert find_checkpoint("auto", tmp_path) == third
     spoil(third)
     assert find_checkpoint("auto", tmp_path) == second
-    assert "step00000100.ckpt is damaged" in capsys.readouterr().out
+    assert third.exists()  # a dry run, or another rank than 0, renames nothing
     spoil(first)
     spoil(second)
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged .*step00000010.*remove them"):
-        find_checkpoint("auto", tmp_path)
+        find_checkpoint("auto", tmp_path, rename_damaged=True)
+    assert list(list_checkpoints(first.parent).values()) == [third, second, first]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 50_000, b"PK", b"[]"])
+def test_a_damaged_checkpoint_is_renamed_and_never_overwrites_an_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    first, second = write(tmp_path, 9, 10)
+    for name in ("step00000010.ckpt.damaged", "step00000010.ckpt.damaged.2"):
+        second.write_bytes(content)
+        assert find_checkpoint("auto", tmp_path, rename_damaged=True) == first
+        assert second.with_name(name).read_bytes() == content
+        printed = capsys.readouterr().out
+        assert printed.startswith("WARNING: step00000010.ckpt is damaged (")
+        assert printed.endswith(f") and renamed to {name}: resuming from step00000009.ckpt\n")
+    assert (first.parent / "last.ckpt").resolve() == first
+    assert find_checkpoint("auto", tmp_path, rename_damaged=True) == first
+    assert capsys.readouterr().out == ""
+
+
+def test_a_flipped_bit_anywhere_is_damage_unless_torch_reads_the_same(tmp_path: Path) -> None:
+    """A flip that find_damage accepts changes nothing that torch reads."""
+    content = {"state_dict": {"weight": torch.arange(10.0)}, "global_step": 3}
+    file = tmp_path / "step00000001.ckpt"
+    torch.save(content, file)
+    whole = file.read_bytes()
+    accepted = 0
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        if find_damage(file) is None:
+            accepted += 1
+            loaded = torch.load(file, weights_only=True)
+            assert loaded["global_step"] == 3
+            assert torch.equal(loaded["state_dict"]["weight"], content["state_dict"]["weight"])
+    assert 0 < accepted < len(whole) / 7 / 2
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_error_of_the_storage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Reading is tried again; if it fails for good, the run stops and the checkpoint keeps its name."""
+    _, newest = write(tmp_path, 9, 10)
+    monkeypatch.setattr(checkpoint_io, "_RETRY_AFTER", (0.0, 0.0))
+    failures, read = 2, zipfile.ZipFile
+
+    def unreliable(file: Path) -> zipfile.ZipFile:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise OSError(code, os.strerror(code), str(file))
+        return read(file)
+
+    monkeypatch.setattr(zipfile, "ZipFile", unreliable)
+    assert find_checkpoint("auto", tmp_path, rename_damaged=True) == newest
+    failures = 3
+    with pytest.raises(
+        CheckpointError, match=rf"{newest} cannot be read .*{os.strerror(code)}.*3 attempts: the storage"
+    ):
+        find_checkpoint("auto", tmp_path, rename_damaged=True)
+    assert list(list_checkpoints(newest.parent)) == [10, 9]
+
+
+def test_a_checkpoint_that_rank_0_renames_meanwhile_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = write(tmp_path, 9, 10)
+    listed = {10: second, 9: first}
+    second.unlink()
+    monkeypatch.setattr(resume, "list_checkpoints", lambda folder: listed)
+    assert find_checkpoint("auto", tmp_path) == first
+
+
+def test_ranks_that_resume_at_different_steps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "all_reduce_max", lambda step, group: max(step, 7))
+    trainer = Mock(spec=L.Trainer, global_step=5, world_size=1)
+    with pytest.raises(CheckpointError, match=r"resume at different steps, .*to 7: .* put run_dir on a file system"):
+        RunCheckpoint(str(tmp_path)).on_train_start(trainer, Mock(spec=L.LightningModule))
+
+
+@pytest.mark.ddp
+def test_the_command_resumes_past_damaged_checkpoints_and_finishes(tiny_shards: Path, tmp_path: Path) -> None:
+    """docs/resume.md: `cubediff train` renames damaged checkpoints, and resumes from the newest intact one."""
+    words = (*ONE, "callbacks.checkpoint.keep=9", "trainer.max_steps=6")
+    run = Run(tiny_shards, tmp_path / "run", *words)
+    assert run.ended() == 0, run.output
+    folder, expected = run.checkpoints, saved(tmp_path / "run")
+    (folder / file_name(6)).write_bytes(b"")
+    whole = (folder / file_name(5)).read_bytes()
+    (folder / file_name(5)).write_bytes(whole[: len(whole) // 2])
+    spoil(folder / file_name(4))
+    again = Run(tiny_shards, tmp_path / "run", *words)
+    assert again.ended() == 0, again.output
+    for step in (4, 5, 6):
+        assert f"{file_name(step)} is damaged (" in again.output
+        assert (folder / f"{file_name(step)}.damaged").is_file()
+    assert f"resuming from {folder / file_name(3)}" in again.output
+    assert list(list_checkpoints(folder)) == [6, 5, 4, 3, 2, 1]
+    assert difference(expected, saved(tmp_path / "run")) == []
+    with (tmp_path / "run/logs/metrics.csv").open() as file:
+        steps = {int(row["step"]) for row in csv.DictReader(file)}
+    assert sorted(steps) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_resume_path_is_used_only_without_own_checkpoints(tmp_path: Path) -> None:

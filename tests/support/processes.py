@@ -28,12 +28,12 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "t
 
 
 class Run:
-    """A training process with `TINY` and further overrides; its output goes to `run_dir` with the suffix .txt."""
+    """A training process with `TINY` and further overrides; its output goes to `log`, by default `run_dir` and .txt."""
 
-    def __init__(self, shards: Path, run_dir: Path, *words: str, **environment: str) -> None:
+    def __init__(self, shards: Path, run_dir: Path, *words: str, log: Path | None = None, **environment: str) -> None:
         command = [sys.executable, "-m", "cubediff.train", *TINY, f"data.path={shards}", f"run_dir={run_dir}", *words]
         self.checkpoints = run_dir / "checkpoints"
-        self.log = run_dir.with_suffix(".txt")
+        self.log = log or run_dir.with_suffix(".txt")
         with self.log.open("a") as file:
             self.process = subprocess.Popen(
                 command,

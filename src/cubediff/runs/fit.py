@@ -37,6 +37,7 @@ from cubediff.training.protocols import (
 )
 from cubediff.utils.files import write_json
 from cubediff.utils.logging import silence
+from cubediff.utils.ranks import is_first_rank
 
 
 def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path:
@@ -57,7 +58,7 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
     check_devices(config)
     silence()
     with _finish_wandb():
-        checkpoint = find_checkpoint(str(config.resume), run_dir)
+        checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank())
         run = _build_run(config, run_dir, curves)
         _prepare_resuming(run, checkpoint)
         if run.trainer.is_global_zero:

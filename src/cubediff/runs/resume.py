@@ -1,6 +1,6 @@
 """Resuming a run: finding its checkpoint, and refusing checkpoints of other runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from cubediff.configs import to_plain
 from cubediff.configs.targets import ADDED, added_at_default, current_name
 from cubediff.models.encoders import fingerprint
-from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, find_damage, list_checkpoints
+from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, find_damage, link_last, list_checkpoints
 from cubediff.training.module import CubeDiffModule
+from cubediff.utils.files import set_aside
 
 RunIdentity = dict[str, object]
 
@@ -22,20 +23,22 @@ _FREE = ("model.gradient_checkpointing", "model.compile", "model.channels_last",
 _FINGERPRINTS = ("encoders", "frozen weights")
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False) -> Path | None:
     """Finds the checkpoint that a run starts from.
 
     Args:
         resume: "auto" for the last undamaged checkpoint of the run, if there is one; "never" to refuse a run that has
             checkpoints; or a checkpoint file to start from if the run has no checkpoints.
         run_dir: The run's folder.
+        rename_damaged: Rename the damaged checkpoints that are newer than the one found, so that they are out of the
+            run's way. Only rank 0 of a run that holds its folder's lock may do so.
 
     Returns:
         The checkpoint, None to start from step 0.
 
     Raises:
-        CheckpointError: If `resume` is "never" and there are checkpoints, all of them are damaged, or the file is
-            missing or damaged.
+        CheckpointError: If `resume` is "never" and there are checkpoints, all of them are damaged, one cannot be read,
+            or the file is missing or damaged.
     """
     own = list_checkpoints(run_dir / "checkpoints")
     if resume == "never":
@@ -46,7 +49,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
             )
         return None
     if own:
-        return _last_undamaged(own)
+        return _last_undamaged(own.values(), rename_damaged)
     if resume == "auto":
         return None
     path = Path(resume)
@@ -57,17 +60,28 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     return path
 
 
-def _last_undamaged(checkpoints: Mapping[int, Path]) -> Path:
-    damaged: list[str] = []
-    for file in checkpoints.values():
-        if (damage := find_damage(file)) is None:
-            if damaged:
-                print(f"WARNING: {'; '.join(damaged)}: resuming from {file.name}")
+def _last_undamaged(checkpoints: Iterable[Path], rename_damaged: bool) -> Path:
+    damaged: dict[Path, str] = {}
+    for file in checkpoints:
+        try:
+            damage = find_damage(file)
+        except FileNotFoundError:  # rank 0 has just renamed it
+            continue
+        if damage is None:
+            if damaged and rename_damaged:
+                _set_aside(damaged, file)
             return file
-        damaged.append(f"{file.name} is damaged ({damage})")
-    raise CheckpointError(
-        f"every checkpoint in {file.parent} is damaged ({'; '.join(damaged)}): remove them to start from step 0"
-    )
+        damaged[file] = damage
+    listed = "; ".join(f"{file.name} is damaged ({damage})" for file, damage in damaged.items())
+    raise CheckpointError(f"every checkpoint in {file.parent} is damaged ({listed}): remove them to start from step 0")
+
+
+def _set_aside(damaged: Mapping[Path, str], undamaged: Path) -> None:
+    renamed = [
+        f"{file.name} is damaged ({damage}) and renamed to {set_aside(file).name}" for file, damage in damaged.items()
+    ]
+    link_last(undamaged)
+    print(f"WARNING: {'; '.join(renamed)}: resuming from {undamaged.name}")
 
 
 def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:

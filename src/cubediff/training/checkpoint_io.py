@@ -1,10 +1,14 @@
 """Checkpoints on disk: atomic writes, integrity checks, and the list of a folder's checkpoints."""
 
+import errno
+import pickle
 import re
+import stat
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -13,6 +17,10 @@ from cubediff.utils.files import atomic_file
 
 IDENTITY = "cubediff"  # key of the run's identity in a checkpoint
 _FILE = re.compile(r"step(\d+)\.ckpt")
+_RETRY_AFTER = (1.0, 2.0, 4.0)  # seconds after a storage error
+_DAMAGE = (errno.EINVAL, errno.EOVERFLOW)  # of seeking to a position that damaged bytes name
+
+ResultT = TypeVar("ResultT")
 
 
 class CheckpointError(ValueError):
@@ -49,8 +57,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., object] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Always loads with `weights_only=True`, so that a checkpoint cannot execute code."""
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Always loads with `weights_only=True`, so that a checkpoint cannot execute code; retries storage errors."""
+        load = super().load_checkpoint
+        return retry_storage(Path(path), lambda: load(path, map_location, weights_only=True))
 
 
 def file_name(step: int) -> str:
@@ -64,15 +73,71 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def link_last(checkpoint: Path) -> None:
+    """Makes last.ckpt, next to a checkpoint, a link to it."""
+    link = checkpoint.with_name(".last.ckpt")
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name)
+    link.replace(checkpoint.with_name("last.ckpt"))
+
+
 def find_damage(file: Path) -> str | None:
     """Verifies a checkpoint by the checksums inside it.
 
     Returns:
         A description of the damage; None for an undamaged file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file cannot be read, which says nothing about its content.
     """
+    return retry_storage(file, lambda: _find_damage(file))
+
+
+def retry_storage(file: Path, read: Callable[[], ResultT]) -> ResultT:
+    """Reads a file, repeatedly after errors of the storage, such as those of a network file system.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If every attempt fails.
+    """
+    for delay in (*_RETRY_AFTER, None):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if delay is None:
+                raise CheckpointError(
+                    f"{file} cannot be read ({error}), {len(_RETRY_AFTER) + 1} attempts: the storage fails, which says "
+                    "nothing about the checkpoint, so it is kept; make the file readable, then run the same command"
+                ) from error
+        time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def _find_damage(file: Path) -> str | None:
+    if not stat.S_ISREG(file.stat().st_mode):
+        return "it is not a regular file"
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
         return str(error)
-    return None if bad is None else f"the checksum of {bad} in it differs"
+    except Exception as error:  # zipfile raises errors of many classes for damaged headers
+        return str(error) or type(error).__name__
+    return _find_damaged_header(file) if bad is None else f"the checksum of {bad} in it differs"
+
+
+def _find_damaged_header(file: Path) -> str | None:
+    """Damage to headers that zipfile does not read and torch does; a file of another program is not damaged."""
+    try:
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            return str(error).splitlines()[0]
+    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError):
+        pass
+    return None

@@ -57,6 +57,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file to NAME.damaged, or NAME.damaged.2 and so on if that exists, and returns the new path."""
+    target, number = path.with_name(f"{path.name}.damaged"), 2
+    while os.path.lexists(target):
+        target, number = path.with_name(f"{path.name}.damaged.{number}"), number + 1
+    path.rename(target)
+    return target
+
+
 def sha256_file(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()

@@ -1,17 +1,26 @@
-"""Collective operations between the CPUs of all ranks."""
+"""Which rank this process is, and collective operations between the CPUs of all ranks."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
-
-import torch
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import ProcessGroup
 
+# Variables of the launchers that Lightning supports.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 or the only one, by its environment: also before a Trainer exists."""
+    return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+
 
 def new_cpu_group(world_size: int) -> ProcessGroup | None:
     """A gloo group of all ranks, so that its calls do not synchronise the GPU; None for one rank. Collective."""
+    import torch  # start-up time
+
     return torch.distributed.new_group(backend="gloo") if world_size > 1 else None
 
 
@@ -19,6 +28,8 @@ def all_reduce_max(value: int, group: ProcessGroup | None) -> int:
     """The maximum of an int over the ranks of a group from `new_cpu_group`; collective."""
     if group is None:
         return value
+    import torch  # start-up time
+
     maximum = torch.tensor(value)
     torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, group=group)
     return int(maximum)

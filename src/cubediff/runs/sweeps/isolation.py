@@ -4,7 +4,6 @@ import gc
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 import traceback
@@ -17,28 +16,33 @@ from omegaconf import DictConfig
 
 from cubediff.configs import to_plain
 from cubediff.configs.targets import first_form
+from cubediff.runs.lock import RunLockedError, lock_run
 from cubediff.runs.sweeps.gpus import assign_gpu
 from cubediff.runs.sweeps.results import RESULT, Result, read_result
 from cubediff.training.logged_metrics import Curves
+from cubediff.utils.files import set_aside
+from cubediff.utils.ranks import is_first_rank
 
 FAILED = float("inf")  # the loss that a search receives for a failed job
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # variables of the launchers that Lightning supports
 
 Task = Callable[[Path, Curves], object]
 
 
 def run_recorded(config: DictConfig, task: Task) -> float | None:
-    """Runs a task and writes its result.json.
+    """Runs a task with the lock of its folder, and writes its result.json.
 
-    In a sweep, failures are printed and recorded, and jobs that are already done with the same config are skipped. The
-    failure of a single run is raised.
+    In a sweep, failures are printed and recorded, and jobs that are already done with the same config, or that another
+    process runs, are skipped. The failure of a single run is raised.
 
     Args:
         config: The config of this run.
         task: Receives the run's folder, and the curves that it fills.
 
     Returns:
-        The last validation loss; infinity for a failed job of a sweep.
+        The last validation loss; infinity for a failed or skipped job of a sweep.
+
+    Raises:
+        RunLockedError: If another run uses the folder; nothing is written then.
     """
     hydra = HydraConfig.get()
     run_dir, is_sweep = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
@@ -50,15 +54,26 @@ def run_recorded(config: DictConfig, task: Task) -> float | None:
         time.time(),
         config=config_fingerprint(config),
     )
-    if (run_dir / RESULT).is_file():
-        previous = read_result(run_dir / RESULT)
-        if is_sweep and (previous.status, previous.config) == ("done", result.config):
-            print(f"job {previous.job} is already done: {run_dir}")
-            return previous.loss
-        result.curves.update(previous.curves)  # the run may resume
-    is_first_rank = all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+    previous = _previous(run_dir)
+    if is_sweep and previous and (previous.status, previous.config) == ("done", result.config):
+        print(f"job {previous.job} is already done: {run_dir}")
+        return previous.loss
     try:
-        if is_first_rank:
+        with lock_run(run_dir):
+            return _run_locked(config, task, result, run_dir, is_sweep)
+    except RunLockedError as error:
+        if not is_sweep:
+            raise
+        print(f"job {result.job} is skipped: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run_locked(config: DictConfig, task: Task, result: Result, run_dir: Path, is_sweep: bool) -> float | None:
+    hydra = HydraConfig.get()
+    if previous := _previous(run_dir, rename_damaged=is_first_rank()):
+        result.curves.update(previous.curves)  # the run may resume
+    try:
+        if is_first_rank():
             result.write(run_dir)
         if is_sweep and "joblib" in hydra.launcher._target_:
             assign_gpu(config, run_dir.parent)
@@ -73,10 +88,21 @@ def run_recorded(config: DictConfig, task: Task) -> float | None:
         return FAILED
     finally:
         result.seconds = round(time.time() - result.started, 1)
-        if is_first_rank:
+        if is_first_rank():
             result.write(run_dir)
         if is_sweep:
             gc.collect()  # Lightning's objects form cycles, which would keep this job's model in memory
+
+
+def _previous(run_dir: Path, rename_damaged: bool = False) -> Result | None:
+    """The result of an earlier process in the folder; None if there is none, or if its file is damaged."""
+    file = run_dir / RESULT
+    try:
+        return read_result(file) if file.is_file() else None
+    except ValueError as error:
+        if rename_damaged:
+            print(f"WARNING: {error}; it is renamed to {set_aside(file).name}", file=sys.stderr)
+        return None
 
 
 def config_fingerprint(config: DictConfig) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cubediff.training.callbacks.signals import Request, SignalHandler, requeue_slurm_job
-from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, file_name, list_checkpoints
+from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, file_name, link_last, list_checkpoints
 from cubediff.training.protocols import TrainerAttributes
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
 
@@ -62,12 +62,21 @@ class RunCheckpoint(Checkpoint):
         self._last_step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._group = new_cpu_group(trainer.world_size)
+        self._check_agreement(trainer.global_step)
         if any(step > trainer.global_step for step in list_checkpoints(self.folder)):
             raise CheckpointError(
                 f"{self.folder} holds checkpoints of later steps than {trainer.global_step}, where this run starts: "
                 "choose another run_dir, or remove them"
             )
         self._signals.install()
+
+    def _check_agreement(self, step: int) -> None:
+        highest, lowest = all_reduce_max(step, self._group), -all_reduce_max(-step, self._group)
+        if highest != lowest:
+            raise CheckpointError(
+                f"the ranks resume at different steps, from {lowest} to {highest}: {self.folder} must be the same "
+                "folder on all machines; put run_dir on a file system that they share"
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -95,10 +104,7 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.folder / file_name(trainer.global_step), weights_only=False)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            link = self.folder / ".last.ckpt"
-            link.unlink(missing_ok=True)
-            link.symlink_to(file_name(trainer.global_step))
-            link.replace(self.folder / "last.ckpt")
+            link_last(self.folder / file_name(trainer.global_step))
             self._remove_old()
 
     def _remove_old(self) -> None:
