@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from support.runs import composed
 from cubediff import CubeDiffPipeline
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
+from cubediff.data.format.folders import folder_lock
 from cubediff.data.latent_cache.writing import ShardWriter
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.cache_latents import cache
@@ -260,3 +262,85 @@ def test_invalid_cache_settings_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         cached(source, tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
+
+
+def empty_tar(path: Path) -> None:
+    tarfile.open(path, "w").close()
+
+
+def photographs(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.add(__file__, "a photograph.jpg")
+
+
+@pytest.mark.parametrize("settings", [False, True])
+@pytest.mark.parametrize("content", [Path.touch, empty_tar, photographs])
+def test_a_tar_that_caching_did_not_complete_is_never_taken_as_done(
+    source: Path, latents: Path, tmp_path: Path, content: Callable[[Path], None], settings: bool
+) -> None:
+    """Also if it lies next to the settings of an interrupted run; it is refused by name and stays as it is."""
+    output = tmp_path / "out"
+    output.mkdir()
+    content(output / "train-000000.tar")
+    if settings:
+        record = json.loads((latents / "manifest.json").read_text())["latents"]
+        (output / "settings.json").write_text(json.dumps(record))
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    with pytest.raises(DataError, match=r"train-000000\.tar.*move") as caught:
+        cached(source, output, "cache.turns=3", "cache.dtype=float32")
+    assert ("not a complete shard of latents" in str(caught.value)) == settings
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["cut within a sample", "cut after a sample", "changed", "another dataset's"])
+def test_a_damaged_shard_of_an_interrupted_run_is_not_taken_as_done(
+    source: Path, latents: Path, tmp_path: Path, damage: str
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(latents, output)
+    (output / "settings.json").write_text(json.dumps(json.loads((output / "manifest.json").read_text())["latents"]))
+    (output / "manifest.json").unlink()
+    shard = output / "train-000000.tar"
+    index = json.loads((output / "index.jsonl").read_text().splitlines()[0])
+    assert index["file"] == shard.name
+    if damage == "changed":
+        spoil(shard, f"{index['keys'][1]}.safetensors")
+    elif damage == "another dataset's":
+        shutil.copy(output / "train-000001.tar", shard)
+    else:
+        end = index["offsets"][1] + (700 if "within" in damage else 0)
+        shard.write_bytes(shard.read_bytes()[:end])
+    with pytest.raises(DataError, match=r"train-000000\.tar is not a complete shard of latents"):
+        cached(source, output, "cache.turns=3", "cache.dtype=float32")
+
+
+def test_files_of_others_in_the_output_are_refused(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds notes\.txt, which no interrupted caching"):
+        cached(source, output)
+    with pytest.raises(DataError, match=r"is a file: cache\.output is the folder"):
+        cached(source, output / "notes.txt")
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+
+
+def test_two_runs_at_once_in_one_folder_are_an_error(source: Path, tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "out"), pytest.raises(DataError, match="another process is building"):
+        cached(source, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_tars_of_any_name_are_cached_for_training(source: Path, tmp_path: Path) -> None:
+    """A brace range has no manifest, and its names do not start with train-."""
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for i in range(2):
+        shutil.copy(source / f"train-00000{i}.tar", tars / f"0000{i}.tar")
+    manifest = cached(Path(f'"{tars}/{{00000..00001}}.tar"'), tmp_path / "out")
+    sizes = [s["samples"] for s in json.loads((source / "manifest.json").read_text())["splits"]["train"]["shards"]]
+    assert manifest["splits"]["train"]["samples"] == manifest["samples"] == sum(sizes[:2])
+    (tars / "sub").mkdir()
+    shutil.copy(tars / "00000.tar", tars / "sub" / "00000.tar")
+    with pytest.raises(DataError, match=r"names several shards 00000\.tar"):
+        cached(Path(f'"{tars}/{{.,sub}}/00000.tar"'), tmp_path / "both")

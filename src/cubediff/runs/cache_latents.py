@@ -1,17 +1,20 @@
 """Caches the latents of a dataset as the `cache` config describes it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices
+from cubediff.data.format.folders import folder_lock
 from cubediff.data.format.manifest import LatentManifest, LatentsRecord
 from cubediff.data.latent_cache.source import CachingDataModule
 from cubediff.data.latent_cache.writing import (
     LatentEncoder,
     ShardWriter,
     begin_or_resume,
+    check_output,
     write_manifest,
 )
 from cubediff.utils.logging import silence
@@ -40,13 +43,15 @@ def cache(config: DictConfig) -> LatentManifest | None:
     data.setup()  # validates the dataset before anything is written
     backbone = build(config.model.pipeline).backbone
     record = _record(config, backbone.fingerprint())
-    output = Path(config.cache.output)
-    data.done = begin_or_resume(output, record)
+    output, shards = Path(config.cache.output), data.shards_to_cache()
+    check_output(output, record, shards)
     trainer = build(config.trainer, callbacks=[ShardWriter(output)], logger=False, enable_checkpointing=False)
-    trainer.predict(LatentEncoder(backbone, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
-    trainer.strategy.barrier()
-    manifest = write_manifest(output, record) if trainer.is_global_zero else None
-    trainer.strategy.barrier()
+    with folder_lock(output) if trainer.is_global_zero else nullcontext():
+        data.done = begin_or_resume(output, record, shards, verify=trainer.is_global_zero)
+        trainer.predict(LatentEncoder(backbone, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
+        trainer.strategy.barrier()
+        manifest = write_manifest(output, record, shards) if trainer.is_global_zero else None
+        trainer.strategy.barrier()
     return manifest
 
 

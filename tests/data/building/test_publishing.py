@@ -21,7 +21,7 @@ from support.builds import build, contents, panoramas
 from cubediff.data import DataError, build_shards
 from cubediff.data.building import journal as journal_module
 from cubediff.data.building.check import check_shards
-from cubediff.data.format.locking import LOCK, folder_lock
+from cubediff.data.format.folders import LOCK, folder_lock
 from cubediff.images import panorama as images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}

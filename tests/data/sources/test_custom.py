@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cubediff.data import DataError, build_shards
 from cubediff.data.building.captioning import Captioned
-from cubediff.data.format.locking import LOCK
+from cubediff.data.format.folders import LOCK
 from cubediff.data.sources import Source, check_source, open_source
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.equirect import EquirectFolder

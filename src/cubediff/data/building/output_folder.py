@@ -2,11 +2,10 @@
 overwrites or removes a file of the user's."""
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from cubediff.data.format.locking import LOCK
+from cubediff.data.format.folders import foreign_files, name_some
 from cubediff.data.format.manifest import DUPLICATES, FORMAT, INDEX, MANIFEST, REJECTED, REPORT
 from cubediff.utils.errors import DataError
 
@@ -14,10 +13,6 @@ BUILDING = ".building"  # folder of an unfinished build, inside OUTPUT
 PLAN = "plan.json"  # in BUILDING: everything that the bytes of the build depend on
 REPLACED = "replaced.json"  # in BUILDING: the files of earlier builds in OUTPUT
 CAPTIONS = "captions.jsonl"  # what --caption wrote
-
-_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # written by file managers and file systems
-_PART = re.compile(rf"\.({re.escape(CAPTIONS)}|{re.escape(PLAN)})\.[0-9a-f]{{32}}\.part")  # an interrupted write
-_MAX_NAMED = 3  # files that an error names
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -44,10 +39,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 def refuse_foreign_files(output: Path) -> None:
     """Raises DataError if a folder holds files that neither a manifest nor the plan of a build of this project lists,
     since the build could replace them."""
-    if not output.exists():
-        return
-    own = {LOCK, *_SYSTEM_FILES} | listed_files(output)
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in own and not _is_own(path))
+    foreign = [name for name in foreign_files(output, listed_files(output)) if not _is_own(output / name)]
     if foreign:
         raise DataError(
             f"{output} holds {name_some(foreign)}, which no cubediff build wrote: choose an empty folder for OUTPUT, "
@@ -98,12 +90,6 @@ def listed_files(output: Path) -> set[str]:
     return names | ({name for name in replaced if isinstance(name, str)} if isinstance(replaced, list) else set())
 
 
-def name_some(names: list[str]) -> str:
-    """The first three names, and the number of the others."""
-    shown = ", ".join(names[:_MAX_NAMED])
-    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
-
-
 def _manifest_files(path: Path) -> set[str]:
     manifest = _read_object(path)
     if manifest is None or manifest.get("format") != FORMAT:
@@ -124,7 +110,7 @@ def _is_own(path: Path) -> bool:
         return all(set(line) == {"file", "reason"} for line in _read_lines(path))
     if path.name == CAPTIONS:
         return path.stat().st_size == 0 or any("captioned_by" in line for line in _read_lines(path))
-    return _PART.fullmatch(path.name) is not None
+    return False
 
 
 def _is_build_folder(folder: Path) -> bool:
@@ -133,10 +119,8 @@ def _is_build_folder(folder: Path) -> bool:
     plan = _read_object(folder / PLAN)
     if plan is not None:
         return {"source", "val_fraction", "shard_size"} <= set(plan)
-    return all(
-        _PART.fullmatch(path.name) or (path.name == "panoramas" and path.is_dir() and not any(path.iterdir()))
-        for path in folder.iterdir()
-    )
+    started = folder / "panoramas"  # made before the plan
+    return not foreign_files(folder, {started.name}) and not (started.is_dir() and any(started.iterdir()))
 
 
 def _read_object(path: Path) -> dict[str, object] | None:

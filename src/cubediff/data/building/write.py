@@ -25,7 +25,7 @@ from cubediff.data.building.publishing import Plan, begin_build, clear_build, pu
 from cubediff.data.building.report import report_html
 from cubediff.data.building.shards import Sample, WrittenShard, write_shard
 from cubediff.data.building.splitting import assign_shards, sample_keys, split_samples
-from cubediff.data.format.locking import folder_lock
+from cubediff.data.format.folders import folder_lock
 from cubediff.data.format.manifest import (
     DUPLICATES,
     FORMAT,

@@ -14,6 +14,7 @@ from cubediff.data.streaming.loader import Loader
 from cubediff.data.streaming.skipping import SkippedSample
 from cubediff.data.streaming.stream import Stream
 from cubediff.geometry.conventions import FACE_FOV
+from cubediff.utils.errors import DataError
 
 
 class _Location(NamedTuple):
@@ -22,6 +23,13 @@ class _Location(NamedTuple):
     split: str
     shard: int
     number: int
+
+
+class CachedShard(NamedTuple):
+    """A shard to cache: the keys of its panoramas, and its side of the split."""
+
+    keys: list[str]
+    split: str
 
 
 class CachingDataModule(PanoramaDataModule):
@@ -62,6 +70,25 @@ class CachingDataModule(PanoramaDataModule):
             raise ValueError(f"data.path names {len(self.paths)} datasets: cache them one after the other")
         self.turns = turns
         self.done: frozenset[str] = frozenset()  # file names of shards that are cached already
+
+    def shards_to_cache(self) -> dict[str, CachedShard]:
+        """The shards by the file name that their latents get.
+
+        Raises:
+            DataError: If two shards have the same file name.
+        """
+        self.setup()
+        found: dict[str, CachedShard] = {}
+        for split, shards in self.shards[0].items():
+            for shard in shards:
+                name = file_name(shard.name)
+                if name in found:
+                    raise DataError(
+                        f"data.path names several shards {name}, whose latents would overwrite each other: cache the "
+                        "folders one after the other"
+                    )
+                found[name] = CachedShard(shard.keys.split("\0"), split)
+        return found
 
     def predict_dataloader(self) -> Loader[_Location, PanoramaBatch]:
         """The panoramas of this rank's shards, without the shards in `done`."""

@@ -4,6 +4,7 @@ section 4.1: both encoders stay frozen)."""
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,10 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from webdataset import TarWriter
 
 from cubediff.data.batches.types import CubeBatch
+from cubediff.data.format.folders import foreign_files, name_some
 from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, LatentManifest, LatentsRecord, SplitManifest
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
-from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
-from cubediff.data.latent_cache.source import file_name
+from cubediff.data.latent_cache.format import CachedPanorama, find_fault, pack_sample
+from cubediff.data.latent_cache.source import CachedShard, file_name
 from cubediff.models.backbone import Backbone
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
@@ -103,56 +105,102 @@ class ShardWriter(Callback):
     def _finish(self) -> None:
         if self._tar is not None and self._file is not None:
             self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a shard under its final name is complete, even after a power failure
             self._file.close()
             os.replace(self._part, self.output / self._name)
             self._tar = self._file = None
 
 
-def begin_or_resume(output: Path, record: LatentsRecord) -> frozenset[str]:
+def begin_or_resume(
+    output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard], verify: bool
+) -> frozenset[str]:
     """Prepares the output folder.
 
     Args:
         output: The folder of the dataset of latents.
         record: The settings of the latents; a run resumes only with the same settings.
+        shards: The shards to cache by file name, as `shards_to_cache` returns them.
+        verify: Whether to read the shards that are there; one process suffices.
 
     Returns:
         The file names of the shards that an interrupted run has completed.
 
     Raises:
-        DataError: If the folder holds a dataset, or shards that were cached with other settings.
+        DataError: As `check_output`; or if a shard in the folder is damaged or has other samples.
     """
+    check_output(output, record, shards)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / SETTINGS).is_file():
+        write_atomic(output / SETTINGS, json.dumps(record), sync=True)
+    done = frozenset(name for name in shards if (output / name).is_file())
+    for name in sorted(done) if verify else ():
+        if fault := find_fault(output / name, shards[name].keys):
+            raise DataError(
+                f"{output / name} is not a complete shard of latents ({fault}): move it elsewhere or remove it, then "
+                "run the same command again"
+            )
+    return done
+
+
+def check_output(output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard]) -> None:
+    """Checks that latents may be written to a folder without losing anything.
+
+    Args:
+        output: The folder, which need not exist.
+        record: The settings of the latents.
+        shards: The shards to cache by file name.
+
+    Raises:
+        DataError: If the folder holds a dataset, files of others, or shards that were cached with other settings.
+    """
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is a file: cache.output is the folder to write latents into")
     if (output / MANIFEST).exists():
         raise DataError(f"{output} already holds a dataset ({MANIFEST}): choose another cache.output, or remove it")
-    file = output / SETTINGS
-    if file.is_file():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        differing = sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
+    own = {SETTINGS}
+    if (output / SETTINGS).is_file():
+        own |= {INDEX, *shards, *(f".{name}.part" for name in shards)}
+        differing = _differing_settings(output / SETTINGS, record)
         if differing:
             raise DataError(
                 f"{output} holds shards that were cached with another {', '.join(differing)}: choose another "
                 "cache.output, or remove it"
             )
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps(record))
-    return frozenset(path.name for path in output.glob("*.tar"))
+    foreign = foreign_files(output, own)
+    if foreign:
+        raise DataError(
+            f"{output} holds {name_some(foreign)}, which no interrupted caching of these panoramas wrote: choose an "
+            "empty folder for cache.output, or move these files elsewhere"
+        )
 
 
-def write_manifest(output: Path, record: LatentsRecord) -> LatentManifest:
+def _differing_settings(file: Path, record: LatentsRecord) -> list[str]:
+    try:
+        earlier: object = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise DataError(f"{file} does not hold the settings of latents: choose another cache.output, or remove it")
+    return sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
+
+
+def write_manifest(output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard]) -> LatentManifest:
     """Completes a dataset of latents: writes index.jsonl and then manifest.json.
 
     Args:
         output: The folder of the shards.
         record: The settings of the latents.
+        shards: The shards of the dataset by file name; one whose samples were all skipped need not be there.
 
     Returns:
         The manifest.
     """
-    written = [describe_shard(path, path.name) for path in sorted(output.glob("*.tar"))]
+    written = [describe_shard(output / name, name) for name in sorted(shards) if (output / name).is_file()]
     splits: dict[str, SplitManifest] = {}
     for split in ("train", "val"):
-        shards = [shard for shard, _ in written if shard["file"].startswith(f"{split}-")]
-        splits[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
+        part = [shard for shard, _ in written if shards[shard["file"]].split == split]
+        splits[split] = {"samples": sum(shard["samples"] for shard in part), "shards": part}
     content = "".join(json.dumps(line) + "\n" for _, line in written)
     write_atomic(output / INDEX, content, sync=True)
     manifest = LatentManifest(
