@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 from support.pictures import picture, shown
 
+from cubediff.images.decoding import without_pillow_limits
 from cubediff.images.panorama import load_panorama
-from cubediff.images.reading import without_pillow_limits
 from cubediff.utils.errors import DataError
 
 

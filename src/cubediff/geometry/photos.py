@@ -4,6 +4,7 @@ front face alone; photos in other directions are an extension).
 Legend: B panoramas, N photos of one panorama, 6 faces, S face size.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,21 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from cubediff.geometry.conventions import face_rays, rotation_matrix
 from cubediff.geometry.perspective import perspective_to_cube
+from cubediff.images.levels import fill_transparent, to_srgb
+from cubediff.utils.errors import DataError
 
 PhotoImage = PIL.Image.Image | Tensor
 
 EXIF_IFD, FOCAL_LENGTH_35MM = 0x8769, 0xA405
+_OPAQUE = 0.98  # on [−1, 1]; a projected pixel between an opaque and a transparent one is not covered
 DIAGONAL_35MM = math.hypot(36, 24)  # mm, of the film that a "focal length in 35 mm film" refers to
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +35,8 @@ class Photo:
     """An image and its camera: field of view, yaw, pitch, roll.
 
     Attributes:
-        picture: PIL image, or float tensor (3, H, W) in [−1, 1].
+        picture: PIL image, or float tensor (3, H, W) in [−1, 1]. A PIL image is converted to sRGB by its ICC profile,
+            and its transparent pixels cover nothing.
         fov: Horizontal field of view, degrees. None takes it from the image's EXIF data; without EXIF data the central
             square of the image gets the field of view of a face.
         yaw: Rotation of the camera to the right, degrees.
@@ -92,7 +99,7 @@ def _merge_photos(photos: Sequence[Photo], size: int, face_fov: float) -> tuple[
 def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:
     """Faces (6, 3, S, S), covered pixels (6, 1, S, S), and cosines of the angles to the camera's axis (6, 1, S, S)."""
     fov = photo.fov if photo.fov is not None else exif_fov(photo.picture)
-    pixels = _pixels(photo.picture)
+    pixels = _pixels(photo.picture)  # (3 or 4, H, W)
     if fov is None:
         side = min(pixels.shape[1:])
         top, left = ((n - side) // 2 for n in pixels.shape[1:])
@@ -106,6 +113,9 @@ def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Te
         faces[0] = pixels
         covered = torch.zeros_like(covered)
         covered[0] = True
+    faces, opaque = faces[:, :3], faces[:, 3:]
+    if opaque.shape[1]:
+        covered &= opaque > _OPAQUE
     axis = rotation_matrix(*angles)[:, 2].tolist()
     rays = face_rays(size, face_fov, faces.dtype, faces.device).unbind(-1)
     cosines = sum((a * along for a, along in zip(axis, rays, strict=True)), torch.zeros_like(rays[0]))
@@ -121,24 +131,39 @@ def feather(mask: Bool[Tensor, "b 6 1 s s"], radius: int) -> Float[Tensor, "b 6 
 
 
 def exif_fov(picture: PhotoImage) -> float | None:
-    """The horizontal field of view of an image by its EXIF data, degrees; None without such data.
+    """The horizontal field of view of an image by its EXIF data, degrees; None without valid data.
 
     It follows from the focal length in 35 mm film (EXIF 2.3, tag 0xA405), which refers to the diagonal (CIPA DCG-001).
     """
     if not isinstance(picture, PIL.Image.Image):
         return None
-    focal = picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_LENGTH_35MM)
-    if not focal:
+    try:
+        focal = float(picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_LENGTH_35MM, 0))
+    except Exception:  # Pillow raises many types on damaged EXIF data
+        return None
+    if not (math.isfinite(focal) and focal > 0):
         return None
     width = picture.width / math.hypot(picture.width, picture.height)
-    return math.degrees(2 * math.atan(DIAGONAL_35MM / 2 * width / float(focal)))
+    return math.degrees(2 * math.atan(DIAGONAL_35MM / 2 * width / focal))
 
 
-def _pixels(picture: PhotoImage) -> Float[Tensor, "3 h w"]:
+def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:
+    """Colours in [−1, 1], and a fourth channel if pixels are transparent: 1 where opaque, else −1."""
     if isinstance(picture, PIL.Image.Image):
-        if picture.mode[0] in "IF":  # convert() would clip everything above 255
-            raise ValueError(f"image has mode {picture.mode!r}, more than 8 bits a channel: save it as 8-bit RGB")
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+        try:
+            levels, opaque, note = to_srgb(picture)
+        except DataError as error:
+            raise DataError(f"image has {error}") from None
+        if note is not None:
+            log.warning("image: %s", note)
+        if opaque is None or opaque.all():
+            return _to_tensor(levels)
+        filled = fill_transparent(levels, opaque)
+        return torch.cat([_to_tensor(filled), torch.from_numpy(opaque)[None] * 2.0 - 1])
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:
         raise ValueError(f"image is {tuple(picture.shape)}: expected (3, H, W) or (B, 3, H, W) in [-1, 1]")
     return picture.float()
+
+
+def _to_tensor(levels: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(levels)).permute(2, 0, 1).float() / 127.5 - 1

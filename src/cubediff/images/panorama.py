@@ -7,11 +7,16 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from cubediff.images import hdr
-from cubediff.images.reading import DecodedImage, decode, decoding
+from cubediff.images.decoding import decoding
+from cubediff.images.levels import DecodedImage
+from cubediff.images.reading import decode
 from cubediff.images.writing import encode_jpeg
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_regular
 
 MIN_WIDTH = 32  # pixels; smaller images are icons
+MAX_WIDTH = 16384  # pixels; wider panoramas need a setting
+MAX_WIDTH_LIMIT = 32768  # pixels; the largest value of that setting, for decoding in 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Panorama:
         width: Width in pixels.
         height: Height in pixels.
         original: The file with exactly these bytes; None if they were encoded.
-        record: How the image was converted (tone map, cubemap scheme), as values of JSON.
+        record: How the image was converted (tone map, cubemap scheme), and under "notes" what was ignored in its file,
+            as values of JSON.
     """
 
     jpeg: bytes
@@ -33,7 +39,7 @@ class Panorama:
     record: dict[str, object] = field(default_factory=dict)
 
 
-def load_panorama(path: Path, max_width: int = 16384, quality: int = 95) -> Panorama:
+def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = 95) -> Panorama:
     """Reads and checks an equirectangular image file.
 
     A baseline sRGB JPEG keeps its bytes. Other images are encoded without chroma subsampling; radiance is tone-mapped.
@@ -48,8 +54,8 @@ def load_panorama(path: Path, max_width: int = 16384, quality: int = 95) -> Pano
         OSError: If the machine fails to read it.
     """
     with decoding():
-        with path.open("rb") as file:
-            image = decode(file, path.name, lambda width, height: check_panorama(width, height, max_width))
+        with open_regular(path) as file:
+            image = decode(file, path.name, lambda width, height: check_panorama(width, height, max_width), sphere=True)
         return as_panorama(image, quality, original=path)
 
 
@@ -66,11 +72,12 @@ def as_panorama(image: DecodedImage, quality: int, original: Path | None = None)
     """
     height, width, _ = image.pixels.shape
     check_opaque(image.opaque)
+    notes: dict[str, object] = {"notes": list(image.notes)} if image.notes else {}
     if image.jpeg is not None:
         check_varied(image.pixels)
-        return Panorama(image.jpeg, width, height, original)
+        return Panorama(image.jpeg, width, height, original, notes)
     jpeg, record = encode_panorama(image.pixels, quality)
-    return Panorama(jpeg, width, height, None, record)
+    return Panorama(jpeg, width, height, None, record | notes)
 
 
 def encode_panorama(

@@ -1,13 +1,24 @@
 """Atomic writes, checksums and JSON lines."""
 
 import hashlib
+import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+from cubediff.utils.errors import DataError
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
@@ -66,10 +77,36 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Opens a file for reading in binary mode, unless it is a FIFO, a socket or a device, which could block.
+
+    Raises:
+        DataError: If it is one of these.
+        OSError: If it cannot be opened, or is a folder.
+    """
+    _check_regular(os.stat(path).st_mode)  # opening a device may already have an effect
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have replaced the file since
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)
+    except DataError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(mode: int) -> None:
+    if (kind := _KINDS.get(stat.S_IFMT(mode))) is not None:
+        raise DataError(f"is {kind}: expected a regular file; remove it, or copy its content to a file")
+
+
 def sha256_file(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
+    """Returns the hexadecimal SHA-256 of a file; raises the errors of `open_regular`."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()

@@ -15,9 +15,12 @@ from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
+from cubediff.images.decoding import decoding
+from cubediff.images.levels import DecodedImage
 from cubediff.images.panorama import MIN_WIDTH, check_opaque, encode_panorama
-from cubediff.images.reading import IMAGE_SUFFIXES, DecodedImage, decode, decoding
+from cubediff.images.reading import IMAGE_SUFFIXES, decode
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_regular
 
 _MAX_SEAM = 8.0  # grey levels; with a smaller difference at the edges, no other reading of the names is considered
 
@@ -86,7 +89,7 @@ class Cubemaps:
         images: dict[str, DecodedImage] = {}
         for file in files.values():
             try:
-                with decoding(), (self.path / file).open("rb") as opened:
+                with decoding(), open_regular(self.path / file) as opened:
                     images[file] = decode(opened, file, lambda w, h: _check_face(w, h, max_width))
                     check_opaque(images[file].opaque)
             except DataError as error:
@@ -98,7 +101,7 @@ class Cubemaps:
         return scheme, self._check_reading(scheme, readings)
 
     def _read_layout(self, file: str, max_width: int) -> tuple[str, Cube]:
-        with (self.path / file).open("rb") as opened:
+        with open_regular(self.path / file) as opened:
             image = decode(opened, file, lambda w, h: _check_layout(w, h, max_width))
         strip = self.scheme if self.scheme in STRIPS else STRIPS[0]
         name, cube, empty = cut(image.pixels, strip)

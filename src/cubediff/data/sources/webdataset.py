@@ -10,8 +10,9 @@ from pathlib import Path
 from cubediff.data.format.index import sample_members
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files, printable
 from cubediff.data.sources.captions import entry_from, parse_object
+from cubediff.images.decoding import decoding
 from cubediff.images.panorama import as_panorama, check_panorama
-from cubediff.images.reading import decode, decoding
+from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has is its panorama
@@ -71,7 +72,7 @@ class Shards:
             def check(width: int, height: int) -> None:
                 check_panorama(width, height, max_width)
 
-            return as_panorama(decode(io.BytesIO(data), f"{key}.{extension}", check), quality)
+            return as_panorama(decode(io.BytesIO(data), f"{key}.{extension}", check, sphere=True), quality)
 
     def tars(self) -> tuple[list[str], list[Rejection]]:
         """The names of the shards, and rejections of names that cannot be read."""

@@ -1,0 +1,138 @@
+"""OpenEXR images as linear radiance with sRGB's primaries: RGB, luminance, and luminance with subsampled chroma
+(OpenEXR, "Technical Introduction")."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
+
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_regular
+
+if TYPE_CHECKING:
+    import OpenEXR
+
+_BT709 = (
+    0.64,
+    0.33,
+    0.3,
+    0.6,
+    0.15,
+    0.06,
+    0.3127,
+    0.329,
+)  # x, y of red, green, blue and white: sRGB's, and the default
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_OPAQUE = 0.999
+
+
+def exr_size(path: Path) -> tuple[int, int]:
+    """Width and height by the header of an OpenEXR file, in pixels.
+
+    Raises:
+        DataError: If the file is damaged, has several parts, or is cropped.
+    """
+    header = _open(path, header_only=True).header()
+    (left, top), (right, bottom) = header["dataWindow"]
+    if any((a != b).any() for a, b in zip(header["dataWindow"], header["displayWindow"], strict=True)):
+        raise DataError("its data window is not its display window: save the whole sphere, uncropped")
+    return int(right) - int(left) + 1, int(bottom) - int(top) + 1
+
+
+def read_exr(
+    path: Path, check: Callable[[int, int], None]
+) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"] | None]:
+    """Reads a single-part OpenEXR file: its radiance, and which pixels are opaque if it has alpha.
+
+    Args:
+        path: The file.
+        check: Called with width and height before pixels are decoded.
+
+    Raises:
+        DataError: If the file is damaged or has no colour channels, or `check` raises it.
+    """
+    width, height = exr_size(path)
+    check(width, height)
+    with _open(path, separate=True) as file:
+        channels = {name: np.asarray(channel.pixels, np.float32) for name, channel in file.channels().items()}
+        primaries = tuple(map(float, file.header().get("chromaticities", _BT709)))
+    rgb_to_xyz = _rgb_to_xyz(primaries)
+    radiance = _radiance(channels, (height, width), rgb_to_xyz[1])
+    if not np.allclose(primaries, _BT709, atol=1e-3):
+        matrix = np.linalg.inv(_rgb_to_xyz(_BT709)) @ _adapted(primaries[6:]) @ rgb_to_xyz
+        radiance = radiance @ matrix.T.astype(np.float32)
+    alpha = channels.get("A")
+    return np.ascontiguousarray(radiance), None if alpha is None else alpha >= _OPAQUE
+
+
+def _radiance(
+    channels: Mapping[str, np.ndarray], size: tuple[int, int], weights: Float64[np.ndarray, " 3"]
+) -> Float32[np.ndarray, "h w 3"]:
+    """The colours of the file's own primaries, whose luminances are `weights`."""
+    if {"R", "G", "B"} <= channels.keys():
+        return np.stack([_upsampled(channels[name], size) for name in "RGB"], -1)
+    if "Y" not in channels:
+        raise DataError(f"channels {', '.join(sorted(channels)) or 'none'}: R, G, B or Y are needed")
+    luminance = _upsampled(channels["Y"], size)
+    if not {"RY", "BY"} <= channels.keys():
+        return np.repeat(luminance[..., None], 3, -1)
+    red, blue = (luminance * (1 + _upsampled(channels[name], size)) for name in ("RY", "BY"))
+    green = (luminance - weights[0] * red - weights[2] * blue) / weights[1]
+    return np.stack([red, green, blue], -1).astype(np.float32)
+
+
+def _upsampled(channel: Float[np.ndarray, "y x"], size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
+    """A subsampled channel at every pixel, interpolated linearly; columns continue at the other side of the sphere."""
+    for axis, (number, wanted) in enumerate(zip(channel.shape, size, strict=True)):
+        if number == wanted:
+            continue
+        position = np.arange(wanted) * (number / wanted)  # a sample lies on the first of the pixels that share it
+        first = position.astype(int)
+        second = (first + 1) % number if axis == 1 else np.minimum(first + 1, number - 1)
+        share = (position - first).astype(np.float32)
+        share = share[:, None] if axis == 0 else share
+        channel = channel.take(first, axis) * (1 - share) + channel.take(second, axis) * share
+    return channel
+
+
+def _rgb_to_xyz(chromaticities: Sequence[float]) -> Float64[np.ndarray, "3 3"]:
+    """XYZ of linear RGB, with white at Y = 1, by the chromaticities of red, green, blue and white."""
+    xy = np.reshape(np.asarray(chromaticities, np.float64), (4, 2))
+    if not (np.isfinite(xy).all() and (xy[:, 1] != 0).all()):
+        raise DataError(f"its chromaticities are {tuple(chromaticities)}: write those of its colour space")
+    red, green, blue, white = np.stack([xy[:, 0] / xy[:, 1], np.ones(4), (1 - xy.sum(1)) / xy[:, 1]], -1)
+    columns = np.stack([red, green, blue], -1)
+    try:
+        scales = np.linalg.solve(columns, white)
+    except np.linalg.LinAlgError:
+        raise DataError(f"its chromaticities are {tuple(chromaticities)}: write those of its colour space") from None
+    matrix: Float64[np.ndarray, "3 3"] = columns * scales
+    return matrix
+
+
+def _adapted(white: Sequence[float]) -> Float64[np.ndarray, "3 3"]:
+    """Bradford's chromatic adaptation of XYZ from a white point to sRGB's."""
+    xyz = [np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in (white, _BT709[6:])]
+    gains = (_BRADFORD @ xyz[1]) / (_BRADFORD @ xyz[0])
+    matrix: Float64[np.ndarray, "3 3"] = np.linalg.inv(_BRADFORD) @ np.diag(gains) @ _BRADFORD
+    return matrix
+
+
+def _open(path: Path, header_only: bool = False, separate: bool = False) -> "OpenEXR.File":
+    try:
+        import OpenEXR  # an optional extra; OpenCV's wheels read no EXR since 5.0
+    except ImportError:
+        raise DataError(".exr needs the OpenEXR package: pip install 'cubediff[exr]', or save it as .hdr") from None
+    open_regular(path).close()  # a FIFO would block
+    try:
+        file = OpenEXR.File(str(path), header_only=header_only, separate_channels=separate)
+        parts = len(file.parts)
+    except Exception as error:
+        raise DataError(
+            f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'not an OpenEXR file'}"
+        ) from error
+    if parts != 1:
+        raise DataError(f"{parts} parts: save the panorama as a separate file" if parts else "truncated or unreadable")
+    return file

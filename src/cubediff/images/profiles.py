@@ -1,0 +1,102 @@
+"""ICC profiles: their transforms to sRGB, for images of 8 and 16 bits (ICC.1, by LittleCMS through Pillow)."""
+
+import io
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image, ImageCms
+
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile → Pillow's mode
+_DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe the colours of an image
+_SAME = 2  # levels; a transform that changes no colour by more is that of sRGB, up to rounding
+_MIN_RANGE = 64  # levels between black and white; with less, the curves of a profile are damaged
+_STRIP = 1 << 20  # pixels that are transformed at a time, where a copy of 16-bit levels would be large
+
+
+@lru_cache(maxsize=16)
+def srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str | None]:
+    """The transform of an embedded ICC profile to 8-bit sRGB, by the profile's perceptual intent.
+
+    Args:
+        profile: The ICC profile.
+        mode: Mode of the image: "RGB", "L" or "CMYK".
+
+    Returns:
+        The transform, and None; it is None too if the profile is that of sRGB. Or None, and why the profile cannot be
+        used: the image is then read as if it had none.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space, device = source.profile.xcolor_space.strip(), source.profile.device_class.strip()
+        if device not in _DEVICES or _SPACES.get(space) != mode:
+            return None, f"its ICC profile is for {space or '?'} ({device or '?'}) and does not fit its pixels: ignored"
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        before, after = _sampled(transform, mode)
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return None, "its ICC profile is damaged: ignored"
+    black, white = (after[-1], after[0]) if mode == "CMYK" else (after[0], after[-1])
+    if white.astype(int).min() - black.max() < _MIN_RANGE:
+        return None, f"its ICC profile is damaged (white is {tuple(white.tolist())}): ignored"
+    is_srgb = mode != "CMYK" and np.abs(after.astype(int) - before).max() <= _SAME
+    return (None if is_srgb else transform), None
+
+
+def lab_transform() -> ImageCms.ImageCmsTransform:
+    """The transform of 8-bit CIELAB images to sRGB."""
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+
+
+def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    """The image in sRGB (mode RGB)."""
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is None only for a conversion in place
+    return converted
+
+
+def apply_16_bit(
+    transform: ImageCms.ImageCmsTransform | None, levels: UInt16[np.ndarray, "h w c"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """sRGB levels of an image with 16 bits a channel.
+
+    Pillow's transforms take 8 bits, in which dark tones of linear profiles are a few steps apart. Each pixel is
+    interpolated linearly between the transforms of the 8-bit colours around it.
+
+    Args:
+        transform: Of `srgb_transform` for "RGB" (c = 3) or "L" (c = 1); None: the levels are sRGB, and their lower byte
+            is dropped.
+        levels: From 0 to 65535.
+    """
+    if transform is None:
+        return np.repeat((levels >> 8).astype(np.uint8), 3 // levels.shape[2], axis=2)
+    rows = max(1, _STRIP // levels.shape[1])
+    strips = [_interpolated(transform, levels[start : start + rows]) for start in range(0, len(levels), rows)]
+    return np.concatenate(strips)
+
+
+def _interpolated(
+    transform: ImageCms.ImageCmsTransform, levels: UInt16[np.ndarray, "h w c"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    low = (levels // 257).astype(np.uint8)  # 65535 = 255 · 257
+    share = (levels % 257).astype(np.float32) / 257
+    high = np.minimum(low, 254) + 1
+    result = np.zeros((*levels.shape[:2], 3), np.float32)
+    for corner in product((False, True), repeat=levels.shape[2]):
+        weight = np.where(corner, share, 1 - share).prod(-1, keepdims=True)
+        image = Image.fromarray(
+            np.where(corner, high, low).squeeze(-1) if levels.shape[2] == 1 else np.where(corner, high, low)
+        )
+        result += weight * np.asarray(apply(transform, image))
+    return np.asarray(np.round(result), np.uint8)
+
+
+def _sampled(
+    transform: ImageCms.ImageCmsTransform, mode: str
+) -> tuple[UInt8[np.ndarray, "n c"], UInt8[np.ndarray, "n 3"]]:
+    """Colours from black (no ink) to white (all ink), and their transforms."""
+    steps = {"L": 256, "RGB": 17, "CMYK": 5}[mode]
+    values = np.linspace(0, 255, steps).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(*[values] * len(mode), indexing="ij"), -1).reshape(-1, len(mode))
+    image = Image.frombytes(mode, (len(colours), 1), colours.tobytes())
+    return colours, np.asarray(apply(transform, image))[0]
