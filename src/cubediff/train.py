@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,13 @@ from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
 from cubediff.training.logged_metrics import Curves
+from cubediff.utils.signals import Stopped, stop_signals
 
 
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Trains, or with dry_run=true prints the plan; returns the last validation loss, which a sweep may minimize."""
-    with exit_on_user_error():
+    with exit_on_user_error(), stop_signals():
         if config.dry_run:
             from cubediff.runs.dry_run import describe  # start-up time
 
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def train(config: DictConfig, run_dir: Path, curves: Curves) -> None:
-    """Calls `fit`; exits with code 143 after SIGTERM, and with a message alone after an error that the user can fix."""
+    """Calls `fit`; exits with a message alone after an error that the user can fix."""
     with exit_on_user_error():
         check(config)
         check_devices(config)
@@ -38,13 +38,11 @@ def train(config: DictConfig, run_dir: Path, curves: Curves) -> None:
 
         try:
             fit(config, run_dir, curves)
-        except SystemExit as error:
-            from lightning.pytorch.utilities.exceptions import SIGTERMException  # start-up time
-
-            if not isinstance(error, SIGTERMException):
-                raise
+        except Stopped as stop:
             # Lightning's launcher kills the process that started a rank if the rank exits with an error.
-            sys.exit(0 if "_ddp_process_" in HydraConfig.get().job.name else 128 + signal.SIGTERM)
+            if "_ddp_process_" in HydraConfig.get().job.name:
+                sys.exit(0)
+            raise stop from None
 
 
 @contextmanager

@@ -85,6 +85,23 @@ def unit_noise(*batch: int, size: int = 8, seed: int = 5) -> Tensor:
     return torch.randn(*batch, 4, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def test_the_step_callback_receives_every_sample_and_may_replace_it(awake: CubeDiffPipeline) -> None:
+    seen: list[tuple[int, float, Tensor]] = []
+
+    def double_the_last(
+        pipe: CubeDiffPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        assert pipe is awake
+        seen.append((step, float(timestep), tensors["latents"]))
+        return tensors if step < 2 else {"latents": 2 * tensors["latents"]}
+
+    plain = sample(awake)
+    assert torch.equal(sample(awake, callback_on_step_end=double_the_last), 2 * plain)
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    assert [timestep for _, timestep, _ in seen] == awake.scheduler.timesteps.tolist()
+    assert torch.equal(seen[-1][2], plain)
+
+
 @contextmanager
 def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
     """The batch size of each call of the UNet."""

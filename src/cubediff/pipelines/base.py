@@ -5,7 +5,7 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,6 +25,8 @@ from cubediff.models.backbone import Backbone, Conditioning, CubeInput
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
 from cubediff.pipelines.folders import check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
+
+StepCallback = Callable[["CubePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass
@@ -116,6 +118,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         latents: Tensor | None = None,
         output_type: str = "pil",
         truncate_prompts: bool = False,
+        callback_on_step_end: StepCallback | None = None,
     ) -> CubeDiffOutput:
         """Generates panoramas.
 
@@ -138,6 +141,8 @@ class CubePipeline(DiffusionPipeline, ABC):
             latents: Unit noise (B, 6, C, h, w); its height and width set the face size.
             output_type: "pil", "pt" or "latent".
             truncate_prompts: Truncate prompts that are too long for the text encoder instead of raising.
+            callback_on_step_end: Called after every denoising step with the pipeline, the number of the step, its
+                timestep and {"latents": the sample (B, 6, C, h, w)}; returns the dict, whose sample is used.
 
         Returns:
             Panoramas and faces.
@@ -163,7 +168,8 @@ class CubePipeline(DiffusionPipeline, ABC):
         text = self._text(backbone, prompts, batch, guidance, truncate_prompts)
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(guidance, text, condition)
-        sample = self._denoise(backbone, noise, condition, inputs, num_inference_steps, generator)
+        self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+        sample = self._denoise(backbone, noise, condition, inputs, generator, callback_on_step_end)
         if output_type == "latent":
             self.maybe_free_model_hooks()
             return CubeDiffOutput(panoramas=None, faces=sample)
@@ -238,23 +244,24 @@ class CubePipeline(DiffusionPipeline, ABC):
         noise: Tensor,
         condition: _Condition,
         inputs: _Inputs,
-        steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        callback: StepCallback | None,
     ) -> Tensor:
         """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
         scheduler = self.scheduler
-        scheduler.set_timesteps(steps, device=noise.device)
         options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         is_clean = condition.mask.bool()
         branches = len(inputs.guidance.branches)
         sample = noise * scheduler.init_noise_sigma
-        for t in self.progress_bar(scheduler.timesteps):
+        for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
             # The condition follows its own noise trajectory in the sample; branches with the image see it clean.
             sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
             scaled = scheduler.scale_model_input(sample, t)
             cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
             predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
             sample = scheduler.step(inputs.guidance.combine(predictions, t), t, sample, return_dict=False, **options)[0]
+            if callback is not None:
+                sample = callback(self, step, t, {"latents": sample})["latents"]
         return torch.where(is_clean, condition.clean, sample)
 
     # --------------------------------------------------------------------------------------------- loading

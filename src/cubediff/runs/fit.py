@@ -17,6 +17,7 @@ from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.record import RunRecord, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
+from cubediff.training.callbacks.signals import StopOnSignal, requeue_slurm_job
 from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
 from cubediff.training.module import CubeDiffModule
@@ -38,6 +39,7 @@ from cubediff.training.protocols import (
 from cubediff.utils.files import write_json
 from cubediff.utils.logging import silence
 from cubediff.utils.ranks import is_first_rank
+from cubediff.utils.signals import Request, Stopped, stop_signals
 
 
 def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path:
@@ -57,14 +59,20 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
     check(config)
     check_devices(config)
     silence()
-    with _finish_wandb():
+    with _finish_wandb(), stop_signals() as signals:
         checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank())
-        run = _build_run(config, run_dir, curves)
+        run = _build_run(config, run_dir, curves, StopOnSignal(signals))
         _prepare_resuming(run, checkpoint)
         if run.trainer.is_global_zero:
             _announce(run, checkpoint)
-        _train(run, checkpoint)
-        return _export(run)
+        try:
+            _train(run, checkpoint)
+            signals.raise_at_once()
+            return _export(run)
+        except Stopped as stop:
+            if stop.request == Request.REQUEUE and run.trainer.is_global_zero:
+                requeue_slurm_job()
+            raise
 
 
 @contextmanager
@@ -92,12 +100,12 @@ class _Run:
         return is_encoded(self.data)
 
 
-def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None) -> _Run:
+def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None, stop: StopOnSignal) -> _Run:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = _build_data(config)
     module: CubeDiffModule = build(config.model)
     require_type(module, CubeDiffModule, "model")
-    callbacks = _build_callbacks(config, encoded=is_encoded(data))
+    callbacks = [stop, *_build_callbacks(config, encoded=is_encoded(data))]
     loggers = _build_loggers(config, curves)
     trainer: L.Trainer = build(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))
     return _Run(config, run_dir, data, module, callbacks, loggers, trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,5 +32,8 @@ def all_reduce_max(value: int, group: ProcessGroup | None) -> int:
     import torch  # start-up time
 
     maximum = torch.tensor(value)
-    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, group=group)
+    work = torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, group=group, async_op=True)
+    while not work.is_completed():  # unlike `wait`, it lets Python handle signals while another rank is late
+        time.sleep(0.0002)
+    work.wait()  # raises the error of a rank that is gone
     return int(maximum)

@@ -6,12 +6,15 @@ Threads suffice: reading, JPEG decoding and resizing release Python's lock, and 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout  # an alias of the builtin only since Python 3.11
+from functools import partial
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch.utils._pytree import tree_map_only
+
+from cubediff.data.streaming.threads import LoadingThreads
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ class Loader(Generic[PositionT, BatchT]):
     Args:
         load: Returns the batch of a position; None skips the position.
         positions: The positions of an epoch.
-        num_threads: Threads that call `load`, each two batches ahead; 0 calls it in the thread that iterates.
+        num_threads: Threads that call `load`, each two batches ahead; 0 calls it when its batch is needed. A batch
+            that does not arrive is reported every minute, and signals are handled meanwhile.
         on_batch: Called in the thread that iterates, in order, for every position whose batch is next.
     """
 
@@ -50,15 +54,14 @@ class Loader(Generic[PositionT, BatchT]):
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.load, self.positions, self.on_batch = load, positions, on_batch
-        self._ahead = _BATCHES_AHEAD * num_threads
-        self._pool = ThreadPoolExecutor(num_threads, "data") if num_threads else None
+        self._ahead = _BATCHES_AHEAD * num_threads or 1
+        self._threads = LoadingThreads[BatchT | None](num_threads or 1)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[BatchT]:
-        batches = map(self._load, self.positions) if self._pool is None else self._prefetched(self._pool)
-        for batch in batches:
+        for batch in self._prefetched():
             self.on_batch()
             if batch is not None:
                 yield batch
@@ -70,11 +73,11 @@ class Loader(Generic[PositionT, BatchT]):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Restores nothing."""
 
-    def _prefetched(self, pool: ThreadPoolExecutor) -> Iterator[BatchT | None]:
+    def _prefetched(self) -> Iterator[BatchT | None]:
         pending: deque[tuple[PositionT, Future[BatchT | None]]] = deque()
         try:
             for position in self.positions:
-                pending.append((position, pool.submit(self._load, position)))
+                pending.append((position, self._threads.submit(partial(self._load, position))))
                 if len(pending) == self._ahead:
                     yield _result(*pending.popleft())
             while pending:

@@ -1,27 +1,54 @@
 """RunCheckpoint: when a run saves checkpoints, and which of them it keeps."""
 
+import copy
+import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cubediff.training.callbacks.signals import Request, SignalHandler, requeue_slurm_job
+from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, file_name, link_last, list_checkpoints
 from cubediff.training.protocols import TrainerAttributes
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
+from cubediff.utils.signals import Stopped
+
+log = logging.getLogger(__name__)
 
 _EPOCH = "epoch_of"  # key in the checkpoint
+
+
+@dataclass(frozen=True)
+class _FinishedStep:
+    """The parts of a checkpoint that change between two optimizer steps: Lightning's counts, the stream's position."""
+
+    step: int
+    loops: dict[str, Any]
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> "_FinishedStep":
+        data = cast(_Stateful, cast(TrainerAttributes, trainer).datamodule)
+        return cls(trainer.global_step, copy.deepcopy(trainer.fit_loop.state_dict()), data.state_dict())
+
+
+class _Stateful(Protocol):
+    """A data module."""
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 class RunCheckpoint(Checkpoint):
     """Saves checkpoints `folder`/stepNNNNNNNN.ckpt and keeps the newest; last.ckpt links to the last one.
 
-    When any rank receives SIGTERM, all ranks finish their step, save a checkpoint and exit with code 143. Under SLURM,
-    SIGUSR1 does the same and requeues the job (`sbatch --signal=USR1@120` sends it 120 s before the time limit).
+    A run that a signal or an exception ends saves one of its last finished step: micro-batches of a step that is not
+    finished are read again when the run resumes.
 
     Args:
         folder: The folder of the checkpoints.
@@ -50,7 +77,9 @@ class RunCheckpoint(Checkpoint):
         self.keep = keep
         self.keep_every_n_steps = keep_every_n_steps
         self._identity: dict[str, object] = {}
-        self._signals = SignalHandler()
+        self._finished: _FinishedStep | None = None  # None before training
+        self._is_stepping = False  # the optimizer changes the weights
+        self._substitute: _FinishedStep | None = None
         self._last_step = self._saved_step = 0
         self._saved_at = 0.0
 
@@ -68,7 +97,12 @@ class RunCheckpoint(Checkpoint):
                 f"{self.folder} holds checkpoints of later steps than {trainer.global_step}, where this run starts: "
                 "choose another run_dir, or remove them"
             )
-        self._signals.install()
+        self._finished = _FinishedStep.of(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._is_stepping = True
 
     def _check_agreement(self, step: int) -> None:
         highest, lowest = all_reduce_max(step, self._group), -all_reduce_max(-step, self._group)
@@ -84,39 +118,77 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step == self._last_step:
             return  # in the middle of gradient accumulation, where a checkpoint would lose gradients
         self._last_step = trainer.global_step
+        self._finished, self._is_stepping = _FinishedStep.of(trainer), False
         due = time.monotonic() - self._saved_at >= self.every_seconds
-        own = max(self._signals.request, Request.SAVE if due else Request.NONE)
-        request = all_reduce_max(own, self._group)
-        if request != Request.NONE or trainer.global_step % self.every_n_steps == 0:
+        if all_reduce_max(due, self._group) or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
-        if request >= Request.STOP:
-            rank_zero_info(f"stopped by a signal: saved {self.folder / file_name(trainer.global_step)}")
-            if request == Request.REQUEUE and trainer.is_global_zero:
-                requeue_slurm_job()
-            raise SIGTERMException
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step < trainer.global_step:
             self.save(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Saves a checkpoint of the step that has just ended, then removes those that are not kept."""
-        trainer.save_checkpoint(self.folder / file_name(trainer.global_step), weights_only=False)
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Saves a checkpoint of the last finished step, if the exception has left its weights as they were."""
+        if self._finished is None or isinstance(exception, CheckpointError):
+            return
+        why = "stopped by a signal" if isinstance(exception, Stopped) else "the run has failed"
+        if trainer.global_step > self._finished.step:  # a callback has failed after the optimizer's step
+            self._finished, self._is_stepping = _FinishedStep.of(trainer), False
+        if self._is_stepping:
+            log.error("%s within an optimizer step: it resumes from step %d", why, self._saved_step)
+        elif self._saved_step < self._finished.step:
+            self._save_finished(trainer, self._finished, why)
+        elif self._saved_step:
+            rank_zero_info(f"{why}: saved {self.folder / file_name(self._saved_step)}")
+        else:
+            rank_zero_info(f"{why} before the first step: there is no checkpoint")
+
+    def _save_finished(self, trainer: L.Trainer, finished: _FinishedStep, why: str) -> None:
+        stop = find_stop(trainer)
+        together = trainer.world_size == 1 or (stop is not None and stop.agreed)
+        if not together and not (isinstance(trainer.strategy, DDPStrategy) and trainer.is_global_zero):
+            return  # a sharded network needs all ranks, and of replicas rank 0 writes
+        self._substitute = finished
+        try:
+            self.save(trainer, together=together)
+        except CheckpointError as error:
+            log.error("%s", error)
+        else:
+            rank_zero_info(f"{why}: saved {self.folder / file_name(finished.step)}")
+        finally:
+            self._substitute = None
+
+    def save(self, trainer: L.Trainer, *, together: bool = True) -> None:
+        """Saves a checkpoint of the step that has just ended, then removes those that are not kept.
+
+        Args:
+            trainer: The run's trainer.
+            together: Whether all ranks call it; otherwise rank 0 alone, whose network is not sharded.
+        """
+        began, file = time.monotonic(), self.folder / file_name(trainer.global_step)
+        if together:
+            trainer.save_checkpoint(file, weights_only=False)
+        else:  # without Lightning's barrier
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), file)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             link_last(self.folder / file_name(trainer.global_step))
             self._remove_old()
+        rank_zero_info(f"saved {file} in {self._saved_at - began:.1f} s")
 
     def _remove_old(self) -> None:
         for step, file in list(list_checkpoints(self.folder).items())[self.keep :]:
             if not self.keep_every_n_steps or step % self.keep_every_n_steps:
                 file.unlink(missing_ok=True)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, object]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[IDENTITY] = self._identity
         checkpoint[_EPOCH] = _epoch_settings(trainer)
+        if self._substitute is not None:
+            checkpoint["loops"]["fit_loop"] = self._substitute.loops
+            data = type(cast(TrainerAttributes, trainer).datamodule).__qualname__
+            if self._substitute.data:
+                checkpoint[data] = self._substitute.data
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Starts a new epoch if the number of batches per epoch or of micro-batches per step has changed.

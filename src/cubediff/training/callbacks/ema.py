@@ -58,12 +58,17 @@ class UNetEMA(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if trainer.global_step > self._last_step and self.average is not None:
-            self._last_step = trainer.global_step
-            module = cube_module(pl_module)
-            self.average.step(module.trained_parameters.values())
-            if is_logging_step(trainer):
-                module.log("optim/ema_distance", self._distance(module))
+        module = cube_module(pl_module)
+        if self._step(trainer, module) and is_logging_step(trainer):
+            module.log("optim/ema_distance", self._distance(module))
+
+    def _step(self, trainer: L.Trainer, module: CubeDiffModule) -> bool:
+        """Updates the EMA after an optimizer step; returns whether there was one."""
+        if self.average is None or trainer.global_step == self._last_step:
+            return False
+        self._last_step = trainer.global_step
+        self.average.step(module.trained_parameters.values())
+        return True
 
     @torch.no_grad()
     def _distance(self, module: CubeDiffModule) -> Float[Tensor, ""]:
@@ -99,6 +104,7 @@ class UNetEMA(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._validation.close()  # a checkpoint saved now must hold the trained weights
+        self._step(trainer, cube_module(pl_module))  # if another callback has failed after the optimizer's step
 
     def state_dict(self) -> dict[str, object]:
         if self.average is None:

@@ -8,17 +8,17 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed's stubs do not export them
+from torch._C._distributed_c10d import Store  # torch.distributed's stubs do not export it
 
 from cubediff.training.callbacks.hooks import KeyedBatch, cube_module
 from cubediff.training.metric_reduction import log_to_loggers
 from cubediff.training.module import StepOutput
+from cubediff.training.rank_store import connect_store
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Watchdog(Callback):
         if trainer.world_size == 1:
             return
         rank = trainer.global_rank
-        store = _connect(trainer)
+        store = connect_store(trainer, "the watchdog", ", or set callbacks.watchdog=null")
         store.set(f"name{rank}", f"rank {rank} ({socket.gethostname()}, process {os.getpid()})")
         trainer.strategy.barrier()
         others = range(1, trainer.world_size) if rank == 0 else [0]
@@ -177,21 +177,3 @@ class Watchdog(Callback):
         for process in getattr(trainer.strategy.launcher, "procs", []):
             process.kill()
         os._exit(1)
-
-
-def _connect(trainer: L.Trainer) -> Store:
-    """A store that all ranks share, served by rank 0; collective."""
-    host = os.environ["MASTER_ADDR"]
-    server = _new_store(host, 0, is_master=True) if trainer.is_global_zero else None
-    port = trainer.strategy.broadcast(server.port if server else 0)
-    try:
-        return server or _new_store(host, port, is_master=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"rank {trainer.global_rank} cannot reach the watchdog at {host}:{port} ({error}): open the ports between "
-            "the machines, or set callbacks.watchdog=null"
-        ) from error
-
-
-def _new_store(host: str, port: int, is_master: bool) -> TCPStore:
-    return TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=10))

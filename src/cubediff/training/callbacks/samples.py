@@ -1,6 +1,7 @@
 """SampleLogger: panoramas generated from the same captions and photos after every validation."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,7 +19,9 @@ from cubediff.data.batches.types import CubeBatch
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
+from cubediff.pipelines.base import CubePipeline
 from cubediff.training.callbacks.hooks import cube_module
+from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.metric_reduction import gather_ranks
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import TrainerAttributes
@@ -64,7 +67,9 @@ class SampleLogger(Callback):
             return
         module = cube_module(pl_module)
         if self._examples is None:
-            self._examples = _read_examples(trainer, module, self.count)
+            stop = find_stop(trainer)
+            with stop.reading() if stop else nullcontext():
+                self._examples = _read_examples(trainer, module, self.count)
         prompts, photos = self._examples
         world, count = trainer.world_size, len(prompts)
         own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
@@ -79,6 +84,7 @@ class SampleLogger(Callback):
                 generator=[torch.Generator(module.device).manual_seed(module.seed + i) for i in own],
                 output_type="pt",
                 truncate_prompts=True,
+                callback_on_step_end=_StopVote(trainer),
             )
             gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …
@@ -112,6 +118,20 @@ class SampleLogger(Callback):
                 logger.log_metrics(_wandb_media(kind, panoramas, strips, pages, captions), step=step)
             elif isinstance(logger, TensorBoardLogger):
                 _log_images(logger, kind, panoramas, strips, step)
+
+
+class _StopVote:
+    """The pipeline's callback after a denoising step, at which a signal may stop the run."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.stop = find_stop(trainer)
+
+    def __call__(
+        self, pipeline: CubePipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if self.stop is not None:
+            self.stop.vote()
+        return tensors
 
 
 def _wandb_media(

@@ -1,42 +1,195 @@
-"""Signals that stop a run with a checkpoint: SIGTERM, and SIGUSR1 before the time limit of a SLURM job."""
+"""StopOnSignal: stops all ranks of a run together when any of them receives a signal or fails."""
+
+from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import threading
-from enum import IntEnum
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch._C._distributed_c10d import Store  # torch.distributed's stubs do not export it
+
+from cubediff.training.callbacks.fetch_hooks import add_fetch_hooks
+from cubediff.training.rank_store import connect_store
+from cubediff.utils.ranks import all_reduce_max, new_cpu_group
+from cubediff.utils.signals import Request, Stopped, StopSignals
+
+_POLL_SECONDS = 0.2
+_KEY = "request"
 
 
-class Request(IntEnum):
-    """A rank's request after a step; all ranks act on the maximum of their requests."""
+class _NoHandlers(_SignalConnector):
+    """Lightning's handler of SIGTERM makes a collective call at any point of a step; `StopSignals` replaces it."""
 
-    NONE = 0
-    SAVE = 1
-    STOP = 2
-    REQUEUE = 3
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False
 
 
-class SignalHandler:
-    """Turns signals into a request: SIGTERM into STOP, under SLURM also SIGUSR1 into REQUEUE."""
+class StopOnSignal(Callback):
+    """Stops a run before the next micro-batch, validation batch, denoising step or read of data.
 
-    def __init__(self) -> None:
-        self.request = Request.NONE
+    There the ranks vote: all take the maximum of their requests, and raise `Stopped` together. A rank that is still
+    waiting for data when any rank receives a signal stops waiting and votes at once, and so does one that fails there.
+    Between two votes no rank stops, so that none waits for a collective call that another one never makes.
 
-    def install(self) -> None:
-        """Replaces Lightning's handlers, which call other ranks from inside the handler, at any point of their step.
+    Args:
+        signals: The signals of this process.
+    """
 
-        Does nothing outside the main thread, where Python allows no handlers. Lightning restores the handlers that were
-        set before training.
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self.agreed = False  # whether all ranks have stopped, and can write a checkpoint together
+        self._vote_is_next = False  # among this rank's collective calls
+        self._validation_votes = 0
+        self._requests: SharedRequest | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer._signal_connector = _NoHandlers(trainer)
+        self._group = new_cpu_group(trainer.world_size)
+        if trainer.world_size > 1:
+            self.signals.defer()  # from here on the ranks wait for each other
+            self._requests = SharedRequest(connect_store(trainer, "rank 0", ""), self.signals)
+        add_fetch_hooks(trainer, self._before_fetch, self._after_fetch)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.defer()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.defer()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        self.vote()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ranks vote on as many batches as all of them have."""
+        batches = min(sum(trainer.num_val_batches), 2**62)
+        self._validation_votes = -all_reduce_max(-int(batches), self._group)
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._vote_is_next = False
+        if self._validation_votes > 0:
+            self._validation_votes -= 1
+            self.vote()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._vote_is_next = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._vote_is_next = False
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.defer()
+        self._vote_is_next = True  # the ranks have different numbers of batches, and vote once
+
+    def on_predict_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.signals.check()
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.vote()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.signals.defer()
+        own = self.signals.request if isinstance(exception, Stopped) else Request.FAILED
+        if self._requests is not None and self._vote_is_next:
+            self._requests.share(own)
+            with suppress(RuntimeError):  # another rank is gone
+                all_reduce_max(own, self._group)
+                self.agreed = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._requests is not None:
+            self._requests.close()
+
+    def vote(self) -> None:
+        """Stops if any rank has a request; collective.
+
+        Raises:
+            Stopped: If a rank has received a signal, or has failed.
         """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        signal.signal(signal.SIGTERM, self._on_signal)
-        if "SLURM_JOB_ID" in os.environ:
-            signal.signal(signal.SIGUSR1, self._on_signal)
+        self._vote_is_next = False
+        request = Request(all_reduce_max(self.signals.request, self._group))
+        if request != Request.NONE:
+            self.agreed = True
+            self.signals.request = request
+            self.signals.check()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.request = max(self.request, Request.REQUEUE if number == signal.SIGUSR1 else Request.STOP)
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside the block, where this rank makes no collective call, a signal stops the run at once."""
+        self._before_fetch("")
+        try:
+            yield
+        finally:
+            self._after_fetch("")
+
+    def _before_fetch(self, action: str) -> None:
+        self._vote_is_next = not action.endswith(".val_next") or self._validation_votes > 0
+        self.signals.raise_at_once()
+
+    def _after_fetch(self, action: str) -> None:
+        self.signals.defer()
+
+
+class SharedRequest:
+    """Spreads the request of any rank to all others, also while their main threads wait.
+
+    Args:
+        store: The store of all ranks.
+        signals: The signals of this process.
+    """
+
+    def __init__(self, store: Store, signals: StopSignals) -> None:
+        self._store, self._signals = store, signals
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._exchange, daemon=True, name="signals")
+        self._thread.start()
+
+    def share(self, request: Request) -> None:
+        """Gives the other ranks a request."""
+        with suppress(RuntimeError):  # rank 0 is gone
+            self._store.set(_KEY, str(int(request)))
+
+    def close(self) -> None:
+        """Ends the exchange."""
+        self._done.set()
+        self._thread.join(1.0)
+
+    def _exchange(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            if self._signals.request:
+                self.share(self._signals.request)
+                return
+            with suppress(RuntimeError):  # rank 0 is gone
+                if self._store.check([_KEY]):
+                    self._signals.receive(Request(int(self._store.get(_KEY))))
+                    return
+
+
+def find_stop(trainer: L.Trainer) -> StopOnSignal | None:
+    """The callback of a run that handles signals; None if there is none, for example in a plain `Trainer`."""
+    return next(
+        (callback for callback in getattr(trainer, "callbacks", ()) if isinstance(callback, StopOnSignal)), None
+    )
 
 
 def requeue_slurm_job() -> None:

@@ -6,14 +6,14 @@ The values are accumulated on the device; they are read, and reduced over the ra
 import resource
 import sys
 import time
-from typing import Protocol, cast
+from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.profilers import Profiler
 from torchmetrics import MaxMetric, Metric, SumMetric
 
+from cubediff.training.callbacks.fetch_hooks import add_fetch_hooks
 from cubediff.training.callbacks.hooks import KeyedBatch, cube_module
 from cubediff.training.metric_reduction import GroupedLosses, compute_over_ranks, is_logging_step, log_to_loggers
 from cubediff.training.module import CubeDiffModule, StepOutput
@@ -38,7 +38,7 @@ class StepMetrics(Callback):
             "perf/peak_memory": MaxMetric("disable", sync_on_compute=False),
             "data/skipped": SumMetric("disable", sync_on_compute=False),
         }
-        self._data_wait = DataWaitTimer(None)
+        self._waiting_since = 0.0
         self._logged_step = 0
         self._restart_clock(None)
 
@@ -53,8 +53,7 @@ class StepMetrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_step = trainer.global_step
-        profiled = cast(_ProfiledTrainer, trainer)
-        profiled.profiler = self._data_wait = DataWaitTimer(profiled.profiler)
+        add_fetch_hooks(trainer, self._before_fetch, self._after_fetch)
         self._restart_clock(None)
 
     def on_train_batch_end(
@@ -98,8 +97,15 @@ class StepMetrics(Callback):
         if self._started is not None:
             self._started += time.monotonic() - self._validation_started
 
+    def _before_fetch(self, action: str) -> None:
+        self._waiting_since = time.monotonic()
+
+    def _after_fetch(self, action: str) -> None:
+        if action.endswith("train_dataloader_next"):
+            self._data_wait += time.monotonic() - self._waiting_since
+
     def _restart_clock(self, now: float | None) -> None:
-        self._started, self._batches, self._panoramas, self._data_wait.seconds = now, 0, 0, 0.0
+        self._started, self._batches, self._panoramas, self._data_wait = now, 0, 0, 0.0
 
     def _log(self, trainer: L.Trainer, module: CubeDiffModule) -> None:
         values = self._compute(trainer, module)
@@ -126,7 +132,7 @@ class StepMetrics(Callback):
         """All metrics over all ranks; waits for the device."""
         measured = {
             "perf/panoramas": float(self._panoramas),
-            "perf/data_wait_s": self._data_wait.seconds,
+            "perf/data_wait_s": self._data_wait,
             "perf/peak_memory": _peak_memory(module.device),
             "data/skipped": float(cast(TrainerAttributes, trainer).datamodule.skipped),
         }
@@ -134,41 +140,6 @@ class StepMetrics(Callback):
             metric.reset()
             metric.update(measured[name])
         return compute_over_ranks({**self._train.metrics, **self._perf}, trainer, module.device)
-
-
-class DataWaitTimer:
-    """Wraps the run's profiler to measure how long the training loop waits for batches.
-
-    No other hook of Lightning is called when the loop starts to wait.
-    """
-
-    def __init__(self, profiler: "Profiler | DataWaitTimer | None") -> None:
-        self.profiler = profiler
-        self.seconds = 0.0
-        self._since = 0.0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.profiler, name)
-
-    def start(self, action_name: str) -> None:
-        """Lightning's hook before an action."""
-        if self.profiler is not None:
-            self.profiler.start(action_name)
-        if action_name.endswith("train_dataloader_next"):
-            self._since = time.monotonic()
-
-    def stop(self, action_name: str) -> None:
-        """Lightning's hook after an action."""
-        if action_name.endswith("train_dataloader_next"):
-            self.seconds += time.monotonic() - self._since
-        if self.profiler is not None:
-            self.profiler.stop(action_name)
-
-
-class _ProfiledTrainer(Protocol):
-    """The attribute of a trainer that its class does not declare."""
-
-    profiler: Profiler | DataWaitTimer
 
 
 def _update(losses: GroupedLosses, outputs: object, module: CubeDiffModule) -> None:

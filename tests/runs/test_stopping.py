@@ -1,0 +1,202 @@
+"""Signals and exceptions at any moment of a run leave a checkpoint of the last finished step, from which it resumes."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.processes import difference, saved
+from support.runs import QUICK, composed
+
+from cubediff.data.streaming.reader import ShardReader
+from cubediff.diffusion.guidance import Guidance
+from cubediff.runs.fit import fit
+from cubediff.utils.signals import Stopped
+
+# Four steps of two micro-batches of one panorama, validated after the second and the fourth.
+WORDS = (
+    *QUICK, "trainer.max_steps=4", "data.batch_size=1", "trainer.accumulate_grad_batches=2",
+    "trainer.val_check_interval=4", "face_size=64", "callbacks.samples.count=1", "callbacks.samples.steps=2",
+)  # fmt: skip
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    fit(composed(*WORDS, f"data.path={tiny_shards}", run_dir=run_dir), run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def run(tiny_shards: Path, tmp_path: Path) -> Run:
+    """Trains in, or resumes, the same folder."""
+
+    def start(*words: str) -> Path:
+        fit(composed(*WORDS, f"data.path={tiny_shards}", *words, run_dir=tmp_path / "run"), tmp_path / "run")
+        return tmp_path / "run"
+
+    return start
+
+
+def at(hook: str, count: int, action: str = "SIGTERM") -> str:
+    """The override that adds a callback which acts at the `count`-th call of a hook."""
+    return f"+callbacks.at={{_target_:support.moments.At,hook:{hook},count:{count},action:{action}}}"
+
+
+def checkpoints(run_dir: Path) -> list[str]:
+    return sorted(file.name for file in (run_dir / "checkpoints").glob("step*.ckpt"))
+
+
+def same_state(one: Path, other: Path) -> None:
+    """Two runs have the same weights, EMA, optimizer and position in the stream; not the same identity."""
+    keys = ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "PanoramaDataModule")
+    a, b = ({key: saved(run_dir)[key] for key in keys} for run_dir in (one, other))
+    assert difference(a, b) == []
+
+
+MOMENTS = {
+    # after its first micro-batch, step 3 is not finished
+    "between the micro-batches of a step": (at("on_train_batch_end", 5), 2),
+    "within a step": (at("on_before_optimizer_step", 3), 3),
+    "at the start of validation": (at("on_validation_start", 1), 2),
+    "between validation batches": (at("on_validation_batch_end", 1), 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_saves_the_last_finished_step_and_the_run_resumes_bit_by_bit(
+    run: Run, tmp_path: Path, uninterrupted: Path, moment: str
+) -> None:
+    word, step = MOMENTS[moment]
+    with pytest.raises(Stopped) as stopped:
+        run(word)
+    assert stopped.value.code == 143
+    assert checkpoints(tmp_path / "run") == [f"step{step:08d}.ckpt"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert difference(saved(uninterrupted), saved(run())) == []
+
+
+def test_a_signal_in_the_last_validation_leaves_the_trained_run(run: Run, tmp_path: Path, uninterrupted: Path) -> None:
+    with pytest.raises(Stopped):
+        run(at("on_validation_batch_end", 5))
+    assert checkpoints(tmp_path / "run") == ["step00000004.ckpt"]
+    same_state(uninterrupted, run())
+    assert (tmp_path / "run/export/training.json").is_file()
+
+
+def test_a_signal_between_denoising_steps_saves_the_trained_weights(
+    run: Run, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are generated with the EMA weights, which a checkpoint must not hold."""
+    calls: list[int] = []
+    combine = Guidance.combine
+
+    def combine_and_signal(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return combine(*arguments)
+
+    monkeypatch.setattr(Guidance, "combine", combine_and_signal)
+    with pytest.raises(Stopped):
+        run()
+    assert len(calls) == 1
+    assert checkpoints(tmp_path / "run") == ["step00000002.ckpt"]
+    assert difference(saved(uninterrupted), saved(run())) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_during_a_stalled_read_stops_the_run_at_once(
+    run: Run, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The read never returns."""
+    reads, read, never = itertools.count(1), ShardReader.read, threading.Event()
+    sent = 0.0
+
+    def stall(*arguments: Any) -> Any:
+        nonlocal sent
+        number = next(reads)
+        if number == 4:
+            sent = time.monotonic()
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        if number >= 4:
+            never.wait()
+        return read(*arguments)
+
+    monkeypatch.setattr(ShardReader, "read", stall)
+    with pytest.raises(Stopped):
+        run(f"data.num_workers={workers}")
+    assert time.monotonic() - sent < 6
+    assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
+    monkeypatch.undo()
+    never.set()
+    assert difference(saved(uninterrupted), saved(run())) == []
+
+
+@pytest.mark.parametrize(("action", "code"), [("SIGINT", 130), ("SIGHUP", 143)])
+def test_ctrl_c_and_hangup_stop_a_run_too(run: Run, tmp_path: Path, action: str, code: int) -> None:
+    with pytest.raises(Stopped) as stopped:
+        run(at("on_train_batch_end", 3, action))
+    assert stopped.value.code == code
+    assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
+
+
+EXCEPTIONS = {
+    "a callback after a step": (at("on_train_batch_end", 6, "ZeroDivisionError"), 3),
+    "a callback between micro-batches": (at("on_train_batch_start", 6, "ZeroDivisionError"), 2),
+    "validation with the EMA weights": (at("on_validation_batch_end", 2, "ZeroDivisionError"), 2),
+}
+
+
+@pytest.mark.parametrize("place", EXCEPTIONS)
+def test_an_exception_saves_the_last_finished_step_too(
+    run: Run, tmp_path: Path, uninterrupted: Path, place: str
+) -> None:
+    word, step = EXCEPTIONS[place]
+    with pytest.raises(ZeroDivisionError):
+        run(word)
+    assert checkpoints(tmp_path / "run") == [f"step{step:08d}.ckpt"]
+    assert difference(saved(uninterrupted), saved(run())) == []
+
+
+def test_an_exception_before_the_ema_has_followed_a_step_saves_the_ema_of_that_step(
+    run: Run, uninterrupted: Path
+) -> None:
+    """In this config the EMA comes after the callback that fails."""
+    ema = "+callbacks.last={_target_:cubediff.training.callbacks.UNetEMA,decay:0.9999}"
+    with pytest.raises(ZeroDivisionError):
+        run("~callbacks.ema", at("on_train_batch_end", 6, "ZeroDivisionError"), ema)
+    same_state(uninterrupted, run("~callbacks.ema", ema))
+
+
+def test_an_exception_within_the_optimizer_saves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = torch.optim.AdamW.step, []
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        result = step(*arguments, **options)
+        if len(calls) == 3:
+            raise ZeroDivisionError
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_signals_stop_a_run_without_callbacks(tiny_shards: Path, tmp_path: Path) -> None:
+    words = (*QUICK, "face_size=64", f"data.path={tiny_shards}", "callbacks=none", at("on_train_batch_end", 1))
+    with pytest.raises(Stopped) as stopped:
+        fit(composed(*words, run_dir=tmp_path / "run"), tmp_path / "run")
+    assert stopped.value.code == 143
+    assert not (tmp_path / "run" / "export").exists()
