@@ -244,9 +244,9 @@ class Reader:
         elif file.suffix == ".safetensors":
             content = load_file(file)
         elif file.suffix == ".json":
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".csv":
-            with file.open(newline="") as opened:
+            with file.open(encoding="utf-8", newline="") as opened:
                 content = [{k: v for k, v in row.items() if IGNORED_COLUMNS not in k} for row in csv.DictReader(opened)]
         elif file.suffix in (".jpg", ".png"):
             content = torch.from_numpy(np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))

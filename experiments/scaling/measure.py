@@ -30,7 +30,7 @@ REDUCED, SHARDED = 32 * MIB, 4 * WIDTH * WIDTH * LAYERS  # bytes
 
 def written() -> int:
     """Bytes that this process has written to sockets and files so far, by Linux's count."""
-    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines())
     return int(counters["wchar"])
 
 
@@ -38,7 +38,7 @@ def ranks(world: int, functions: tuple[Callable[[], Any], ...]) -> list[list[Any
     """Calls the functions in `world` gloo ranks; returns a list of the ranks' results for each function."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank, (world, functions, folder), nprocs=world)
-        by_rank = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
+        by_rank = [json.loads(Path(folder, str(rank)).read_text(encoding="utf-8")) for rank in range(world)]
     return [list(results) for results in zip(*by_rank, strict=True)]
 
 
@@ -48,7 +48,7 @@ def _rank(rank: int, world: int, functions: tuple[Callable[[], Any], ...], folde
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     results = [function() for function in functions]
     dist.barrier()
-    Path(folder, str(rank)).write_text(json.dumps(results))
+    Path(folder, str(rank)).write_text(json.dumps(results), encoding="utf-8")
     dist.destroy_process_group()
     os._exit(0)  # a thread of gloo sometimes aborts a process that exits normally
 

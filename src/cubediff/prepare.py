@@ -4,7 +4,6 @@ cubediff prepare SOURCE OUTPUT
 cubediff prepare check SHARDS
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, cast
@@ -70,7 +69,7 @@ def build(
     # Imported here so that --help starts fast.
     from cubediff.data.building.captioning import caption_source
     from cubediff.data.building.console import build_summary, preview_lines, progress_bar
-    from cubediff.data.building.engines import Engine
+    from cubediff.data.building.engines import Engine, usable_cores
     from cubediff.data.building.output_folder import check_output, check_separate
     from cubediff.data.building.preview import preview_build
     from cubediff.data.building.write import build_shards
@@ -100,7 +99,7 @@ def build(
             max_width=max_width,
             quality=quality,
             limit=limit,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or usable_cores(),
             engine=cast(Engine, engine),  # open_engine refuses unknown engines
             overwrite=overwrite,
             progress=progress_bar,
@@ -119,10 +118,11 @@ def check(
     """Verify the manifest, index, checksums and every panorama of finished shards, and summarise the dataset."""
     from cubediff.data.building.check import check_shards
     from cubediff.data.building.console import progress_bar
+    from cubediff.data.building.engines import usable_cores
     from cubediff.utils.errors import DataError
 
     try:
-        lines, faults = check_shards(shards, workers or len(os.sched_getaffinity(0)), progress_bar)
+        lines, faults = check_shards(shards, workers or usable_cores(), progress_bar)
     except (DataError, OSError) as error:
         lines, faults = [], [str(error)]
     for line in lines:

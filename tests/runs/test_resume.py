@@ -27,6 +27,7 @@ from cubediff.training.checkpoint_io import (
     CheckpointError,
     file_name,
     find_damage,
+    link_last,
     list_checkpoints,
 )
 from cubediff.training.module import CubeDiffModule
@@ -99,6 +100,18 @@ def test_the_newest_checkpoints_and_those_at_multiples_are_kept(tmp_path: Path) 
         saver.save(trainer)
         assert (tmp_path / "last.ckpt").resolve() == tmp_path / file_name(trainer.global_step)
     assert list(list_checkpoints(tmp_path)) == [70, 65, 60, 40, 20]
+
+
+def test_without_symbolic_links_the_last_checkpoint_is_a_hard_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, target: object) -> None:
+        raise OSError("a required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    for file in write(tmp_path, 9, 10):
+        link_last(file)
+        assert (file.parent / "last.ckpt").samefile(file)
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Losses(nn.Module):
 
 def resident(kind: str) -> int:
     """Bytes of VmRSS or VmHWM (its peak), which unlike getrusage's maximum do not include the parent process."""
-    (kilobytes,) = re.findall(kind + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
+    (kilobytes,) = re.findall(kind + r":\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     return 1024 * int(kilobytes)
 
 
@@ -73,7 +73,7 @@ def main(strategy: str, rank: str, world: str, file: str, *overrides: str) -> No
     losses = distributed(module)
     gc.collect()
     optimizer = module.optimizer(list(module.trained_parameters.values()))
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     for step in range(2):  # the first step creates the optimizer's moments and DDP's final buckets
         optimizer.zero_grad(set_to_none=True)
         for _ in range(config.trainer.accumulate_grad_batches):

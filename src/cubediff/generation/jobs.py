@@ -15,7 +15,8 @@ JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
 
 _JOB_KEYS = ("prompt", "image", "name", "seed")
 _CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
-_FOLDER_NAME = re.compile(r"[^\W_][\w.-]*")  # neither hidden nor a path
+_FOLDER_NAME = re.compile(r"[^\W_][\w.-]{0,199}(?<!\.)")  # neither hidden nor a path
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)  # devices of Windows
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         jobs.append(_parse_job(value, f"{path}, line {number}", path.parent, f"{number:06d}", seed))
     if not jobs:
         raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
-    names = [job.name for job in jobs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    names = [job.name.casefold() for job in jobs]  # file systems of Windows and macOS ignore the case
+    if repeated := sorted({job.name for job in jobs if names.count(job.name.casefold()) > 1}):
         raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: use a unique name for every job")
     return jobs
 
@@ -102,8 +103,11 @@ def _parse_job(value: object, where: str, folder: Path, name: str, seed: int) ->
     if value.get("prompt") is None and value.get("image") is None:
         raise ValueError(f"{where}: neither prompt nor image: specify at least one")
     name, seed = value.get("name", name), value.get("seed", seed)
-    if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
-        raise ValueError(f"{where}: name {name!r} is not a folder name: use letters, digits, '.', '-' and '_'")
+    if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+        raise ValueError(
+            f"{where}: name {name!r} is not a folder name on every system: use up to 200 letters, digits, '.', '-' and "
+            "'_', and no device name of Windows"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{where}: seed must be a non-negative integer, got {seed!r}")
     return Job(name, _parse_prompt(value.get("prompt"), where), _parse_photos(value.get("image"), folder, where), seed)

@@ -1,6 +1,7 @@
 """Checkpoints on disk: atomic writes, integrity checks, and the list of a folder's checkpoints."""
 
 import errno
+import os
 import pickle
 import re
 import stat
@@ -77,7 +78,10 @@ def link_last(checkpoint: Path) -> None:
     """Makes last.ckpt, next to a checkpoint, a link to it."""
     link = checkpoint.with_name(".last.ckpt")
     link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint.name)
+    try:
+        link.symlink_to(checkpoint.name)
+    except OSError:  # Windows needs a privilege for symbolic links
+        os.link(checkpoint, link)
     link.replace(checkpoint.with_name("last.ckpt"))
 
 

@@ -68,7 +68,7 @@ class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Lightning's hook, which removes an existing file."""
         if Path(self.metrics_file_path).is_file():
-            with open(self.metrics_file_path, newline="") as file:
+            with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
 

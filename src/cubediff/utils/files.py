@@ -60,7 +60,12 @@ def write_atomic(path: Path, content: bytes | str, *, sync: bool = False) -> Non
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes a folder's entries to the disk, so that new and renamed files survive a power loss."""
+    """Flushes a folder's entries to the disk, so that new and renamed files survive a power loss.
+
+    Windows cannot open folders and does nothing here.
+    """
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -101,6 +106,29 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _check_regular(mode: int) -> None:
     if (kind := _KINDS.get(stat.S_IFMT(mode))) is not None:
         raise DataError(f"is {kind}: expected a regular file; remove it, or copy its content to a file")
+
+
+def open_descriptor(path: str | Path) -> int:
+    """Opens a file for `read_at`; the caller closes the descriptor.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Reads up to `count` bytes from `offset`, independently of the descriptor's position.
+
+    Windows has no `os.pread`; there the position changes, so threads must not share a descriptor.
+
+    Raises:
+        OSError: If the bytes cannot be read.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, count)
 
 
 def sha256_file(path: Path) -> str:

@@ -350,7 +350,9 @@ def test_the_export_of_a_variant_has_its_settings(variant: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["ablations", "ambiguities"])
 def test_sweeps_name_existing_variants_and_start_with_the_paper(name: str) -> None:
-    chosen = yaml.safe_load(Path(CONFIG_DIR, f"sweep/{name}.yaml").read_text())["hydra"]["sweeper"]["params"]["variant"]
+    chosen = yaml.safe_load(Path(CONFIG_DIR, f"sweep/{name}.yaml").read_text(encoding="utf-8"))["hydra"]["sweeper"][
+        "params"
+    ]["variant"]
     variants = chosen.split(",")
     assert variants[0] == "paper"
     assert set(variants) <= set(VARIANTS)
@@ -363,7 +365,7 @@ def test_sweeps_name_existing_variants_and_start_with_the_paper(name: str) -> No
 def test_the_wandb_sweep_calls_train_with_keys_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command is built as W&B's agent builds it."""
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
-    described = yaml.safe_load(Path(CONFIG_DIR, "wandb_sweep.yaml").read_text())
+    described = yaml.safe_load(Path(CONFIG_DIR, "wandb_sweep.yaml").read_text(encoding="utf-8"))
     drawn = {key: {"value": space["values"][-1] if "values" in space else space["min"]}
              for key, space in described["parameters"].items()}  # fmt: skip
     macros = {**create_sweep_command_args({"args": drawn}), "env": [], "interpreter": ["python"],

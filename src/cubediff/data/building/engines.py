@@ -43,6 +43,13 @@ class Progress(Protocol):
     def __call__(self, items: Iterable[ItemT], total: int, step: str, /) -> Iterable[ItemT]: ...
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use; where the system does not tell, as on macOS, all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
     """Opens an ordered parallel map; results are computed as they are consumed, a few tasks ahead.
@@ -72,8 +79,11 @@ def open_engine(engine: Engine = "local", workers: int = 1) -> Iterator[Map]:
 
 @contextmanager
 def _processes(workers: int) -> Iterator[Map]:
-    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a lock that is held
-    context.set_forkserver_preload([__name__])
+    # A fork of this process could inherit a lock that is held. Windows has no forkserver.
+    has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
+    if has_forkserver:
+        context.set_forkserver_preload([__name__])
     with ExitStack() as pools:
 
         def mapped(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], /) -> Iterator[ResultT]:

@@ -1,7 +1,6 @@
 """Reading single samples of tar shards by WebDataset's rules: consecutive members with the same key are a sample."""
 
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
+
+from cubediff.utils.files import read_at
 
 _METADATA = re.compile(r"__[^/]*__($|/)")  # names of members that webdataset skips
 
@@ -54,7 +55,7 @@ def read_sample(descriptor: int, start: int, end: int) -> dict[str, bytes]:
     """Reads the members of one sample, by extension, from bytes `start` to `end` of an open shard.
 
     Args:
-        descriptor: File descriptor of the shard; its position is neither used nor changed.
+        descriptor: File descriptor of the shard; its position is not used.
         start: Offset of the sample's first header.
         end: Offset of the next sample.
 
@@ -63,7 +64,7 @@ def read_sample(descriptor: int, start: int, end: int) -> dict[str, bytes]:
         tarfile.TarError: If the bytes are damaged.
         OSError: If they cannot be read.
     """
-    data = os.pread(descriptor, end - start, start)
+    data = read_at(descriptor, end - start, start)
     if len(data) < end - start:
         raise EOFError("the shard ends early")
     sample = {}

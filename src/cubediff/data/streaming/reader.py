@@ -11,6 +11,7 @@ from cubediff.data.format.index import read_sample
 from cubediff.data.streaming.catalog import Shard
 from cubediff.data.streaming.remote import Cache, is_remote, retried
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_descriptor
 
 _OPEN_SHARDS_PER_THREAD = 32
 
@@ -96,6 +97,6 @@ class ShardReader:
 
     def _open(self, shard: Shard) -> int:
         if not is_remote(shard.name):
-            return retried(lambda: os.open(shard.name, os.O_RDONLY | os.O_CLOEXEC), shard.name)
+            return retried(lambda: open_descriptor(shard.name), shard.name)
         with self.cache.open(shard.name, shard.size, shard.sha256) as file:
             return os.dup(file.fileno())

@@ -3,12 +3,12 @@
 The values are accumulated on the device; they are read, and reduced over the ranks, at logging steps only.
 """
 
-import resource
 import sys
 import time
 from typing import cast
 
 import lightning as L
+import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 from torchmetrics import MaxMetric, Metric, SumMetric
@@ -151,4 +151,9 @@ def _peak_memory(device: torch.device) -> float:
     """In bytes; on a CPU, of the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        return float(getattr(memory, "peak_wset", memory.rss))
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
