@@ -38,6 +38,48 @@ def test_tone_mapping_does_not_depend_on_the_scale_of_the_radiance() -> None:
     assert picture.max() == 255
 
 
+@pytest.mark.parametrize(("height", "pixels"), [(64, 1), (64, 20), (64, 80), (256, 1), (256, 200)])
+@pytest.mark.parametrize("radiance", [1e4, 1e7, 3e38])
+def test_defective_pixels_and_suns_do_not_change_the_exposure_of_the_others(
+    height: int, pixels: int, radiance: float
+) -> None:
+    coarse = np.exp(np.random.default_rng(1).normal(0, 1, (8, 16, 3)))
+    scene = cv2.resize(coarse.astype(np.float32), (2 * height, height), interpolation=cv2.INTER_LINEAR)
+    plain = tone_map(scene)[0].astype(int)
+    places = np.random.default_rng(2).choice(2 * height * height, pixels, replace=False)
+    hot = scene.copy()
+    hot.reshape(-1, 3)[places] = radiance
+    mapped = tone_map(hot)[0].astype(int)
+    others = np.ones(len(mapped) * 2 * height, bool)
+    others[places] = False
+    assert (mapped.reshape(-1, 3)[places] == 255).all()
+    assert abs(np.median(mapped) - np.median(plain)) < 12
+    assert np.abs(mapped - plain).reshape(-1, 3)[others].mean() < 25
+
+
+def test_a_black_background_does_not_turn_the_rest_white() -> None:
+    """Two thirds of the sphere are black, as around a studio."""
+    studio = np.zeros((64, 128, 3), np.float32)
+    studio[20:40] = scene()[20:40]
+    mapped = tone_map(studio)[0]
+    assert (mapped[:20] == 0).all()
+    assert 60 < np.median(mapped[20:40]) < 250
+
+
+def test_negative_radiance_is_black() -> None:
+    negative, black = scene(), scene()
+    negative[:4, :, 1], black[:4, :, 1] = -3, 0
+    np.testing.assert_array_equal(tone_map(negative)[0], tone_map(black)[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_radiance_that_is_not_finite_is_refused(value: float) -> None:
+    broken = scene()
+    broken[3, 5, 2] = value
+    with pytest.raises(DataError, match="1 pixels are NaN or infinite"):
+        tone_map(broken)
+
+
 def test_the_record_suffices_to_repeat_the_tone_mapping() -> None:
     """The tone map is repeated from the record alone, in float64."""
     radiance = scene()

@@ -13,27 +13,30 @@ ADOBE_RGB = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632
 D50 = (0.9642, 1.0, 0.8249)
 
 
-def icc(
-    primaries: Sequence[Sequence[float]] | None = SRGB, gamma: float = 2.2, name: str = "drawn", space: bytes = b""
-) -> bytes:
-    """A minimal ICC profile, version 2: primaries and one gamma, or of grey if `primaries` is None."""
+def icc(primaries: Sequence[Sequence[float]] | None = SRGB, gamma: float = 2.2, name: str = "drawn") -> bytes:
+    """A display's ICC profile, version 2: primaries and one gamma, or of grey if `primaries` is None."""
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)}
-    tags |= {b"cprt": b"text\0\0\0\0none\0", b"wtpt": _xyz(D50)}
     if primaries is None:
-        tags |= {b"kTRC": curve}
-    else:
-        tags |= {b"rXYZ": _xyz(primaries[0]), b"gXYZ": _xyz(primaries[1]), b"bXYZ": _xyz(primaries[2])}
-        tags |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+        return _profile({b"kTRC": curve}, device=b"mntr", space=b"GRAY", name=name)
+    tags = {b"rXYZ": _xyz(primaries[0]), b"gXYZ": _xyz(primaries[1]), b"bXYZ": _xyz(primaries[2])}
+    return _profile(tags | {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}, device=b"mntr", space=b"RGB ", name=name)
+
+
+def _profile(tags: Mapping[bytes, bytes], device: bytes, space: bytes, name: str, connection: bytes = b"XYZ ") -> bytes:
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": _xyz(D50),
+        **tags,
+    }
     table, data, start = b"", b"", 132 + 12 * len(tags)
     for key, content in tags.items():
         table += key + struct.pack(">II", start + len(data), len(content))
         data += content + bytes(-len(content) % 4)
     head = bytearray(128)
     struct.pack_into(">I", head, 0, 132 + len(table) + len(data))
-    head[8:12], head[12:16], head[20:24], head[36:40] = b"\x02\x40\0\0", b"mntr", b"XYZ ", b"acsp"
-    head[16:20] = space or (b"GRAY" if primaries is None else b"RGB ")
-    head[68:80] = b"".join(struct.pack(">i", round(value * 65536)) for value in D50)
+    head[8:12], head[12:16], head[16:20], head[20:24] = b"\x02\x40\0\0", device, space, connection
+    head[36:40], head[68:80] = b"acsp", b"".join(struct.pack(">i", round(value * 65536)) for value in D50)
     return bytes(head) + struct.pack(">I", len(tags)) + table + data
 
 
@@ -127,3 +130,17 @@ def exr(path: Path, channels: Mapping[str, np.ndarray], chromaticities: Sequence
 
 def _xyz(values: Sequence[float]) -> bytes:
     return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def cmyk_profile() -> bytes:
+    """A printer's ICC profile, version 2: a table from CMYK to CIELAB with multiplied inks."""
+    inks = np.array([[1 - c, 1 - m, 1 - y] for c in (0, 1) for m in (0, 1) for y in (0, 1) for _ in (0, 1)], float)
+    inks *= np.tile([[1.0], [0.15]], (8, 1))  # without and with black
+    xyz = (0.02 + 0.93 * inks) @ np.array(SRGB) / D50
+    f = np.cbrt(xyz)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], -1)
+    table = np.round(lab * [2.55, 1, 1] + [0, 128, 128]).clip(0, 255).astype(np.uint8)
+    matrix = struct.pack(">9i", *(np.eye(3).ravel() * 65536).astype(int).tolist())
+    ramp = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + table.tobytes() + ramp * 3
+    return _profile({b"A2B0": lut, b"A2B1": lut}, device=b"prtr", space=b"CMYK", connection=b"Lab ", name="press")

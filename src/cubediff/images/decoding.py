@@ -31,7 +31,7 @@ def _translated_errors() -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError("unreadable: not an image of a known kind") from error
+        raise DataError("unreadable: not an image of a known kind: save it as JPEG or PNG") from error
     except Exception as error:  # decoders raise many types; one bad file must not end a build
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise

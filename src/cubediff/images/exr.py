@@ -84,13 +84,13 @@ def _radiance(
 
 
 def _upsampled(channel: Float[np.ndarray, "y x"], size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
-    """A subsampled channel at every pixel, interpolated linearly; columns continue at the other side of the sphere."""
+    """A subsampled channel at every pixel, interpolated linearly."""
     for axis, (number, wanted) in enumerate(zip(channel.shape, size, strict=True)):
         if number == wanted:
             continue
         position = np.arange(wanted) * (number / wanted)  # a sample lies on the first of the pixels that share it
         first = position.astype(int)
-        second = (first + 1) % number if axis == 1 else np.minimum(first + 1, number - 1)
+        second = np.minimum(first + 1, number - 1)
         share = (position - first).astype(np.float32)
         share = share[:, None] if axis == 0 else share
         channel = channel.take(first, axis) * (1 - share) + channel.take(second, axis) * share

@@ -1,6 +1,7 @@
 """Google's photo-sphere tags in XMP metadata: whether an image shows a full sphere
 (developers.google.com/streetview/spherical-metadata)."""
 
+import codecs
 import xml.etree.ElementTree as ET
 
 from cubediff.utils.errors import DataError
@@ -8,7 +9,8 @@ from cubediff.utils.errors import DataError
 _NAMESPACE = "http://ns.google.com/photos/1.0/panorama"
 _SIZES = ("CroppedAreaImageWidthPixels", "CroppedAreaImageHeightPixels", "FullPanoWidthPixels", "FullPanoHeightPixels")
 _OFFSETS = ("CroppedAreaLeftPixels", "CroppedAreaTopPixels")
-_REMEDY = "correct the tags, or remove them if it shows the full sphere"
+_MAX_PIXELS = 10**7
+_REMEDY = "correct the tags, or remove them if the image shows the full sphere"
 
 
 def check_full_sphere(xmp: bytes, width: int, height: int) -> None:
@@ -37,7 +39,7 @@ def check_full_sphere(xmp: bytes, width: int, height: int) -> None:
     crop_width, crop_height = crop_width or width, crop_height or height
     crop = f"{crop_width}x{crop_height} pixels at ({left}, {top}) of a sphere of {full_width}x{full_height}"
     if crop_width < full_width or crop_height < full_height:
-        raise DataError(f"a part of a panorama: its GPano tags say {crop}; use the full sphere, or {_REMEDY}")
+        raise DataError(f"a part of a panorama: its GPano tags say {crop}; use the full panorama, or {_REMEDY}")
     rounded = 2  # pixels that a size may be off
     if (crop_width, crop_height, left, top) != (full_width, full_height, 0, 0) or (
         abs(full_width - 2 * full_height) > rounded
@@ -50,11 +52,11 @@ def _pixels(tags: dict[str, str], name: str, least: int) -> int | None:
         return None
     try:
         value = float(tags[name])  # some programs write 4096.0
-        if value == int(value) >= least:
+        if least <= value <= _MAX_PIXELS and value == int(value):
             return int(value)
-    except (ValueError, OverflowError):  # not a number, or infinite
+    except ValueError:
         pass
-    raise DataError(f"GPano:{name} is {tags[name]!r}: expected an integer of at least {least}; {_REMEDY}")
+    raise DataError(f"GPano:{name} is {tags[name]!r}: expected an integer from {least} to {_MAX_PIXELS}; {_REMEDY}")
 
 
 def _read_tags(xmp: bytes) -> dict[str, str]:
@@ -65,8 +67,9 @@ def _read_tags(xmp: bytes) -> dict[str, str]:
     try:
         if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
             raise ValueError("a document type, which XMP does not have")
-        root = ET.fromstring(xmp.strip(b"\0 \r\n\t"))
-    except (ET.ParseError, ValueError, LookupError) as error:
+        text = xmp.decode("utf-16" if xmp.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+        root = ET.fromstring(text.strip("\0\ufeff \r\n\t"))
+    except (ET.ParseError, ValueError) as error:
         raise DataError(f"its XMP metadata has GPano tags but is not XML ({error}): {_REMEDY}") from None
     found: dict[str, str] = {}
     for element in root.iter():

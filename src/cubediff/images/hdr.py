@@ -45,10 +45,12 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     if luminance.max() <= 0:
         raise DataError("all one colour (0, 0, 0): not a photograph")
     area = np.cos((0.5 - (np.arange(len(luminance)) + 0.5) / len(luminance)) * np.pi)
-    # By quantiles, which a sun or a few defective pixels do not move.
-    typical, bright = (float(value) for value in np.quantile(luminance, (0.5, 0.99)))
-    floor = max(0.01 * typical, 1e-6 * bright) or 1e-6 * float(luminance.max())
-    exposure = 0.18 / float(np.exp(np.average(np.log(luminance + floor).mean(1), weights=area)))
+    # Floor and ceiling follow from quantiles, which a sun or a few defective pixels do not move.
+    seen = luminance if np.median(luminance) else luminance[luminance > 0]  # without a black surrounding
+    typical, bright = float(np.median(seen)), float(np.quantile(seen, 0.99))
+    floor, ceiling = max(0.01 * typical, 1e-6 * bright), 1e4 * bright
+    log_luminance = np.log(np.minimum(luminance, ceiling) + floor)
+    exposure = 0.18 / float(np.exp(np.average(log_luminance.mean(1), weights=area)))
     exposed = np.minimum(exposure * luminance, _MAX_EXPOSED)
     white = max(1.0, float(np.quantile(exposed, 0.999)))
     mapped = exposed * (1 + exposed / white**2) / (1 + exposed)

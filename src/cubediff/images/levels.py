@@ -90,7 +90,8 @@ def _levels_8_bit(
     if image.mode.startswith("I"):
         raise DataError("32-bit integer pixels of unknown range: save it with 8 or 16 bits")
     colours, opaque = _split_alpha(image)
-    return np.asarray(colours.convert("RGB") if transform is None else profiles.apply(transform, colours)), opaque
+    pixels = np.asarray(colours.convert("RGB")) if transform is None else profiles.apply(transform, colours)
+    return pixels, opaque
 
 
 def _transform(image: Image.Image, is_grey: bool) -> tuple[ImageCms.ImageCmsTransform | None, str | None]:

@@ -12,6 +12,7 @@ _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profi
 _DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe the colours of an image
 _SAME = 2  # levels; a transform that changes no colour by more is that of sRGB, up to rounding
 _MIN_RANGE = 64  # levels between black and white; with less, the curves of a profile are damaged
+_RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 _STRIP = 1 << 20  # pixels that are transformed at a time, where a copy of 16-bit levels would be large
 
 
@@ -31,14 +32,19 @@ def srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransfor
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space, device = source.profile.xcolor_space.strip(), source.profile.device_class.strip()
         if device not in _DEVICES or _SPACES.get(space) != mode:
-            return None, f"its ICC profile is for {space or '?'} ({device or '?'}) and does not fit its pixels: ignored"
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+            note = (
+                f"its ICC profile is for {space or None} (class {device or None}), its pixels are {mode}: read as sRGB"
+            )
+            return None, note
+        # LittleCMS would sample the curve of grey at 33 points; a look-up table of 256 levels needs no speed.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
         before, after = _sampled(transform, mode)
     except (OSError, ValueError, ImageCms.PyCMSError):
-        return None, "its ICC profile is damaged: ignored"
+        return None, "its ICC profile is damaged: read as sRGB"
     black, white = (after[-1], after[0]) if mode == "CMYK" else (after[0], after[-1])
     if white.astype(int).min() - black.max() < _MIN_RANGE:
-        return None, f"its ICC profile is damaged (white is {tuple(white.tolist())}): ignored"
+        return None, f"its ICC profile is damaged (white is {tuple(white.tolist())}): read as sRGB"
     is_srgb = mode != "CMYK" and np.abs(after.astype(int) - before).max() <= _SAME
     return (None if is_srgb else transform), None
 
@@ -48,11 +54,18 @@ def lab_transform() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
-def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
-    """The image in sRGB (mode RGB)."""
+def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The sRGB levels of an image in the transform's mode."""
+    if image.mode == "L":
+        levels: UInt8[np.ndarray, "h w 3"] = _transformed(transform, _RAMP)[0][np.asarray(image)]
+        return levels
+    return _transformed(transform, image)
+
+
+def _transformed(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # it is None only for a conversion in place
-    return converted
+    return np.asarray(converted)
 
 
 def apply_16_bit(
@@ -84,10 +97,9 @@ def _interpolated(
     result = np.zeros((*levels.shape[:2], 3), np.float32)
     for corner in product((False, True), repeat=levels.shape[2]):
         weight = np.where(corner, share, 1 - share).prod(-1, keepdims=True)
-        image = Image.fromarray(
-            np.where(corner, high, low).squeeze(-1) if levels.shape[2] == 1 else np.where(corner, high, low)
-        )
-        result += weight * np.asarray(apply(transform, image))
+        colours = np.where(corner, high, low)
+        image = Image.fromarray(colours[..., 0] if colours.shape[2] == 1 else colours)
+        result += weight * apply(transform, image)
     return np.asarray(np.round(result), np.uint8)
 
 
@@ -99,4 +111,4 @@ def _sampled(
     values = np.linspace(0, 255, steps).round().astype(np.uint8)
     colours = np.stack(np.meshgrid(*[values] * len(mode), indexing="ij"), -1).reshape(-1, len(mode))
     image = Image.frombytes(mode, (len(colours), 1), colours.tobytes())
-    return colours, np.asarray(apply(transform, image))[0]
+    return colours, _transformed(transform, image)[0]

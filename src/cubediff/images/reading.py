@@ -14,6 +14,7 @@ from cubediff.images.decoding import decoding
 from cubediff.images.exr import exr_size, read_exr
 from cubediff.images.gpano import check_full_sphere
 from cubediff.images.levels import DecodedImage, decode_levels
+from cubediff.images.png import SIGNATURE, without_damaged_metadata
 from cubediff.images.tiff import decode_tiff, read_tiff_header
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
@@ -53,7 +54,7 @@ def read_image(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> Image.Image:
         OSError: If the machine fails to read it.
     """
     with decoding(), open_regular(path) as file:
-        data = file.read()
+        data, damage = without_damaged_metadata(file.read())
         with Image.open(io.BytesIO(data), formats=_PHOTO_FORMATS) as opened:
             if opened.width * opened.height > max_pixels:
                 raise DataError(f"{opened.width}x{opened.height} is more than {max_pixels} pixels: shrink it")
@@ -61,7 +62,7 @@ def read_image(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> Image.Image:
             tags = exif.camera_tags(opened)
     if decoded.pixels.dtype != np.uint8:
         raise DataError("floating-point radiance: save it with 8 or 16 bits a channel")
-    for note in decoded.notes:
+    for note in (*damage, *decoded.notes):
         log.warning("%s: %s", path, note)
     image = Image.fromarray(decoded.pixels)
     if decoded.opaque is not None and not decoded.opaque.all():
@@ -90,6 +91,7 @@ def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) ->
     path = Path(file.name) if isinstance(file, io.BufferedReader) else None
     if suffix == ".exr" and path:
         return DecodedImage(*read_exr(path, check))
+    file, damage = _without_damage(file)
     header = _read_header(file, suffix)
     if sphere:
         check_full_sphere(header.xmp, header.width, header.height)
@@ -113,7 +115,7 @@ def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) ->
                 if sphere:  # a PNG may have its tags behind its pixels
                     check_full_sphere(_xmp(image), width, height)
     check(decoded.pixels.shape[1], decoded.pixels.shape[0])
-    return decoded
+    return decoded._replace(notes=damage + decoded.notes)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -126,8 +128,19 @@ def read_size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() == ".exr":
             return exr_size(path)
         with open_regular(path) as file:
-            header = _read_header(file, path.suffix.lower())
+            header = _read_header(_without_damage(file)[0], path.suffix.lower())
             return header.width, header.height
+
+
+def _without_damage(file: OpenFile) -> tuple[OpenFile, tuple[str, ...]]:
+    """The file, or its content without damaged metadata, and notes on what was removed."""
+    is_png = file.read(len(SIGNATURE)) == SIGNATURE
+    file.seek(0)
+    if not is_png:
+        return file, ()
+    data, notes = without_damaged_metadata(file.read())
+    file.seek(0)
+    return (io.BytesIO(data) if notes else file), notes
 
 
 def _read_header(file: OpenFile, suffix: str) -> _Header:
@@ -171,8 +184,8 @@ def _check_frames(image: Image.Image) -> None:
 
 
 def _xmp(image: Image.Image) -> bytes:
-    xmp = image.info.get("xmp") or b""
-    return xmp.encode() if isinstance(xmp, str) else bytes(xmp)
+    xmp: object = image.info.get("xmp")
+    return xmp if isinstance(xmp, bytes) else xmp.encode() if isinstance(xmp, str) else b""
 
 
 def _decode_float_tiff(data: bytes) -> DecodedImage:

@@ -28,8 +28,7 @@ def read_tiff_header(file: BufferedReader | BytesIO) -> TiffHeader:
     """Reads the first directory of a TIFF file.
 
     Raises:
-        SyntaxError: If it is not a TIFF file.
-        KeyError: If the directory has no size.
+        SyntaxError: If it is not a TIFF file, or its directory has no size.
     """
     start = file.read(8)
     if not start.startswith(_MAGIC):
@@ -37,7 +36,10 @@ def read_tiff_header(file: BufferedReader | BytesIO) -> TiffHeader:
     directory = TiffImagePlugin.ImageFileDirectory_v2(start)
     file.seek(directory.next)
     directory.load(file)
+    if _WIDTH not in directory or _HEIGHT not in directory:
+        raise SyntaxError("truncated: its directory is missing")
     orientation, xmp = directory.get(_ORIENTATION, 1), directory.get(_XMP, b"")
+    xmp = xmp[0] if isinstance(xmp, tuple) and xmp else xmp
     return TiffHeader(
         int(directory[_WIDTH]),
         int(directory[_HEIGHT]),

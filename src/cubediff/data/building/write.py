@@ -39,6 +39,7 @@ from cubediff.data.format.manifest import (
     Manifest,
 )
 from cubediff.data.sources import Entry, Rejection, Source, check_source, open_source
+from cubediff.images.panorama import MAX_WIDTH, MAX_WIDTH_LIMIT, MIN_WIDTH
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import json_lines, sync_folder, write_atomic, write_json
 
@@ -77,7 +78,7 @@ class BuildSettings:
 
     val_fraction: float = 0.1
     shard_size: int = 256
-    max_width: int = 16384
+    max_width: int = MAX_WIDTH
     quality: int = 95
     limit: int | None = None
     workers: int = 1
@@ -88,6 +89,8 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise DataError(f"--val-fraction {self.val_fraction}: expected a fraction in [0, 1)")
+        if not MIN_WIDTH <= self.max_width <= MAX_WIDTH_LIMIT:
+            raise DataError(f"--max-width {self.max_width}: expected {MIN_WIDTH} to {MAX_WIDTH_LIMIT} pixels")
         if self.shard_size < 1:
             raise DataError(f"--shard-size {self.shard_size}: expected at least 1 panorama in a shard")
 

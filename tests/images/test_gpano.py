@@ -1,0 +1,130 @@
+"""Images whose GPano tags say that they are not a full equirectangular sphere are refused, in every format."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.image_files import png, tiff
+from support.pictures import picture
+
+from cubediff.images.gpano import check_full_sphere
+from cubediff.images.panorama import load_panorama
+from cubediff.utils.errors import DataError
+
+NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
+PARTIAL = {
+    "ProjectionType": "equirectangular",
+    "FullPanoWidthPixels": 192,
+    "FullPanoHeightPixels": 96,
+    "CroppedAreaImageWidthPixels": 64,
+    "CroppedAreaImageHeightPixels": 32,
+    "CroppedAreaLeftPixels": 64,
+    "CroppedAreaTopPixels": 32,
+}
+FULL = PARTIAL | {
+    "CroppedAreaImageWidthPixels": 192,
+    "CroppedAreaImageHeightPixels": 96,
+    "CroppedAreaLeftPixels": 0,
+    "CroppedAreaTopPixels": 0,
+}
+
+
+def xmp(tags: dict, prefix: str = "GPano", elements: bool = False) -> bytes:
+    """An XMP packet with the tags as attributes or as elements; those that are None are left out."""
+    tags = {name: value for name, value in tags.items() if value is not None}
+    attributes = "" if elements else " ".join(f'{prefix}:{name}="{value}"' for name, value in tags.items())
+    inner = "".join(f"<{prefix}:{n}>{v}</{prefix}:{n}>" for n, v in tags.items()) if elements else ""
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:{prefix}="{NAMESPACE}" {attributes}>{inner}</rdf:Description></rdf:RDF>'
+        '</x:xmpmeta><?xpacket end="w"?>'
+    ).encode()
+
+
+def save(path: Path, packet: bytes) -> Path:
+    """Writes a 64 × 32 image with an XMP packet."""
+    text = {b"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0" + packet}
+    if path.suffix == ".png":
+        return png(path, np.asarray(picture()), *([{}, text] if path.stem == "behind" else [text]))
+    if path.suffix == ".tif":
+        pixels = np.asarray(picture())
+        return tiff(path, (pixels / 255).astype(np.float32) if path.stem == "float" else pixels, tags={700: packet})
+    picture().save(path, xmp=packet)
+    return path
+
+
+@pytest.mark.parametrize("elements", [False, True])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "behind.png", "a.webp", "a.avif", "a.tif", "float.tif"])
+def test_a_part_of_a_sphere_is_refused_in_every_format(tmp_path: Path, name: str, elements: bool) -> None:
+    words = r"a part of a panorama: its GPano tags say 64x32 pixels at \(64, 32\) of a sphere of 192x96; use the full"
+    with pytest.raises(DataError, match=words):
+        load_panorama(save(tmp_path / name, xmp(PARTIAL, elements=elements)))
+    assert load_panorama(save(tmp_path / name, xmp(FULL, elements=elements))).width == 64  # scaled after it was tagged
+
+
+def test_a_part_that_is_not_2_to_1_is_called_a_part(tmp_path: Path) -> None:
+    picture(width=96).save(tmp_path / "a.jpg", xmp=xmp(PARTIAL | {"CroppedAreaImageWidthPixels": 96}))
+    with pytest.raises(DataError, match="a part of a panorama: its GPano tags say 96x32"):
+        load_panorama(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        FULL,
+        FULL | {"UsePanoramaViewer": "False", "InitialViewHeadingDegrees": "170", "PoseRollDegrees": "3"},
+        FULL | {"FullPanoWidthPixels": "192.0", "CroppedAreaTopPixels": " 0 "},
+        {"ProjectionType": "Equirectangular"},
+        {"UsePanoramaViewer": "True"},
+        {"FullPanoWidthPixels": 64, "FullPanoHeightPixels": 32},
+        {"CroppedAreaImageWidthPixels": 64, "CroppedAreaImageHeightPixels": 32},
+        FULL | {"FullPanoWidthPixels": 191, "CroppedAreaImageWidthPixels": 191},  # rounded
+    ],
+)
+def test_tags_of_a_full_sphere_are_accepted(tags: dict) -> None:
+    check_full_sphere(xmp(tags), 64, 32)
+    check_full_sphere(xmp(tags, prefix="g", elements=True), 64, 32)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (PARTIAL | {"ProjectionType": "cubestrip"}, "ProjectionType is 'cubestrip': expected an equirectangular"),
+        ({"ProjectionType": "cylindrical"}, "ProjectionType is 'cylindrical'"),
+        (PARTIAL | {"CroppedAreaImageHeightPixels": 96}, r"a part .* 64x96 pixels"),
+        (PARTIAL | {"CroppedAreaImageWidthPixels": 192}, r"a part .* 192x32 pixels"),
+        ({"FullPanoWidthPixels": 192, "FullPanoHeightPixels": 96}, r"a part .* 64x32 pixels at \(0, 0\)"),
+        (FULL | {"CroppedAreaLeftPixels": 5}, r"contradict each other: they say 192x96 pixels at \(5, 0\)"),
+        (FULL | {"CroppedAreaImageWidthPixels": 400}, "contradict each other: they say 400x96"),
+        (FULL | {"FullPanoHeightPixels": 10, "CroppedAreaImageHeightPixels": 10}, "contradict each other"),
+        ({"CroppedAreaTopPixels": 7}, "contradict each other"),
+        (FULL | {"FullPanoWidthPixels": "wide"}, "FullPanoWidthPixels is 'wide': expected an integer from 1"),
+        (FULL | {"FullPanoWidthPixels": "-192"}, "FullPanoWidthPixels is '-192'"),
+        (FULL | {"FullPanoWidthPixels": "0"}, "FullPanoWidthPixels is '0'"),
+        (FULL | {"FullPanoWidthPixels": "1e300"}, "FullPanoWidthPixels is '1e300'"),
+        (FULL | {"FullPanoWidthPixels": "inf"}, "FullPanoWidthPixels is 'inf'"),
+        (FULL | {"CroppedAreaTopPixels": "nan"}, "CroppedAreaTopPixels is 'nan': expected an integer from 0"),
+        (FULL | {"CroppedAreaTopPixels": "0.5"}, "CroppedAreaTopPixels is '0.5'"),
+    ],
+)
+def test_other_tags_are_refused_with_the_reason(tags: dict, words: str) -> None:
+    for prefix, elements in (("GPano", False), ("other", True)):
+        with pytest.raises(DataError, match=words):
+            check_full_sphere(xmp(tags, prefix, elements), 64, 32)
+
+
+def test_unreadable_tags_are_refused_and_unreadable_metadata_without_tags_is_not() -> None:
+    packet = xmp(FULL)
+    for damaged in (packet[:-60], packet.replace(b"<rdf:RDF", b"<!DOCTYPE x><rdf:RDF", 1), packet + b"\xff<"):
+        with pytest.raises(DataError, match="its XMP metadata has GPano tags but is not XML"):
+            check_full_sphere(damaged, 64, 32)
+    for other in (b"", b"\xff\x00", b"<x:xmpmeta>", b"<!DOCTYPE x><x/>"):
+        check_full_sphere(other, 64, 32)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tags_are_read_in_every_encoding_of_xmp(encoding: str) -> None:
+    with pytest.raises(DataError, match="a part of a panorama"):
+        check_full_sphere(xmp(PARTIAL).decode().encode(encoding) + b"\n" * (encoding != "utf-16"), 64, 32)
