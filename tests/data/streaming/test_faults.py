@@ -1,5 +1,7 @@
 """Damaged shards: readable samples are shown in the same order, skipped ones are counted, and too many stop the run."""
 
+import io
+import json
 import logging
 import tarfile
 from collections.abc import Iterator
@@ -134,6 +136,25 @@ def test_corrupt_tars_without_a_manifest_are_indexed_up_to_the_damage_or_refused
         except DataError:
             refused += 1
     assert 0 < refused < count
+
+
+@pytest.mark.parametrize("record", [None, {"caption": "a hall", "width": 64}, ["a hall"]])
+def test_tars_of_other_software_are_refused_with_the_command_that_builds_shards(tmp_path: Path, record: object) -> None:
+    """Their samples have no checksum, so every one would be skipped."""
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number:05d}.tar", "w") as tar:
+            for key in ("a", "b"):
+                members = {"jpg": b"pixels", "txt": b"a hall"} | (
+                    {"json": json.dumps(record).encode()} if record else {}
+                )
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(
+        DataError, match=r"00000\.tar is no shard of cubediff.*python -m cubediff\.prepare SOURCE OUTPUT"
+    ):
+        data(f"{tmp_path}/{{00000..00001}}.tar")
 
 
 def corruptions(undamaged: bytes, count: int, rng: Random) -> Iterator[tuple[str, bytes]]:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import re
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -13,7 +15,7 @@ from jaxtyping import Int64
 from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
-from cubediff.data.format.index import index_tar
+from cubediff.data.format.index import index_tar, read_sample
 from cubediff.data.format.manifest import (
     FORMAT,
     INDEX,
@@ -72,7 +74,7 @@ def open_dataset(path: str, cache: Cache) -> Catalog:
         cache: Fetches and keeps remote shards.
 
     Raises:
-        DataError: If a file is missing, damaged, or does not match the manifest.
+        DataError: If a file is missing, damaged, does not match the manifest, or is a tar of other software.
     """
     path = path.removeprefix("file://")
     if path.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", path):
@@ -84,11 +86,38 @@ def _index_shard(tar: str, cache: Cache) -> Shard:
     try:
         with cache.open(tar) if is_remote(tar) else Path(tar).open("rb") as file:
             keys, offsets = index_tar(file)
+            first = _first_samples(file.fileno(), offsets)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"{tar} cannot be read as a tar ({error}): copy it again, or choose another data.path"
         ) from None
+    if first and not any(map(_is_ours, first)):  # one of ours may be damaged
+        raise DataError(
+            f"{tar} is no shard of cubediff: its first sample, {keys[0]}, has {', '.join(sorted(first[0]))} and no "
+            "checksum. Build shards from these tars with python -m cubediff.prepare SOURCE OUTPUT and set "
+            "data.path=OUTPUT"
+        )
     return Shard(tar, "\0".join(keys), np.array(offsets, np.int64))
+
+
+def _first_samples(descriptor: int, offsets: list[int]) -> list[dict[str, bytes]]:
+    """The first two samples of a shard, as far as they can be read."""
+    samples = []
+    for start, end in islice(pairwise(offsets), 2):
+        with suppress(EOFError, tarfile.TarError):
+            samples.append(read_sample(descriptor, start, end))
+    return samples
+
+
+def _is_ours(sample: dict[str, bytes]) -> bool:
+    """Whether a sample has the record of `cubediff prepare` or `cubediff cache`, or one that is damaged."""
+    if "json" not in sample:
+        return False
+    try:
+        record: object = json.loads(sample["json"])
+    except ValueError:
+        return True  # counted as damaged when it is read
+    return isinstance(record, dict) and "crc32" in record
 
 
 def _read_catalog(folder: str) -> Catalog:
