@@ -1,7 +1,9 @@
 """What data/README.md promises of `cubediff prepare`, as commands in processes of their own."""
 
+import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 from support.builds import contents, panoramas
@@ -29,3 +31,21 @@ def test_no_file_of_the_user_is_lost(tmp_path: Path) -> None:
     assert "train-000000.tar" in done.stderr
     assert done.stderr.count("\n") == 1
     assert contents(tmp_path) == before
+
+
+def test_everything_in_the_source_is_built_or_listed_with_a_reason(tmp_path: Path) -> None:
+    promised("Every panorama and every caption in SOURCE is either built or listed with a reason")
+    promised("Names in captions match those of files in any Unicode normal form")
+    source, linked = tmp_path / "in", panoramas(tmp_path / "elsewhere", 2)
+    source.mkdir()
+    (source / "set").symlink_to(linked)
+    (source / "lost.png").symlink_to(tmp_path / "nowhere")
+    (linked / "pano 0.png").rename(linked / unicodedata.normalize("NFD", "é.png"))
+    lines = [{"file": f"set/{name}", "caption": "c"} for name in ("é.png", "pano 1.png", "pano 2.png")]
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = prepare(source, tmp_path / "out")
+    assert done.returncode == 0
+    assert "1 training and 1 validation panoramas" in done.stdout
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in rejected] == ["lost.png", "set/pano 2.png"]
+    assert "2 rejected, reasons in" in done.stdout

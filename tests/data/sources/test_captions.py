@@ -106,7 +106,7 @@ def test_sidecar_files_caption_their_panoramas(tmp_path: Path) -> None:
     assert "d.txt next to it is not UTF-8" in reasons["d.jpg"]
     assert "e.json next to it is not JSON" in reasons["e.jpg"]
     assert "expected an object" in reasons["f.jpg"]
-    assert reasons["g.jpg"] == "has no .json and no .txt next to it"
+    assert reasons["g.jpg"] == "has no .json and no .txt next to it: expected g.json or g.txt"
 
 
 def test_markup_is_kept_as_text_and_control_characters_are_removed(tmp_path: Path) -> None:

@@ -235,7 +235,9 @@ def test_every_folder_and_every_name_prefix_is_a_scene(tmp_path: Path) -> None:
         ("more/a", "a yard", "yard"),
         ("more/cross.png", "a cross", "more/cross.png"),
     ]
-    assert [(r.file, r.reason) for r in rejected] == [("more/b", "has no .json and no .txt next to it")]
+    assert [(r.file, r.reason) for r in rejected] == [
+        ("more/b", "has no .json and no .txt next to it: expected b.json or b.txt")
+    ]
     assert source.files(entries[0]) == [tmp_path / "Yokohama" / f"{f}.jpg" for f in sorted(faces)]
     assert source.files(entries[2]) == [tmp_path / "more" / "cross.png"]
 

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from cubediff.configs import CONFIG_DIR
 from cubediff.data.building.engines import Progress
 from cubediff.data.sources import Entry, Panorama, Rejection, Source
-from cubediff.data.sources.captions import entry_from
+from cubediff.data.sources.records import entry_from
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.utils.errors import DataError

@@ -4,6 +4,7 @@ The same input produces the same bytes, also after interruptions, and OUTPUT has
 complete."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from cubediff.data.format.manifest import (
     Manifest,
 )
 from cubediff.data.sources import Entry, Rejection, Source, check_source, open_source
+from cubediff.data.sources.listing import printable
 from cubediff.images.panorama import MAX_WIDTH, MAX_WIDTH_LIMIT, MIN_WIDTH
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import json_lines, sync_folder, write_atomic, write_json
@@ -189,7 +191,22 @@ def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list
     if limit is not None and limit < 1:
         raise DataError(f"--limit {limit}: expected at least 1 panorama")
     entries, rejected = source.entries()
-    return entries[:limit], rejected
+    usable: dict[str, Entry] = {}
+    for entry in entries:
+        if reason := "listed twice by its source" if entry.file in usable else _unwritable(entry):
+            rejected = [*rejected, Rejection(printable(entry.file), reason)]
+        else:
+            usable[entry.file] = entry
+    return list(usable.values())[:limit], rejected
+
+
+def _unwritable(entry: Entry) -> str:
+    """Why an entry of any source cannot be written as JSON in UTF-8; "" if it can."""
+    try:
+        json.dumps([entry.file, entry.caption, entry.scene, entry.faces, entry.metadata], ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        return f"its name, caption or metadata is not JSON text in UTF-8 ({error})"
+    return ""
 
 
 def _partition_results(

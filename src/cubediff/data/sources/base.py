@@ -1,6 +1,5 @@
 """The interface of a source: entries to choose from, and their panoramas as JPEG."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -8,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from cubediff.images.panorama import Panorama
 from cubediff.utils.errors import DataError
 
-__all__ = ["Entry", "Listing", "Panorama", "Rejection", "Source", "check_source", "list_files", "printable"]
+__all__ = ["Entry", "Listing", "Panorama", "Rejection", "Source", "check_source"]
 
 
 @dataclass(frozen=True)
@@ -107,41 +106,3 @@ def check_source(source: object, name: str | None = None) -> Source:
     if not isinstance(source.identity, str) or not source.identity:
         raise DataError(f"source {name}: identity is {source.identity!r}, expected a non-empty text")
     return source
-
-
-def printable(name: str) -> str:
-    r"""A file name with each byte that is not UTF-8 replaced by \xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[Rejection]]:
-    """Lists the files below a folder by their suffix, without hidden files and folders.
-
-    Args:
-        source: The folder.
-        suffixes: Suffixes in lower case, such as ".jpg".
-
-    Returns:
-        The names, relative to the folder and sorted, and rejections of names that are not UTF-8, because no captions
-        file and no shard can hold them.
-
-    Raises:
-        DataError: If `source` is not a folder.
-    """
-    if not source.is_dir():
-        raise DataError(f"{source} is not a folder: SOURCE is the folder that holds the panoramas")
-    names = sorted(_names(source, suffixes))
-    bad = [Rejection(printable(n), "its name is not UTF-8 text: rename it") for n in names if _has_surrogate(n)]
-    return [n for n in names if not _has_surrogate(n)], bad
-
-
-def _names(source: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    for path in source.rglob("*"):
-        relative = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield relative.as_posix()
-
-
-def _has_surrogate(name: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in name)

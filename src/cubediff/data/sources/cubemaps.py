@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
+from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
@@ -50,12 +52,11 @@ class Cubemaps:
     def entries(self) -> Listing:
         groups, broken, images, rejected = self._listing
         names = sorted({*groups, *images})
-        if not names:
+        if not names and not broken and not rejected:
             raise DataError(f"{self.path} holds no cubemap: six files with endings such as {_endings()}, or one image")
-        entries, refused = read_captions(self.path, names, self.captions, self.captioned)
-        refused = [r for r in refused if r.file not in broken]
-        incomplete = [Rejection(name, reason) for name, reason in broken.items()]
-        return [_with_house(entry) for entry in entries], rejected + incomplete + refused
+        rejected = rejected + [Rejection(name, reason) for name, reason in broken.items()]
+        entries, refused = read_captions(self.path, FileNames(names, rejected=rejected), self.captions, self.captioned)
+        return [_with_house(entry) for entry in entries], rejected + refused
 
     def files(self, entry: Entry) -> list[Path]:
         group = self._listing[0].get(entry.file)

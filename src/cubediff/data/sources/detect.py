@@ -3,12 +3,13 @@ error."""
 
 from pathlib import Path
 
-from cubediff.data.sources.base import Source, list_files
-from cubediff.data.sources.captions import CAPTION_FILES
+from cubediff.data.sources.base import Source
+from cubediff.data.sources.captions import find_captions_file
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.custom import installed_sources, is_class_path, open_custom
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import METADATA, ImageFolder
+from cubediff.data.sources.listing import list_files
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, group_files, is_layout
 from cubediff.data.sources.webdataset import Shards
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
@@ -65,11 +66,11 @@ def open_source(
 def _detect(path: Path, captions: Path | None, output: Path | None) -> str:
     if path.is_file() and path.suffix.lower() == ".tar":
         return "webdataset"
-    images = list_files(path, IMAGE_SUFFIXES)[0]
+    images, refused = list_files(path, IMAGE_SUFFIXES)
     found = {}
     if Shards(path, skipped=output).tars()[0]:
         found["webdataset"] = "shards (.tar)"
-    named = captions is not None or any((path / name).is_file() for name in CAPTION_FILES)
+    named = captions is not None or find_captions_file(path) is not None
     if images and any(name.rpartition("/")[2] == METADATA for name in list_files(path, (".jsonl",))[0]):
         found["imagefolder"] = METADATA
     if images and (named or "imagefolder" not in found):
@@ -79,6 +80,8 @@ def _detect(path: Path, captions: Path | None, output: Path | None) -> str:
             found["cubemaps"] = "the faces of cubemaps"
         if rest and not layouts:
             found["equirect"] = "other images"
+    if not found and refused:
+        return "equirect"  # which rejects them
     if not found:
         raise DataError(f"{path} holds no panorama ({', '.join(IMAGE_SUFFIXES)}) and no shard (.tar)")
     if len(found) > 1:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, list_files
+from cubediff.data.sources.base import Entry, Listing, Panorama
 from cubediff.data.sources.captions import read_captions
+from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.names import FileNames
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
@@ -31,9 +33,10 @@ class EquirectFolder:
 
     def entries(self) -> Listing:
         files, rejected = list_files(self.path, IMAGE_SUFFIXES)
-        if not files:
+        if not files and not rejected:
             raise DataError(f"{self.path} holds no panorama ({', '.join(IMAGE_SUFFIXES)})")
-        entries, uncaptioned = read_captions(self.path, files, self.captions, self.captioned, self._exists)
+        names = FileNames(files, self.path, rejected)
+        entries, uncaptioned = read_captions(self.path, names, self.captions, self.captioned)
         return entries, rejected + uncaptioned
 
     def files(self, entry: Entry) -> list[Path]:
@@ -41,9 +44,3 @@ class EquirectFolder:
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         return load_panorama(self.path / entry.file, max_width, quality)
-
-    def _exists(self, file: str) -> bool:
-        try:
-            return (self.path / file).is_file()
-        except OSError:  # the name is too long for the file system
-            return False

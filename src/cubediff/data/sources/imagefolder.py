@@ -4,8 +4,11 @@ metadata.jsonl with file_name and a caption."""
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files
-from cubediff.data.sources.captions import entries_from_lines, read_text
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.captions import match_records, parse_lines
+from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.names import FileNames
+from cubediff.data.sources.records import read_text
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
@@ -34,7 +37,7 @@ class ImageFolder:
     def entries(self) -> Listing:
         files, rejected = list_files(self.path, IMAGE_SUFFIXES)
         tables = [name for name in list_files(self.path, (".jsonl",))[0] if PurePosixPath(name).name == METADATA]
-        if not files or not tables:
+        if not tables or (not files and not rejected):
             raise DataError(f"{self.path} holds no {'panorama' if tables else METADATA}")
         entries: dict[str, Entry] = {}
         folders = {name: PurePosixPath(name).parent for name in tables}
@@ -42,10 +45,10 @@ class ImageFolder:
         for table in sorted(tables, key=lambda name: -len(folders[name].parts)):  # the nearest table counts
             below = [f for f in remaining if folders[table] in PurePosixPath(f).parents]
             remaining = [f for f in remaining if f not in set(below)]
-            found, refused = entries_from_lines(
+            found, refused = match_records(
                 table,
-                read_text(self.path / table).split("\n"),
-                below,
+                parse_lines(read_text(self.path / table).split("\n")),
+                FileNames(below, rejected=rejected),
                 key="file_name",
                 caption_keys=("caption", "text"),
                 captioned=self.captioned,

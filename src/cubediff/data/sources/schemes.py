@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from cubediff.data.sources.names import normal_form
 from cubediff.geometry.conventions import FACE_ORDERS, FACES
 
 # File name endings of front, right, back, left, up, down. In all schemes, faces are upright as seen from inside, and
@@ -76,6 +77,7 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
     schemes = {only: SCHEMES[only]} if only in SCHEMES else SCHEMES
     patterns = {scheme: _pattern(tokens) for scheme, tokens in schemes.items()}
     candidates: dict[str, dict[str, dict[str, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    spelt: dict[str, str] = {}  # names of scenes by their normal form
     files = list(files)
     for file in files:
         path = PurePosixPath(file)
@@ -83,6 +85,7 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
         for scheme, (pattern, faces) in patterns.items():
             if match := pattern.fullmatch(stem):
                 name = "/".join(part for part in (*path.parent.parts, match["scene"]) if part) or "cubemap"
+                name = spelt.setdefault(normal_form(name), name)
                 candidates[name][scheme][faces[match["token"].lower()]].append(file)
     groups: list[Group] = []
     broken: dict[str, str] = {}

@@ -3,13 +3,17 @@
 import io
 import re
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from cubediff.data.format.index import sample_members
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection, list_files, printable
-from cubediff.data.sources.captions import entry_from, parse_object
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.listing import list_files, printable
+from cubediff.data.sources.names import normal_form
+from cubediff.data.sources.records import entry_from, has_caption, parse_object
 from cubediff.images.decoding import decoding
 from cubediff.images.panorama import as_panorama, check_panorama
 from cubediff.images.reading import decode
@@ -47,10 +51,11 @@ class Shards:
         entries: list[Entry] = []
         for tar in tars:
             try:
-                samples, fault = _read_index(*_version(self._tar(tar)))
+                samples, refused, fault = _read_index(*_version(self._tar(tar)))
             except DataError as error:
-                samples, fault = {}, str(error)
+                samples, refused, fault = {}, [], str(error)
             rejected += [Rejection(tar, fault)] if fault else []
+            rejected += [Rejection(printable(f"{tar}/{name}"), reason) for name, reason in refused]
             for key, members in samples.items():
                 image = next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
                 file = f"{tar}/{key}.{image}" if image else f"{tar}/{key}"
@@ -67,7 +72,7 @@ class Shards:
         tar, key, extension = _split_name(entry.file)
         path = self._tar(tar)
         with decoding():
-            data = _read(path, _read_index(*_version(path))[0][key][extension])
+            data = _read(path, _read_index(*_version(path)).samples[key][extension])
 
             def check(width: int, height: int) -> None:
                 check_panorama(width, height, max_width)
@@ -92,18 +97,23 @@ class Shards:
             raise DataError(f"a sample without image: use {', '.join(IMAGE_EXTENSIONS)}")
         if printable(file) != file:
             raise DataError("its key is not UTF-8 text")
-        extension = "json" if "json" in members else "txt"
-        try:
-            text = _read(tar, members[extension]).decode("utf-8-sig") if extension in members else ""
-        except UnicodeDecodeError as error:
-            raise DataError(f"its .{extension} is not UTF-8 text (byte {error.start})") from None
-        record: dict[str, object] = {"caption": text}
-        if extension == "json":
+        record: dict[str, object] = {}
+        if "json" in members:
+            text = _read_text(tar, members, "json")
             try:
                 record = _with_standard_keys(parse_object(text))
             except DataError as error:
                 raise DataError(f"its .json is not JSON: {error}") from None
+        if "txt" in members and not has_caption(record):
+            record["caption"] = _read_text(tar, members, "txt")
         return entry_from(file, record, self.captioned)
+
+
+def _read_text(tar: Path, members: dict[str, Range], extension: str) -> str:
+    try:
+        return _read(tar, members[extension]).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"its .{extension} is not UTF-8 text (byte {error.start})") from None
 
 
 def _with_standard_keys(record: dict[str, object]) -> dict[str, object]:
@@ -134,20 +144,76 @@ def _version(path: Path) -> tuple[Path, int, int]:
     return path, stat.st_size, stat.st_mtime_ns
 
 
+class _Index(NamedTuple):
+    """The content of a shard.
+
+    Attributes:
+        samples: The content of each sample's members, by key and extension.
+        refused: Names of members or samples that cannot be used, and why.
+        fault: The damage of the tar, after which nothing can be read; "" if there is none.
+    """
+
+    samples: dict[str, dict[str, Range]]
+    refused: list[tuple[str, str]]
+    fault: str
+
+
 @lru_cache(maxsize=4)  # entries come shard by shard; size and time tell a changed file from the cached one
-def _read_index(path: Path, size: int, mtime: int) -> tuple[dict[str, dict[str, Range]], str]:
-    """The content of each sample's members by key and extension, up to the first damage, and the damage or ""."""
-    samples: dict[str, dict[str, Range]] = {}
+def _read_index(path: Path, size: int, mtime: int) -> _Index:
+    blocks: list[tuple[str, list[tuple[str, Range]]]] = []  # consecutive members of one key
+    refused: list[tuple[str, str]] = []
+    fault = ""
     try:
         with tarfile.open(path, "r:") as tar:
             for key, extension, member in sample_members(tar):
-                if not member.issparse():
-                    samples.setdefault(key, {}).setdefault(extension, (member.offset_data, member.size))
+                if member.issparse():
+                    continue
+                if not blocks or normal_form(blocks[-1][0]) != normal_form(key):
+                    blocks.append((key, []))
+                blocks[-1][1].append((extension, (member.offset_data, member.size)))
             end_mark = _read(path, (tar.offset, tarfile.BLOCKSIZE))
-        return samples, "damaged: the samples after the last readable one are lost" if any(end_mark) else ""
+            refused = [(member.name, reason) for member in tar.getmembers() if (reason := _unusable(member))]
+        fault = "damaged: the samples after the last readable one are lost" if any(end_mark) else ""
     except Exception as error:  # tarfile raises many types on damaged headers
         reason = (str(error).splitlines() or ["it ends early"])[0]
-        return samples, f"truncated or not an uncompressed tar: {reason}"
+        fault = f"truncated or not an uncompressed tar: {reason}"
+    samples, repeated = _join_blocks(blocks)
+    return _Index(samples, refused + repeated, fault)
+
+
+def _unusable(member: tarfile.TarInfo) -> str:
+    """Why an image in a tar is no sample; "" for all other members."""
+    if PurePosixPath(member.name).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS or member.isdir():
+        return ""
+    if member.issparse():
+        return "a sparse file in the tar: store it without --sparse"
+    return "" if member.isreg() else "a link or device in the tar: store the file itself (tar --hard-dereference -h)"
+
+
+def _join_blocks(
+    blocks: list[tuple[str, list[tuple[str, Range]]]],
+) -> tuple[dict[str, dict[str, Range]], list[tuple[str, str]]]:
+    """The samples by key, and those whose key occurs again.
+
+    A key's members need not be consecutive (tar *.jpg *.txt); members that the sample has already belong to another
+    sample of the same key, as in tars that were merged.
+    """
+    samples: dict[str, dict[str, Range]] = {}
+    spelt: dict[str, str] = {}  # keys by their normal form
+    repeated: list[tuple[str, str]] = []
+    for key, members in blocks:
+        key = spelt.setdefault(normal_form(key), key)
+        known = samples.setdefault(key, {})
+        again = bool(known) and any(extension in known for extension, _ in members)
+        counts = Counter(extension for extension, _ in members)
+        for _ in range(max(counts.values()) - (not again)):
+            image = next((extension for extension in IMAGE_EXTENSIONS if extension in counts), None)
+            name = f"{key}.{image}" if image else key
+            repeated.append((name, "its key occurs again in this tar: the first sample counts; rename the others"))
+        if not again:
+            for extension, content in members:
+                known.setdefault(extension, content)
+    return samples, repeated
 
 
 def _read(tar: Path, content: Range) -> bytes:
