@@ -176,7 +176,7 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
     ("override", "message"),
     [
         ("model.pipeline.path=somebody/something", "nor one of stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        ("trainer.precision=16-true", "the plan supports 32-true and bf16-mixed"),
+        ("trainer.precision=16-true", "the plan supports 32-true, bf16-mixed and 16-mixed"),
         ("model.optimizer._target_=torch.optim.SGD", "the plan supports AdamW, Adam and AdamW8bit"),
     ],
 )

@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cubediff.configs.arguments import check_types
-from cubediff.configs.targets import rename_targets_
+from cubediff.configs.targets import rename_targets_, without_added_nulls
+from cubediff.configs.trainer import canonical_precision, check_trainer
 
 # Optional packages that some choices need → the extra that installs them.
 EXTRAS = {"bitsandbytes": "bnb"}
@@ -30,16 +31,18 @@ CONFIG_DIR = _find_config_dir()
 
 
 def check(config: DictConfig) -> None:
-    """Checks, before anything is loaded, that no value is missing.
+    """Checks, before anything is loaded, that no value is missing and that the Trainer's arguments are supported.
 
     Raises:
-        ValueError: If a mandatory value is missing, or `run_dir` in a run whose processes are started by a launcher.
+        ValueError: If a mandatory value is missing, or `run_dir` in a run whose processes are started by a launcher; or
+            as `check_trainer`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
         raise ValueError("data.path is missing: set data.path=SHARDS, a folder that `cubediff prepare` wrote")
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
+    check_trainer(config.trainer)
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     overrides: list[str] = []
     if HydraConfig.initialized():
@@ -56,10 +59,13 @@ def check_devices(config: DictConfig) -> None:
     """Checks that the devices of `config.trainer` exist and can run in this mode.
 
     Raises:
-        ValueError: If GPUs are missing, or a sweep uses several devices with a launcher that does not start them.
+        ValueError: If GPUs are missing, which trainer.precision=16-mixed needs too, or a sweep uses several devices
+            with a launcher that does not start them.
     """
     trainer = config.trainer
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
+    if trainer.accelerator == "auto" and canonical_precision(trainer) == "16-mixed":
+        _check_half_precision(trainer)
     if not isinstance(devices, int):
         return
     if trainer.accelerator in ("gpu", "cuda"):
@@ -89,6 +95,16 @@ def _check_gpus(trainer: DictConfig, devices: int) -> None:
         )
 
 
+def _check_half_precision(trainer: DictConfig) -> None:
+    import torch  # start-up time
+
+    if not torch.accelerator.is_available():  # Lightning would train in bf16-mixed on the CPU
+        raise ValueError(
+            f"trainer.precision={trainer.precision} needs a GPU, but this machine has none: set "
+            "trainer.precision=bf16-mixed or 32-true"
+        )
+
+
 def to_plain(config: DictConfig, resolve: bool = False) -> dict[str, object]:
     """Converts a config to nested dicts and lists, its interpolations resolved if `resolve` is true."""
     return cast(dict[str, object], OmegaConf.to_container(config, resolve=resolve))
@@ -98,7 +114,8 @@ def build(config: DictConfig, **options: object) -> Any:
     """Instantiates the object that a config's `_target_` names.
 
     Args:
-        config: A node of a composed config; old names of targets are replaced in it.
+        config: A node of a composed config; old names of targets are replaced in it. Null for a key of `ADDED` stands
+            for the target's own default.
         options: Further arguments of the target.
 
     Raises:
@@ -107,7 +124,7 @@ def build(config: DictConfig, **options: object) -> Any:
     rename_targets_(config)
     check_types(config)
     try:
-        return hydra.utils.instantiate(config, **options)
+        return hydra.utils.instantiate(without_added_nulls(config), **options)
     except InstantiationException as error:
         key = re.search(r"full_key: (\S+)", str(error))
         where, cause = key[1] if key else "the config", error.__cause__ or error

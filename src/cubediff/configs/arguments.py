@@ -13,6 +13,8 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
+from cubediff.configs.targets import ADDED
+
 Scalar = bool | int | float | str | None
 Annotation = object  # a class, or an object of `typing`
 _TYPE_NAMES: dict[Annotation, str] = {
@@ -37,9 +39,10 @@ def check_types(config: DictConfig) -> None:
         with suppress(ImportError):  # `instantiate` reports it
             annotations = _argument_annotations(get_method(config._target_))
         for name, value in config.items():
-            expected = annotations.get(str(name), object)
+            expected, key = annotations.get(str(name), object), config._get_full_key(name)
+            if value is None and ADDED.get(key, ...) is None:
+                continue  # stands for the target's own default, see `build`
             if isinstance(value, Scalar) and not _accepts(expected, value):
-                key = config._get_full_key(name)
                 raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")
     for value in config.values():
         if isinstance(value, DictConfig):

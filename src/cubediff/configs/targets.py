@@ -4,7 +4,9 @@ Configs, checkpoints and sweep folders written with the first names stay valid: 
 targets, and fingerprints are computed on the form that a config had first (`first_form`).
 """
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+import copy
+
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
 
 # Old name → current name.
 RENAMED = {
@@ -43,6 +45,17 @@ ADDED: dict[str, object] = {
     "model.objective.process": None,
     "model.objective.timesteps": None,
     "model.objective.weighting": None,
+    **{
+        f"trainer.{name}": None
+        for name in (
+            *("barebones", "benchmark", "callbacks", "default_root_dir", "detect_anomaly", "enable_autolog_hparams"),
+            *("enable_checkpointing", "enable_progress_bar", "fast_dev_run", "gradient_clip_algorithm"),
+            *("inference_mode", "limit_predict_batches", "limit_test_batches", "limit_train_batches", "logger"),
+            *("max_epochs", "max_time", "min_epochs", "min_steps", "model_registry", "num_nodes", "overfit_batches"),
+            *("profiler", "reload_dataloaders_every_n_epochs", "strategy", "sync_batchnorm"),
+            "use_distributed_sampler",
+        )
+    },
 }
 
 
@@ -63,6 +76,17 @@ def rename_targets_(config: DictConfig | ListConfig) -> None:
                 rename_targets_(node)
         elif key == "_target_":
             config[key] = current_name(config[key])
+
+
+def without_added_nulls(config: DictConfig) -> DictConfig:
+    """A copy of a target's config without the keys of `ADDED` whose null stands for the target's own default."""
+    given = copy.deepcopy(config)
+    with open_dict(given):
+        for key in config:
+            node = config._get_node(key)
+            if isinstance(node, Node) and node._is_none() and ADDED.get(config._get_full_key(key), ...) is None:
+                del given[key]
+    return given
 
 
 def added_at_default(config: dict[str, object]) -> list[str]:

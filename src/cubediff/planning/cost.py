@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cubediff.configs import build, to_plain
 from cubediff.configs.targets import rename_targets_
+from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.models.inputs import positions
 from cubediff.pipelines.loading import meta_pipeline
@@ -77,7 +78,8 @@ class _Parallelism:
     @classmethod
     def of(cls, config: DictConfig) -> "_Parallelism":
         strategy = config.trainer.get("strategy")
-        kind = get_class(strategy._target_) if isinstance(strategy, DictConfig) else type(None)
+        by_name = DDPStrategy if str(strategy).startswith("ddp") else type(None)
+        kind = get_class(strategy._target_) if isinstance(strategy, DictConfig) else by_name
         sharded = issubclass(kind, ShardedStrategy)
         keeps = sharded or issubclass(kind, DDPStrategy)  # DDP's buckets hold the gradients
         return cls(devices(config) if sharded else 1, keeps or config.trainer.accumulate_grad_batches > 1)
@@ -87,7 +89,7 @@ def devices(config: DictConfig) -> int:
     """The number of devices of all machines; 1 per machine if the config does not state it."""
     each = config.trainer.devices
     per_node = each if isinstance(each, int) else len(each) if OmegaConf.is_list(each) else 1
-    return per_node * int(config.trainer.get("num_nodes", 1))
+    return per_node * int(config.trainer.get("num_nodes") or 1)
 
 
 def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
@@ -104,13 +106,14 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
     rename_targets_(config)
     module = _meta_module(config)
     backbone, parallelism = module.backbone, _Parallelism.of(config)
+    precision = canonical_precision(config.trainer)
     with ExitStack() as stack:
         stack.callback(positions.cache_clear)  # it caches fake tensors
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for component in backbone.components().values():
             to_fake_parameters_(component)
         module.encode_null_text()
-        stack.enter_context(cuda_autocast(config.trainer.precision))
+        stack.enter_context(cuda_autocast(precision))
         trained = list(module.trained_parameters.values())
         weights, encoders = _bytes([module.network]), _bytes(backbone.frozen_components().values())
         step_batch, faces = _batch(config, module, batch)
@@ -131,14 +134,16 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
         (encode_peak, encode_flops), (step_peak, flops) = (_count(run, operations) for run in (encode, step))
         full = sum(p.nbytes for p in trained)
         shards, optimizer = parallelism.shards, _optimizer_bytes(config, full)
-        gradients, ema = full // shards, full if config.callbacks.get("ema") else 0
+        gradients, ema = full // shards, full if OmegaConf.select(config, "callbacks.ema._target_") else 0
         blocks = backbone.blocks()
         return Cost(
             batch=batch,
             parameters=sum(p.numel() for p in module.network.parameters()),
             trained=sum(p.numel() for p in trained),
             weights=weights // shards,
-            unsharded=_unsharded_bytes(module.network, blocks, config.trainer.precision) if shards > 1 else 0,
+            unsharded=_unsharded_bytes(module.network, blocks, canonical_precision(config.trainer))
+            if shards > 1
+            else 0,
             encoders=encoders,
             gradients=gradients,
             optimizer=optimizer // shards,

@@ -67,14 +67,16 @@ def to_fake_parameters_(network: nn.Module) -> None:
 def cuda_autocast(precision: str) -> Iterator[None]:
     """Autocast with CUDA's rules: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16.
 
+    "16-mixed" is counted in bfloat16, whose tensors have the same sizes and whose rules on CUDA are the same.
+
     Raises:
-        ValueError: If `precision` is neither "32-true" nor "bf16-mixed".
+        ValueError: If `precision` is not "32-true", "bf16-mixed" or "16-mixed".
     """
     if precision == "32-true":
         yield
         return
-    if precision != "bf16-mixed":
-        raise ValueError(f"trainer.precision={precision}: the plan supports 32-true and bf16-mixed")
+    if precision not in ("bf16-mixed", "16-mixed"):
+        raise ValueError(f"trainer.precision={precision}: the plan supports 32-true, bf16-mixed and 16-mixed")
     originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
 
     def in_float32(function: Operator) -> Operator:

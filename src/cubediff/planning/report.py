@@ -1,10 +1,14 @@
 """The plan of a run as text: memory, largest batch, operations, hours, data rate, disk."""
 
+import math
+
 from omegaconf import DictConfig
 
 from cubediff.configs import build
 from cubediff.planning.cost import CUDA_RESERVE, GIB, Cost, cost, devices, largest_batch
 from cubediff.planning.gpus import GPUS
+
+DEFAULT_EPOCHS = 1000  # Lightning's limit for a run without any other
 
 
 def report(config: DictConfig) -> str:
@@ -22,14 +26,52 @@ def report(config: DictConfig) -> str:
     return "\n".join([*lines, "", disk])
 
 
+def limit_steps(config: DictConfig, samples: int | None = None) -> int | None:
+    """The number of optimizer steps that limits a run; None if only time does, or if it depends on unknown data.
+
+    Args:
+        config: The config of `cubediff train`.
+        samples: Number of training panoramas; None if unknown.
+    """
+    trainer = config.trainer
+    if trainer.get("fast_dev_run"):
+        return int(trainer.fast_dev_run)
+    limits = [int(trainer.max_steps)] if trainer.max_steps != -1 else []
+    has_no_limit = trainer.max_steps == -1 and not trainer.get("max_time")
+    epochs: int | None = trainer.get("max_epochs")
+    if epochs is None:
+        epochs = DEFAULT_EPOCHS if has_no_limit else -1
+    if epochs != -1 and samples is not None:
+        limits.append(epochs * _steps_per_epoch(config, samples))
+    return min(limits) if limits else None
+
+
+def _steps_per_epoch(config: DictConfig, samples: int) -> int:
+    batches: int = max(1, samples // (config.data.batch_size * devices(config)))
+    limit = config.trainer.get("overfit_batches") or config.trainer.get("limit_train_batches")
+    if limit is not None:
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    return math.ceil(batches / int(config.trainer.accumulate_grad_batches))
+
+
 def _recipe(config: DictConfig) -> str:
     trainer, batch, number = config.trainer, config.data.batch_size, devices(config)
     return (
         f"{config.name}: {number} × {batch} panoramas of 6 × {config.face_size}² pixels × "
         f"{trainer.accumulate_grad_batches} micro-batches = {_panoramas_per_step(config)} a step, "
-        f"{trainer.max_steps} steps, {trainer.precision}, gradient checkpointing "
+        f"{_length(config)}, {trainer.precision}, gradient checkpointing "
         f"{'on' if config.model.gradient_checkpointing else 'off'}"
     )
+
+
+def _length(config: DictConfig) -> str:
+    """The limits of the run's length."""
+    limits = {"steps": "max_steps", "epochs": "max_epochs"}
+    given = {unit: config.trainer.get(key) for unit, key in limits.items()}
+    parts = [f"{number} {unit}" for unit, number in given.items() if number not in (None, -1)]
+    if (duration := config.trainer.get("max_time")) is not None:
+        parts.append(f"{duration} of time")
+    return " or ".join(parts) or "no limit of steps"
 
 
 def _panoramas_per_step(config: DictConfig) -> int:
@@ -37,7 +79,7 @@ def _panoramas_per_step(config: DictConfig) -> int:
 
 
 def _memory(config: DictConfig, counted: Cost) -> list[str]:
-    memory = config.plan.memory_gb * GIB
+    memory = float(config.plan.memory_gb) * GIB
     rows = [
         ("network weights", counted.weights + counted.unsharded),
         *([("  of which all-gathered", counted.unsharded)] if counted.unsharded else []),
@@ -66,6 +108,7 @@ def _compute(config: DictConfig, counted: Cost) -> list[str]:
     number, utilisation = devices(config), config.plan.utilisation
     flops = counted.flops * config.trainer.accumulate_grad_batches
     panoramas, size = _panoramas_per_step(config), _panorama_bytes(config)
+    steps = limit_steps(config)
     lines = [
         f"compute: {flops * number / 1e12:.1f} TFLOP a step, {counted.encode_flops / counted.flops:.0%} of it "
         f"encoding; at an MFU of {utilisation:.0%} of the dense bf16 rate",
@@ -75,7 +118,8 @@ def _compute(config: DictConfig, counted: Cost) -> list[str]:
         per_second = panoramas / seconds
         lines.append(
             f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
-            f"{seconds * config.trainer.max_steps / 3600:8.1f} h, reading {per_second * size / 1e6:6.2f} MB/s"
+            f"{seconds * (steps or 1000) / 3600:8.1f} h{'' if steps else ' for 1000 steps'}, "
+            f"reading {per_second * size / 1e6:6.2f} MB/s"
         )
     return lines
 

@@ -17,6 +17,7 @@ from cubediff.data.latent_cache.writing import (
     check_output,
     write_manifest,
 )
+from cubediff.runs.trainer import build_trainer, is_trial
 from cubediff.utils.logging import silence
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -37,6 +38,8 @@ def cache(config: DictConfig) -> LatentManifest | None:
     check_devices(config)
     if config.cache.dtype not in DTYPES:
         raise ValueError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {config.cache.dtype}")
+    if is_trial(config.trainer):
+        raise ValueError("trainer.fast_dev_run would leave the latents incomplete: remove it")
     silence()
     target = f"{CachingDataModule.__module__}.{CachingDataModule.__qualname__}"
     data = build(config.data, _target_=target, turns=config.cache.turns)
@@ -45,7 +48,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
     record = _record(config, backbone.fingerprint())
     output, shards = Path(config.cache.output), data.shards_to_cache()
     check_output(output, record, shards)
-    trainer = build(config.trainer, callbacks=[ShardWriter(output)], logger=False, enable_checkpointing=False)
+    trainer = build_trainer(config.trainer, [ShardWriter(output)], loggers=False)
     with folder_lock(output) if trainer.is_global_zero else nullcontext():
         data.done = begin_or_resume(output, record, shards, verify=trainer.is_global_zero)
         trainer.predict(LatentEncoder(backbone, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)

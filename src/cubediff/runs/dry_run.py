@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check
 from cubediff.planning.cost import devices
-from cubediff.planning.report import report
+from cubediff.planning.report import limit_steps, report
 from cubediff.runs.resume import find_checkpoint
 
 
@@ -28,7 +28,9 @@ def describe(config: DictConfig, run_dir: Path) -> str:
     data = build(config.data)
     data.setup()
     per_step = config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches
-    steps, samples = config.trainer.max_steps, data.samples("train")
+    samples = data.samples("train")
+    steps = limit_steps(config, samples)
+    epochs = "no limit of steps" if steps is None else f"{steps * per_step / samples:.1f} epochs in {steps} steps"
     lines = [OmegaConf.to_yaml(config, resolve=True), report(config), "", "data"]
     for path, shards in zip(data.paths, data.shards, strict=True):
         counts = ", ".join(
@@ -37,8 +39,7 @@ def describe(config: DictConfig, run_dir: Path) -> str:
         )
         lines.append(f"  {path}: {counts}")
     lines += [
-        f"  {data.sample_bytes / 1e3:.0f} kB per panorama, {samples / per_step:.1f} steps per epoch, "
-        f"{steps * per_step / samples:.1f} epochs in {steps} steps",
+        f"  {data.sample_bytes / 1e3:.0f} kB per panorama, {samples / per_step:.1f} steps per epoch, {epochs}",
         "",
         f"output folder: {run_dir}" + (f", resuming from {checkpoint}" if checkpoint else ""),
     ]

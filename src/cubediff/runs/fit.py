@@ -9,6 +9,7 @@ from typing import cast
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -17,6 +18,7 @@ from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.record import RunRecord, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
+from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal, requeue_slurm_job
 from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
@@ -51,7 +53,8 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
         curves: Receives the losses while they are logged, see `CurveLogger`.
 
     Returns:
-        The exported pipeline's folder, run_dir/export, with the EMA weights if the config has an EMA.
+        The exported pipeline's folder, run_dir/export, with the EMA weights if the config has an EMA. With
+        `trainer.fast_dev_run` nothing is written.
 
     Raises:
         ValueError: If the config, the data, a checkpoint or the GPU's memory does not allow the run.
@@ -60,7 +63,9 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
     check_devices(config)
     silence()
     with _finish_wandb(), stop_signals() as signals:
-        checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank())
+        checkpoint = None
+        if not is_trial(config.trainer):
+            checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank())
         run = _build_run(config, run_dir, curves, StopOnSignal(signals))
         _prepare_resuming(run, checkpoint)
         if run.trainer.is_global_zero:
@@ -107,7 +112,7 @@ def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None, stop: S
     require_type(module, CubeDiffModule, "model")
     callbacks = [stop, *_build_callbacks(config, encoded=is_encoded(data))]
     loggers = _build_loggers(config, curves)
-    trainer: L.Trainer = build(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))
+    trainer = build_trainer(config.trainer, callbacks, loggers, run_dir)
     return _Run(config, run_dir, data, module, callbacks, loggers, trainer)
 
 
@@ -122,7 +127,7 @@ def _build_data(config: DictConfig) -> TrainingData:
 
 def _build_callbacks(config: DictConfig, encoded: bool) -> list[L.Callback]:
     callbacks: list[L.Callback] = []
-    for name, node in config.callbacks.items():
+    for name, node in (config.get("callbacks") or {}).items():
         if not node or "_target_" not in node:
             continue  # an experiment may set options of a callback that callbacks=none or …=null has removed
         callback: L.Callback = build(node)
@@ -132,17 +137,18 @@ def _build_callbacks(config: DictConfig, encoded: bool) -> list[L.Callback]:
             print(f"training on latents, with no encoders in memory: {callback.left_out_without_encoders()}")
         else:
             callbacks.append(callback)
-    return callbacks
+    return enabled_callbacks(config.trainer, callbacks)
 
 
 def _build_loggers(config: DictConfig, curves: Curves | None) -> list[Logger]:
     loggers: list[Logger] = []
-    for name, node in config.logger.items():
+    nodes = config.get("logger") if has_loggers(config.trainer) else None
+    for name, node in (nodes or {}).items():
         logger: Logger = build(node)
         require_type(logger, Logger, f"logger.{name}")
         require_whole_protocols(logger, LOGGER_PROTOCOLS, f"logger.{name}")
         loggers.append(logger)
-    return loggers if curves is None else [*loggers, CurveLogger(curves)]
+    return [*loggers, CurveLogger({} if curves is None else curves)]  # some callbacks refuse a run without loggers
 
 
 def _prepare_resuming(run: _Run, checkpoint: Path | None) -> None:
@@ -171,10 +177,13 @@ def _announce(run: _Run, checkpoint: Path | None) -> None:
         f"{panoramas_per_step} per step; output folder: {run.folder}"
         + (f"; resuming from {checkpoint}" if checkpoint else "")
     )
+    if is_trial(run.config.trainer):
+        return
     run.folder.mkdir(parents=True, exist_ok=True)
     record = run_record(run.config, trainer, run.module, run.data)
     write_json(run.folder / "run.json", record)
-    log_config(run.loggers, to_plain(run.config, resolve=True), record)
+    if run.config.trainer.get("enable_autolog_hparams") is not False:
+        log_config(run.loggers, to_plain(run.config, resolve=True), record)
     _set_flops(run, record)
 
 
@@ -191,6 +200,8 @@ def _train(run: _Run, checkpoint: Path | None) -> None:
     data = cast(L.LightningDataModule, run.data)  # see `_build_data`
     try:
         run.trainer.fit(run.module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     except torch.OutOfMemoryError as error:
         raise ValueError(_out_of_memory_hint(run.config)) from error
 
@@ -208,6 +219,10 @@ def _out_of_memory_hint(config: DictConfig) -> str:
 def _export(run: _Run) -> Path:
     """Writes run_dir/export on rank 0; every rank must call it."""
     folder = run.folder / "export"
+    if is_trial(run.config.trainer):
+        if run.trainer.is_global_zero:
+            print("fast_dev_run: the batches ran without an error; nothing is written")
+        return folder
     weights = next((callback for callback in run.callbacks if isinstance(callback, ExportWeights)), None)
     if run.trainer.is_global_zero and run.encoded:
         loaded = build(run.config.model.pipeline)

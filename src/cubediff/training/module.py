@@ -8,6 +8,7 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isinf
 from typing import Literal, Protocol, TypedDict, cast
 
 import lightning as L
@@ -34,6 +35,7 @@ Batch = CubeBatch | LatentBatch
 # Determines a panorama's random draws: the run's seed, training or validation, and its sample index in the stream.
 Seed = tuple[int, ...]
 TRAINING, VALIDATION = 0, 1
+_SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
 class StepOutput(TypedDict):
@@ -176,13 +178,23 @@ class CubeDiffModule(L.LightningModule):
             apply_fsdp(self.network, self.backbone.blocks(), self.device_mesh["data_parallel"], param_dtype)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer of the trained parameters, and the learning-rate schedule."""
+        """The optimizer of the trained parameters, and the learning-rate schedule.
+
+        Raises:
+            ValueError: If the schedule depends on the number of steps, and the run has no limit of steps or epochs.
+        """
         optimizer = self.optimizer(self.trained_parameters.values())
+        steps = self.trainer.estimated_stepping_batches
+        if isinf(steps) and self.lr_schedule not in _SCHEDULES_WITHOUT_END:
+            raise ValueError(
+                f"model.lr_schedule={self.lr_schedule} needs the number of steps, which this run does not limit: set "
+                f"trainer.max_steps or trainer.max_epochs, or one of {', '.join(_SCHEDULES_WITHOUT_END)}"
+            )
         schedule = get_scheduler(
             self.lr_schedule,
             optimizer,
             num_warmup_steps=self.warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            num_training_steps=None if isinf(steps) else int(steps),
         )
         # LearningRateMonitor logs it under this name.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "optim/lr"}}
@@ -210,10 +222,12 @@ class CubeDiffModule(L.LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: float | int | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips by the norm, which is always logged, and skips the step if the norm is not finite.
+
+        As in Lightning, a value of 0 turns clipping off.
 
         Lightning's own clipping refuses fused optimizers under mixed precision. A fused optimizer skips a step by
         `found_inf` on the device, as it does for a gradient scaler; for another one the gradients are removed, which
@@ -221,7 +235,7 @@ class CubeDiffModule(L.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is supported")
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        limit = gradient_clip_val or inf
         others = gradient_norms(self.trained_parameters)  # before clipping
         norm = full_tensor(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
         self.log_dict({GRADIENT_NORMS[0].name: norm, **others})

@@ -29,6 +29,8 @@ class TrainBatches(Generic[SampleT, BatchT]):
         rank: Of this process; its part of a batch follows those of the lower ranks.
         seed: Of the augmentations.
         lookahead: Positions ahead of a batch whose shard is fetched in the background.
+        repeated: The batches repeat this many samples at the start of the stream, with the same augmentation; 0 for an
+            endless stream. Their `position` counts on, so that their noise differs each time.
     """
 
     stream: Stream[SampleT, BatchT]
@@ -36,6 +38,7 @@ class TrainBatches(Generic[SampleT, BatchT]):
     rank: int
     seed: int
     lookahead: int
+    repeated: int = 0
 
     def load(self, start: int) -> BatchT:
         """This rank's part of the batch of all ranks that starts at position `start`.
@@ -44,11 +47,12 @@ class TrainBatches(Generic[SampleT, BatchT]):
             DataError: If a shard cannot be opened, or too many samples in a row are skipped.
         """
         start += self.rank * self.batch_size
+        first = start % self.repeated if self.repeated else start
         reader, order = self.stream.reader, self.stream.order
-        reader.prefetch(reader.locate(order[start + self.lookahead])[0])
-        positions = range(start, start + self.batch_size)
+        reader.prefetch(reader.locate(order[first + self.lookahead])[0])
+        positions = range(first, first + self.batch_size)
         batch = self.stream.decoder.collate([self._load_sample(position) for position in positions])
-        batch["position"] = list(positions)
+        batch["position"] = list(range(start, start + self.batch_size))
         return batch
 
     def _load_sample(self, position: int) -> SampleT:

@@ -35,6 +35,12 @@ class _BatchCounts(Protocol):
     processed: int
 
 
+class _OverfitTrainer(Protocol):
+    """The attribute of a trainer that its class does not declare."""
+
+    overfit_batches: int | float
+
+
 class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
     """Batches from local or remote shards. Subclasses define how a sample is decoded.
 
@@ -145,7 +151,8 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         mixture = Mixture(orders, self.settings.weights or [order.length for order in orders])
         stream = self._stream("train", mixture)
         lookahead = math.ceil(buffer / samples_per_batch) * samples_per_batch
-        train = TrainBatches(stream, self.batch_size, rank, self.seed, lookahead)
+        repeated = self._overfit_batches(batches) * samples_per_batch
+        train = TrainBatches(stream, self.batch_size, rank, self.seed, lookahead, repeated)
         window = min(self.samples("train"), _SKIP_WINDOW)
 
         def on_batch() -> None:
@@ -203,6 +210,11 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
                 before,
             )
         self.seed, self.position = state_dict["seed"], state_dict["position"]
+
+    def _overfit_batches(self, batches: int) -> int:
+        """How many batches an epoch of `batches` repeats under Lightning's `overfit_batches`; 0 for none."""
+        limit = cast(_OverfitTrainer, self.trainer).overfit_batches if self.trainer else 0
+        return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
 
     def _val_batches(self) -> ValBatches[SampleT, BatchT] | None:
         rank, world = self._rank_and_world_size()

@@ -58,10 +58,15 @@ class NonFiniteGuard(Callback):
             return
         self._last_step = trainer.global_step
         self._steps.append(cube_module(pl_module).found_inf)
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        if trainer.global_step % self.every_n_steps == 0:
             self._check(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(trainer)
+
     def _check(self, trainer: L.Trainer) -> None:
+        if not self._steps:
+            return
         skipped = int(torch.stack(self._steps).sum())
         finite = torch.stack([flag for _, flag in self._losses]).tolist() if skipped else []
         keys = [key for (keys, _), good in zip(self._losses, finite, strict=bool(finite)) if not good for key in keys]

@@ -46,12 +46,17 @@ class SampleLogger(Callback):
 
     Args:
         folder: The folder to write to, on rank 0.
-        count: Number of samples.
+        count: Number of samples; 0 for none.
         steps: Number of sampling steps.
         guidance_scale: Scale of classifier-free guidance.
+
+    Raises:
+        ValueError: If `count` is below 0 or `steps` below 1.
     """
 
     def __init__(self, folder: str, count: int = 2, steps: int = 20, guidance_scale: float = 3.5) -> None:
+        if count < 0 or steps < 1:
+            raise ValueError(f"count must be at least 0 and steps at least 1, got {count} and {steps}")
         self.folder = Path(folder)
         self.count = count
         self.steps = steps
@@ -63,7 +68,7 @@ class SampleLogger(Callback):
         return "no samples are generated"
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not self.count:
             return
         module = cube_module(pl_module)
         if self._examples is None:
@@ -89,6 +94,8 @@ class SampleLogger(Callback):
             gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …
             faces, panoramas = (each.transpose(0, 1).flatten(0, 1)[:count] for each in gathered)
+            if cast(TrainerAttributes, trainer).fast_dev_run:
+                continue  # which leaves no files
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
         pipeline.set_progress_bar_config(disable=False)
 
