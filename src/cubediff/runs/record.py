@@ -13,11 +13,14 @@ from omegaconf import DictConfig
 from typing_extensions import NotRequired, TypedDict
 
 from cubediff.data.format.manifest import MANIFEST
+from cubediff.data.format.validation import MAX_MANIFEST
 from cubediff.data.streaming.remote import is_remote, read_bytes
 from cubediff.planning.cost import cost
 from cubediff.planning.gpus import gpu_rate
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import TrainingData
+from cubediff.utils.files import read_limited
+from cubediff.utils.text import redact
 
 PACKAGES = ("cubediff", "torch", "lightning", "diffusers", "transformers", "wandb")
 
@@ -63,7 +66,7 @@ def run_record(config: DictConfig, trainer: L.Trainer, module: CubeDiffModule, d
     return RunRecord(
         git=_git(),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        data=[DataRecord(path=path, manifest_sha256=_manifest_sha256(path)) for path in data.paths],
+        data=[DataRecord(path=redact(path), manifest_sha256=_manifest_sha256(path)) for path in data.paths],
         plan=_plan(config, trainer, module),
     )
 
@@ -89,7 +92,8 @@ def _manifest_sha256(path: str) -> str | None:
     if folder.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", folder):
         return None
     file = f"{folder}/{MANIFEST}"
-    return hashlib.sha256(read_bytes(file) if is_remote(folder) else Path(file).read_bytes()).hexdigest()
+    content = read_bytes(file, MAX_MANIFEST) if is_remote(folder) else read_limited(Path(file), MAX_MANIFEST)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _plan(config: DictConfig, trainer: L.Trainer, module: CubeDiffModule) -> PlanRecord:

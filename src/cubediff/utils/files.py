@@ -1,5 +1,6 @@
 """Atomic writes, checksums and JSON lines."""
 
+import errno
 import hashlib
 import io
 import json
@@ -108,15 +109,6 @@ def _check_regular(mode: int) -> None:
         raise DataError(f"is {kind}: expected a regular file; remove it, or copy its content to a file")
 
 
-def open_descriptor(path: str | Path) -> int:
-    """Opens a file for `read_at`; the caller closes the descriptor.
-
-    Raises:
-        OSError: If it cannot be opened.
-    """
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-
-
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
     """Reads up to `count` bytes from `offset`, independently of the descriptor's position.
 
@@ -129,6 +121,20 @@ def read_at(descriptor: int, count: int, offset: int) -> bytes:
         return os.pread(descriptor, count, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, count)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: If it cannot be read, or has more than `limit` bytes.
+        DataError: If it is a FIFO, a socket or a device.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit} bytes", str(path))
+    return content
 
 
 def sha256_file(path: Path) -> str:

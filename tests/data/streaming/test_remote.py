@@ -1,12 +1,15 @@
 """Remote shards: they arrive complete over bad connections, once for all readers, in a cache of bounded size."""
 
+import contextlib
 import functools
+import hashlib
 import http.server
 import json
 import multiprocessing
 import random
 import socket
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,12 @@ from typing import Any
 
 import fsspec
 import pytest
+from filelock import FileLock
 from support.panoramas import data, keys, shards
 
 from cubediff.data import DataError
 from cubediff.data.format.index import index_tar
-from cubediff.data.streaming import remote
+from cubediff.data.streaming import catalog, remote
 from cubediff.data.streaming.remote import Cache
 
 
@@ -221,13 +225,54 @@ def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
 def test_a_shard_with_another_size_or_checksum_is_not_used(server: Server, tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1e9)
     shard = f"{server.url}/train-000000.tar"
-    with pytest.raises(DataError, match="bytes arrived instead of 5"):
+    with pytest.raises(DataError, match=r"larger than expected \(more than 5 bytes\)"):
         cache.open(shard, 5)
+    with pytest.raises(DataError, match="bytes arrived instead of 1000000"):
+        cache.open(shard, 10**6)
     with pytest.raises(DataError, match="sha256 differs"):
         cache.open(shard, None, "0" * 64)
-    assert list(tmp_path.glob("*.tar")) == []
+    assert [*tmp_path.glob("*.tar"), *(tmp_path / "part").iterdir()] == []
     cache.open(shard).close()
     assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+class Endless(Handler):
+    """Answers every request with zeros without end, compressed below /gzip."""
+
+    def do_GET(self) -> None:
+        zeros = bytes(1 << 20)
+        packer = zlib.compressobj(9, wbits=31)
+        self.send_response(200)
+        if self.path.startswith("/gzip"):
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the reader has had enough
+            while True:
+                self.server.requests["sent"] += 1
+                self.wfile.write(packer.compress(zeros) if self.path.startswith("/gzip") else zeros)
+
+    def do_HEAD(self) -> None:
+        self.send_error(405)
+
+
+@pytest.mark.parametrize("path", ["plain", "gzip"])
+def test_a_server_that_sends_without_end_is_cut_off(
+    path: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.RequestHandlerClass = functools.partial(Endless, directory="/")  # type: ignore[assignment]
+    monkeypatch.setattr(catalog, "MAX_MANIFEST", 1 << 20)
+    with pytest.raises(DataError, match=r"manifest\.json is larger than expected \(more than 1048576 bytes\)"):
+        data(f"{server.url}/{path}/x", cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"train-000000\.tar is larger than expected \(more than 3000000 bytes\)"):
+        Cache(tmp_path, 1e9).open(f"{server.url}/{path}/train-000000.tar", 3_000_000)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
+
+
+def test_a_command_that_writes_without_end_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"larger than expected \(more than 1000000 bytes\)"):
+        Cache(tmp_path, 1e9).open("pipe:yes", 1_000_000)
+    assert not list((tmp_path / "part").iterdir())
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
@@ -290,6 +335,62 @@ def test_processes_fetch_a_shared_file_once(server: Server, dataset: Path, tmp_p
         sizes = pool.map(functools.partial(length, tmp_path), [f"{server.url}/train-000000.tar"] * 4, chunksize=1)
     assert sizes == [(dataset / "train-000000.tar").stat().st_size] * 4
     assert server.requests == {"train-000000.tar": 1}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with manifest", "without"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "zeros", "a truncation"])
+def test_a_damaged_file_of_the_cache_is_fetched_again(
+    damage: str, known: bool, server: Server, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = (dataset / "train-000000.tar").read_bytes()
+    expected = (len(content), hashlib.sha256(content).hexdigest()) if known else (None, None)
+    url = f"{server.url}/train-000000.tar"
+    Cache(tmp_path, 1e9).open(url, *expected).close()
+    (file,) = tmp_path.glob("*.tar")
+    broken = {
+        "a flipped bit": bytes([content[0] ^ 1]) + content[1:],
+        "zeros": bytes(len(content)),
+        "a truncation": content[:-1],
+    }
+    file.write_bytes(broken[damage])
+    cache = Cache(tmp_path, 1e9)
+    for _ in range(3):
+        with cache.open(url, *expected) as opened:
+            assert opened.read() == content
+    assert server.requests["train-000000.tar"] == 2
+    assert "in the cache is damaged: it is fetched again" in caplog.text
+
+
+def test_partial_files_count_towards_the_limit_and_those_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    urls = files(tmp_path / "there", 4, 1000)
+    cache = Cache(tmp_path / "cache", 3500.0)
+    for url in urls[:2]:
+        cache.open(url).close()
+    parts = tmp_path / "cache" / "part"
+    (parts / "ended").write_bytes(bytes(5000))
+    (parts / "running").write_bytes(bytes(1000))
+    with FileLock(tmp_path / "cache" / "locks" / "running"):
+        cache.open(urls[2]).close()
+        assert [part.name for part in parts.iterdir()] == ["running"]
+        assert len(list((tmp_path / "cache").glob("*.tar"))) == 2  # and the partial file: 3000 bytes
+    cache.open(urls[3]).close()
+    assert list(parts.iterdir()) == []
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+
+
+def test_room_is_made_before_a_file_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = files(tmp_path / "there", 4, 1000)
+    cache, peaks = Cache(tmp_path / "cache", 3000.0), []
+    whole = remote._fetch_file
+
+    def fetch(url: str, part: Path, limit: int) -> None:
+        whole(url, part, limit)
+        peaks.append(sum(file.stat().st_size for file in (*(tmp_path / "cache").glob("*.tar"), part)))
+
+    monkeypatch.setattr(remote, "_fetch_file", fetch)
+    for url in urls:
+        cache.open(url, 1000).close()
+    assert peaks == [1000, 2000, 3000, 3000]
 
 
 def length(folder: Path, url: str) -> int:

@@ -1,5 +1,6 @@
 """Decodes a sample's JPEG and JSON record to a panorama of a fixed size, and collates panoramas to a batch."""
 
+import io
 import json
 import math
 import random
@@ -12,10 +13,17 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 
 from cubediff.data.batches.augmentation import Augmentation, AugmentedView, unaugmented
 from cubediff.data.batches.types import PanoramaBatch
+from cubediff.data.format.validation import caption_text
 from cubediff.data.streaming.stream import Sample
+from cubediff.geometry.conventions import FACES
+from cubediff.images.decoding import without_pillow_limits
+
+_MAX_RECORD = 1 << 22  # bytes of a sample's json
+_MAX_PIXELS = 1 << 29  # of a panorama: 32768 × 16384
 
 
 def resize_panorama(image: UInt8[np.ndarray, "h w c"], height: int) -> UInt8[np.ndarray, "oh ow c"]:
@@ -50,6 +58,8 @@ def read_record(sample: Sample) -> Mapping[str, object]:
     """
     record = sample["json"]
     if isinstance(record, bytes | str):
+        if len(record) > _MAX_RECORD:
+            raise ValueError(f"its json has {len(record)} bytes, more than {_MAX_RECORD}")
         record = json.loads(record)
     if not isinstance(record, Mapping):
         raise TypeError(f"its json must be an object, got a {type(record).__name__}")
@@ -70,11 +80,13 @@ def decode_image(content: object) -> UInt8[np.ndarray, "h w 3"]:
         content: JPEG bytes, or an RGB image that a stage has decoded, uint8 (H, 2H, 3).
 
     Raises:
-        ValueError: If it is not a panorama.
+        ValueError: If it is not a panorama, or has too many pixels, which its header tells before they are decoded.
+        OSError: If it is not a JPEG.
     """
     if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3:
         image: np.ndarray | None = content
     elif isinstance(content, bytes):
+        _check_header(content)
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     else:
@@ -82,6 +94,30 @@ def decode_image(content: object) -> UInt8[np.ndarray, "h w 3"]:
     if image is None or image.shape[1:] != (2 * image.shape[0], 3):
         raise ValueError("its jpg cannot be decoded to a 2:1 panorama")
     return image
+
+
+def _check_header(content: bytes) -> None:
+    with without_pillow_limits(), Image.open(io.BytesIO(content), formats=("JPEG",)) as header:
+        width, height = header.size
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"its jpg has {width}×{height} pixels, more than {_MAX_PIXELS}")
+
+
+def face_captions(record: Mapping[str, object]) -> dict[str, str] | None:
+    """The captions of the faces by name, None if the record has none.
+
+    Raises:
+        TypeError: If they are not an object of texts.
+        ValueError: If a face has no caption, or one that is not valid text.
+    """
+    faces = record.get("faces")
+    if faces is None:
+        return None
+    if not isinstance(faces, Mapping):
+        raise TypeError(f"its faces must be an object of captions, got a {type(faces).__name__}")
+    if missing := [face for face in FACES if face not in faces]:
+        raise ValueError(f"its faces have no caption for {', '.join(missing)}")
+    return {face: caption_text(faces[face], f"faces.{face}") for face in FACES}
 
 
 class DecodedPanorama(NamedTuple):
@@ -113,12 +149,11 @@ class PanoramaDecoder:
 
     def decode(self, sample: Sample, rng: random.Random | None) -> DecodedPanorama:
         """Decodes and resizes a panorama, augmented if there is an rng."""
-        record, image = read_record(sample), resize_panorama(decode_image(sample["jpg"]), self.height)
-        key, caption, faces = str(sample["__key__"]), str(record["caption"]), record.get("faces")
+        record = read_record(sample)
+        key, caption, faces = str(sample["__key__"]), caption_text(record["caption"], "caption"), face_captions(record)
+        image = resize_panorama(decode_image(sample["jpg"]), self.height)
         if rng is None:
             return DecodedPanorama(key, image, unaugmented(caption))
-        if faces is not None and not isinstance(faces, Mapping):
-            raise TypeError(f"its faces must be an object of captions, got a {type(faces).__name__}")
         view = self.augmentation.draw(caption, faces, rng)
         return DecodedPanorama(key, np.ascontiguousarray(image[:, ::-1]) if view.flipped else image, view)
 

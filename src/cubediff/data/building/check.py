@@ -13,20 +13,12 @@ import cv2
 import numpy as np
 
 from cubediff.data.building.engines import Progress, open_engine
-from cubediff.data.format.index import index_tar, read_sample
-from cubediff.data.format.manifest import (
-    FORMAT,
-    INDEX,
-    MANIFEST,
-    SHARD,
-    VERSION,
-    IndexLine,
-    Manifest,
-    SampleRecord,
-    ShardSummary,
-)
+from cubediff.data.format.index import ShardIndex, index_tar, read_sample
+from cubediff.data.format.manifest import INDEX, MANIFEST, SHARD, Manifest, SampleRecord, ShardSummary
+from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, caption_text, parse_index, parse_manifest
 from cubediff.geometry.conventions import FACES
-from cubediff.utils.files import read_json_lines, sha256_file
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_regular, read_limited, sha256_file
 
 
 class ShardCheck(NamedTuple):
@@ -76,8 +68,8 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
         expected = {s["file"]: (split, s) for split in ("train", "val") for s in manifest["splits"][split]["shards"]}
     except FileNotFoundError:
         return DatasetCheck([], [f"{folder / MANIFEST} is missing: the dataset is incomplete, build it again"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return DatasetCheck([], [f"{folder / MANIFEST} is invalid ({type(error).__name__}: {error}): build it again"])
+    except (OSError, DataError) as error:
+        return DatasetCheck([], [f"{folder / MANIFEST} is invalid ({error}): build it again"])
     index, faults = _check_index(folder, manifest)
     faults += [f"{file} is in {INDEX} but not in the manifest" for file in index if file not in expected]
     extra = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in expected)
@@ -103,31 +95,29 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"format {manifest['format']} {manifest['version']}, expected {FORMAT} {VERSION}")
-    return cast(Manifest, manifest)
+    file = folder / MANIFEST
+    return cast(Manifest, parse_manifest(read_limited(file, MAX_MANIFEST), str(file)))
 
 
-def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, IndexLine], list[str]]:
-    """The lines of the index by shard, and the faults of the index."""
+def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, ShardIndex], list[str]]:
+    """The samples of each shard by the index, and the faults of the index."""
     try:
-        content = (folder / INDEX).read_bytes()
-    except OSError as error:
-        return {}, [f"{INDEX} cannot be read ({error.strerror})"]
+        content = read_limited(folder / INDEX, MAX_INDEX)
+    except (OSError, DataError) as error:
+        return {}, [f"{INDEX} cannot be read ({error})"]
     digest = hashlib.sha256(content).hexdigest()
     faults = []
-    if digest != manifest.get("index", {}).get("sha256"):
+    if digest != manifest["index"]["sha256"]:
         faults.append(f"{INDEX} differs from the manifest: its sha256 is {digest}")
     try:
-        lines = [cast(IndexLine, line) for _, line in read_json_lines(content.decode())]
-        return {line["file"]: line for line in lines}, faults
-    except (ValueError, KeyError, TypeError) as error:
-        return {}, [*faults, f"{INDEX} has an invalid line ({type(error).__name__}: {error})"]
+        index = parse_index(content, INDEX)
+    except DataError as error:
+        return {}, [*faults, f"{INDEX} has an invalid line ({error})"]
+    return {file: ShardIndex(*samples) for file, samples in index.items()}, faults
 
 
-def _check_shard(folder: Path, task: tuple[ShardSummary, IndexLine | None]) -> ShardCheck:
-    shard, index_line = task
+def _check_shard(folder: Path, task: tuple[ShardSummary, ShardIndex | None]) -> ShardCheck:
+    shard, expected = task
     name, path = shard["file"], folder / shard["file"]
     check = ShardCheck(name, [], set(), Counter(), [], 0, 0, [])
     try:
@@ -141,14 +131,14 @@ def _check_shard(folder: Path, task: tuple[ShardSummary, IndexLine | None]) -> S
         return check._replace(faults=[f"{name} is missing"])
     except Exception as error:  # tarfile raises many types on damaged headers
         return check._replace(faults=[*check.faults, f"{name} cannot be read ({type(error).__name__}: {error})"])
-    if index_line is None:
+    if expected is None:
         check.faults.append(f"{name} is not in {INDEX}")
-    elif (index.keys, index.offsets) != (index_line.get("keys"), index_line.get("offsets")):
+    elif index != expected:
         check.faults.append(f"{name}: keys or offsets of its samples differ from {INDEX}")
     if len(index.keys) != shard["samples"]:
         check.faults.append(f"{name} holds {len(index.keys)} samples, expected {shard['samples']} by the manifest")
     with_face_captions = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for key, (start, end) in zip(index.keys, pairwise(index.offsets), strict=True):
             try:
                 record = _check_sample(read_sample(file.fileno(), start, end))
@@ -169,10 +159,10 @@ def _check_sample(sample: dict[str, bytes]) -> SampleRecord:
     record = cast(SampleRecord, json.loads(sample["json"]))
     if missing := [k for k in ("file", "caption", "scene", "width", "height", "crc32") if k not in record]:
         raise ValueError(f"its JSON has no {', '.join(missing)}")
-    if not record["caption"].strip():
+    if not caption_text(record["caption"], "caption").strip():
         raise ValueError("its caption is empty")
     faces = record.get("faces", dict.fromkeys(FACES, "no face captions"))
-    if set(faces) != set(FACES) or not all(caption.strip() for caption in faces.values()):
+    if set(faces) != set(FACES) or not all(caption_text(faces[face], face).strip() for face in FACES):
         raise ValueError(f"its faces are not a caption for each of {', '.join(FACES)}")
     if zlib.crc32(sample["jpg"]) != record["crc32"]:
         raise ValueError("its JPEG has changed since it was written (crc32 differs)")

@@ -98,12 +98,13 @@ class LatentsRecord(TypedDict):
 
 
 class LatentManifest(TypedDict):
-    """manifest.json of a dataset of latents."""
+    """manifest.json of a dataset of latents; `shapes` are those of a sample's tensors without the first dimension."""
 
     format: str
     version: int
     samples: int
     latents: LatentsRecord
+    shapes: dict[str, list[int]]
     splits: dict[str, SplitManifest]
     index: IndexReference
 

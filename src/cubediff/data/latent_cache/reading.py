@@ -1,11 +1,10 @@
 """Training on cached latents: the data module of the shards that `cubediff cache` wrote, which needs no encoders."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +12,7 @@ from typing_extensions import Unpack
 
 from cubediff.data.batches.decoding import read_record, verify_member
 from cubediff.data.batches.types import LatentBatch
+from cubediff.data.latent_cache.format import sample_shapes, unpack_sample
 from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions
 from cubediff.data.streaming.stream import Sample
@@ -33,7 +33,13 @@ class LatentDecoder:
     """Decodes samples to latents and collates them.
 
     With an rng, a sample's yaw rotation is drawn from the cached ones; without, it is the first.
+
+    Args:
+        shapes: The shapes of every sample, see `sample_shapes`; None takes those of the first sample.
     """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+        self._shapes = None if shapes is None else {name: list(shape) for name, shape in shapes.items()}
 
     def verify(self, sample: Sample) -> None:
         """Checks the checksum of the tensors."""
@@ -41,13 +47,14 @@ class LatentDecoder:
 
     def decode(self, sample: Sample, rng: random.Random | None) -> DecodedLatents:
         """Loads the tensors of one rotation."""
-        yaws, packed = read_record(sample)["yaws"], sample["safetensors"]
-        if not isinstance(yaws, list) or not isinstance(packed, bytes):
-            raise TypeError("its yaws must be a list and its safetensors bytes")
+        yaws, tensors = unpack_sample(read_record(sample), sample["safetensors"])
+        shapes = sample_shapes(tensors)
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:
+            raise ValueError(f"its tensors have the shapes {shapes}, those of the dataset {self._shapes}")
         rotation = rng.randrange(len(yaws)) if rng else 0
-        tensors = safetensors.torch.load(packed)
         latents, captions = tensors["latents"][rotation], tensors["captions"][rotation]
-        text = {name: tensors[name][captions] for name in sorted(tensors) if name not in ("latents", "captions")}
+        text = {name: tensors[name][captions] for name in shapes if name != "latents"}
         return DecodedLatents(str(sample["__key__"]), yaws[rotation], latents, text)
 
     def collate(self, samples: Sequence[DecodedLatents]) -> LatentBatch:
@@ -107,6 +114,11 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
                 "the datasets of data.path were encoded by different encoders: use datasets of one model, or cache "
                 "them again with one"
             )
+        if any(shapes != self.shapes[0] for shapes in self.shapes):
+            raise DataError(
+                f"the datasets of data.path hold tensors of different shapes ({self.shapes}): cache them again with "
+                "the same settings"
+            )
 
     @property
     def encoded_by(self) -> str:
@@ -116,4 +128,4 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
 
     def decoder(self, split: str) -> LatentDecoder:
         """The decoder of latents, the same for both splits."""
-        return LatentDecoder()
+        return LatentDecoder(self.shapes[0] if self.shapes else None)

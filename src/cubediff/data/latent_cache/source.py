@@ -136,4 +136,4 @@ class CachingDataModule(PanoramaDataModule):
 
 def file_name(shard: str) -> str:
     """The file name of a shard's path or URL; its cached shard has the same."""
-    return shard.rpartition("/")[2]
+    return shard.partition("?")[0].rpartition("/")[2]

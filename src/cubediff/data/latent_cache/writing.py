@@ -9,15 +9,26 @@ from pathlib import Path
 from typing import BinaryIO
 
 import lightning as L
+import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import Callback
 from webdataset import TarWriter
 
 from cubediff.data.batches.types import CubeBatch
 from cubediff.data.format.folders import foreign_files, name_some
-from cubediff.data.format.manifest import FORMAT, INDEX, MANIFEST, VERSION, LatentManifest, LatentsRecord, SplitManifest
+from cubediff.data.format.index import read_sample
+from cubediff.data.format.manifest import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    VERSION,
+    IndexLine,
+    LatentManifest,
+    LatentsRecord,
+    SplitManifest,
+)
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
-from cubediff.data.latent_cache.format import CachedPanorama, find_fault, pack_sample
+from cubediff.data.latent_cache.format import CachedPanorama, find_fault, pack_sample, sample_shapes
 from cubediff.data.latent_cache.source import CachedShard, file_name
 from cubediff.models.backbone import Backbone
 from cubediff.utils.errors import DataError
@@ -208,9 +219,20 @@ def write_manifest(output: Path, record: LatentsRecord, shards: Mapping[str, Cac
         version=VERSION,
         samples=sum(split["samples"] for split in splits.values()),
         latents=record,
+        shapes=_shapes(output, [line for _, line in written]),
         splits=splits,
         index={"file": INDEX, "sha256": hashlib.sha256(content.encode()).hexdigest()},
     )
     write_atomic(output / MANIFEST, json.dumps(manifest, indent=2) + "\n", sync=True)
     (output / SETTINGS).unlink(missing_ok=True)
     return manifest
+
+
+def _shapes(output: Path, index: list[IndexLine]) -> dict[str, list[int]]:
+    """The shapes of the first sample, which those of all others equal; none if there is no sample."""
+    for line in index:
+        if line["keys"]:
+            with (output / line["file"]).open("rb") as file:
+                packed = read_sample(file.fileno(), *line["offsets"][:2])["safetensors"]
+            return sample_shapes(safetensors.torch.load(packed))
+    return {}

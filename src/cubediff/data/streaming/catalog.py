@@ -8,37 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TypedDict, cast
 
 import numpy as np
 from jaxtyping import Int64
-from typing_extensions import NotRequired
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar, read_sample
-from cubediff.data.format.manifest import (
-    FORMAT,
-    INDEX,
-    MANIFEST,
-    VERSION,
-    IndexLine,
-    IndexReference,
-    LatentsRecord,
-    SplitManifest,
-)
+from cubediff.data.format.manifest import INDEX, MANIFEST, LatentsRecord
+from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, ReadableManifest, parse_index, parse_manifest
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import read_json_lines
+from cubediff.utils.files import open_regular, read_limited
+from cubediff.utils.text import printable, redact
 
 _REMEDY = "copy the folder again, or build the shards again"
-
-
-class _Manifest(TypedDict):
-    """The keys of a manifest, of panoramas or of latents, that reading needs."""
-
-    splits: dict[str, SplitManifest]
-    index: IndexReference
-    latents: NotRequired[LatentsRecord]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +40,12 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """The shards of a dataset by split ("train", "val"), and the settings of its latents if it holds latents."""
+    """The shards of a dataset by split ("train", "val"); if it holds latents, their settings, and the shapes of a
+    sample's tensors if its manifest has them."""
 
     splits: dict[str, list[Shard]]
     latents: LatentsRecord | None = None
+    shapes: dict[str, list[int]] | None = None
 
 
 def open_dataset(path: str, cache: Cache) -> Catalog:
@@ -84,16 +69,19 @@ def open_dataset(path: str, cache: Cache) -> Catalog:
 
 def _index_shard(tar: str, cache: Cache) -> Shard:
     try:
-        with cache.open(tar) if is_remote(tar) else Path(tar).open("rb") as file:
+        with cache.open(tar) if is_remote(tar) else open_regular(Path(tar)) as file:
             keys, offsets = index_tar(file)
             first = _first_samples(file.fileno(), offsets)
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, DataError, tarfile.TarError) as error:
+        if isinstance(error, DataError) and is_remote(tar):
+            raise
         raise DataError(
-            f"{tar} cannot be read as a tar ({error}): copy it again, or choose another data.path"
+            f"{printable(redact(tar))} cannot be read as a tar ({error}): copy it again, or choose another data.path"
         ) from None
     if first and not any(map(_is_ours, first)):  # one of ours may be damaged
         raise DataError(
-            f"{tar} is no shard of cubediff: its first sample, {keys[0]}, has {', '.join(sorted(first[0]))} and no "
+            f"{printable(redact(tar))} is no shard of cubediff: its first sample, {printable(keys[0])}, has "
+            f"{printable(', '.join(sorted(first[0])))} and no "
             "checksum. Build shards from these tars with python -m cubediff.prepare SOURCE OUTPUT and set "
             "data.path=OUTPUT"
         )
@@ -115,7 +103,7 @@ def _is_ours(sample: dict[str, bytes]) -> bool:
         return False
     try:
         record: object = json.loads(sample["json"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # counted as damaged when it is read
     return isinstance(record, dict) and "crc32" in record
 
@@ -129,45 +117,30 @@ def _read_catalog(folder: str) -> Catalog:
             name = f"{folder}/{entry['file']}"
             keys, offsets = index.get(entry["file"], ([], [0]))
             if len(keys) != entry["samples"] or offsets[-1] > entry["bytes"]:
-                raise DataError(f"{folder}/{INDEX} does not match {name}: {_REMEDY}")
+                raise DataError(f"{redact(folder)}/{INDEX} does not match {redact(name)}: {_REMEDY}")
             if not is_remote(folder):
                 _check_size(Path(name), entry["bytes"])
             shards.append(Shard(name, "\0".join(keys), np.array(offsets, np.int64), entry["bytes"], entry["sha256"]))
-    return Catalog(splits, manifest.get("latents"))
+    return Catalog(splits, manifest.get("latents"), manifest.get("shapes"))
 
 
-def _read_manifest(folder: str) -> _Manifest:
+def _read_manifest(folder: str) -> ReadableManifest:
     """The checked manifest of a folder or URL."""
-    if not is_remote(folder) and not (Path(folder) / MANIFEST).is_file():
+    if not is_remote(folder) and not (Path(folder) / MANIFEST).exists():
         raise DataError(
             f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and set data.path=OUTPUT"
         )
     file = f"{folder}/{MANIFEST}"
-    content = _read_file(file)
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise DataError(
-            f"{file} has the format {manifest.get('format')} version {manifest.get('version')}, this cubediff reads "
-            f"{FORMAT} version {VERSION}: build the shards again"
-        )
-    checked: _Manifest = manifest
-    return checked
+    return parse_manifest(_read_file(file, MAX_MANIFEST), redact(file))
 
 
-def _read_index(folder: str, manifest: _Manifest) -> dict[str, tuple[list[str], list[int]]]:
+def _read_index(folder: str, manifest: ReadableManifest) -> dict[str, tuple[list[str], list[int]]]:
     """The keys and offsets of the samples, by shard."""
     file = f"{folder}/{INDEX}"
-    try:
-        content = _read_file(file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None
+    content = _read_file(file, MAX_INDEX)
     if hashlib.sha256(content).hexdigest() != manifest["index"]["sha256"]:
-        raise DataError(f"{file} does not belong to {MANIFEST} (sha256 differs): {_REMEDY}")
-    lines = (cast(IndexLine, line) for _, line in read_json_lines(content.decode()))
-    return {line["file"]: (line["keys"], line["offsets"]) for line in lines}
+        raise DataError(f"{redact(file)} does not belong to {MANIFEST} (sha256 differs): {_REMEDY}")
+    return parse_index(content, redact(file))
 
 
 def _check_size(shard: Path, expected: int) -> None:
@@ -177,5 +150,10 @@ def _check_size(shard: Path, expected: int) -> None:
         raise DataError(f"{shard} {found}: {_REMEDY}")
 
 
-def _read_file(file: str) -> bytes:
-    return read_bytes(file) if is_remote(file) else Path(file).read_bytes()
+def _read_file(file: str, limit: int) -> bytes:
+    if is_remote(file):
+        return read_bytes(file, limit)
+    try:
+        return read_limited(Path(file), limit)
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None

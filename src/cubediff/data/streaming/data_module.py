@@ -80,6 +80,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         self.seed = settings.seed  # a checkpoint's seed replaces it
         self.position = 0
         self.latents: list[LatentsRecord] = []  # one per dataset of latents
+        self.shapes: list[dict[str, list[int]]] = []  # of a sample's tensors; of each dataset whose manifest has them
         cache_dir = settings.cache_dir or platformdirs.user_cache_path("cubediff") / "shards"
         self._cache = Cache(Path(cache_dir), settings.cache_gb * 1e9)
         self._datasets: list[dict[str, list[Shard]]] = []
@@ -105,6 +106,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
             if not any(map(len, catalog.splits["train"])):
                 raise DataError(f"{path} has no training samples: choose another data.path, or build it again")
         self.latents = [catalog.latents for catalog in catalogs if catalog.latents is not None]
+        self.shapes = [catalog.shapes for catalog in catalogs if catalog.shapes]
         self._datasets = [catalog.splits for catalog in catalogs]
 
     @property

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from cubediff.data.format.index import read_sample
 from cubediff.data.streaming.catalog import Shard
 from cubediff.data.streaming.remote import Cache, is_remote, retried
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import open_descriptor
+from cubediff.utils.files import open_regular
 
 _OPEN_SHARDS_PER_THREAD = 32
 
@@ -97,6 +98,11 @@ class ShardReader:
 
     def _open(self, shard: Shard) -> int:
         if not is_remote(shard.name):
-            return retried(lambda: open_descriptor(shard.name), shard.name)
+            return retried(lambda: _open_local(shard), shard.name)
         with self.cache.open(shard.name, shard.size, shard.sha256) as file:
             return os.dup(file.fileno())
+
+
+def _open_local(shard: Shard) -> int:
+    with open_regular(Path(shard.name)) as file:
+        return os.dup(file.fileno())

@@ -8,18 +8,19 @@ import logging
 import os
 import random
 import re
-import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import fsspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from webdataset.gopen import gopen
 
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import sha256_file
+from cubediff.utils.files import sha256_file, write_atomic
+from cubediff.utils.text import printable, redact
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ ResultT = TypeVar("ResultT")
 
 ATTEMPTS = 6
 FIRST_DELAY = 1.0  # seconds, doubled from attempt to attempt
+_MAX_BYTES = 10**11  # of a shard whose size no manifest tells
 _READ_TIMEOUT = 60.0  # seconds without a byte before an HTTP request fails
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _jitter = random.SystemRandom()  # leaves the run's global generator alone
@@ -37,16 +39,22 @@ def is_remote(path: str) -> bool:
     return path.startswith("pipe:") or "://" in path
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, limit: int) -> bytes:
     """The content of a small remote file.
 
+    Args:
+        url: Of the file.
+        limit: Its largest size, in bytes.
+
     Raises:
-        DataError: If it cannot be fetched.
+        DataError: If it cannot be fetched, or is larger.
     """
 
     def read() -> bytes:
-        filesystem, path = _filesystem(url)
-        return filesystem.cat_file(path)
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part"
+            _fetch_file(url, part, limit)
+            return part.read_bytes()
 
     return retried(read, url)
 
@@ -61,15 +69,21 @@ def retried(action: Callable[[], ResultT], source: str) -> ResultT:
     Raises:
         DataError: If all attempts fail, or a package is missing.
     """
+    protocol, source = source.partition("://")[0], printable(redact(source))
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
+        except DataError as error:
+            raise DataError(f"{source} {error}") from error
+        except _TooLargeError as error:
+            raise DataError(
+                f"{source} is larger than expected ({error}): build or copy its folder again, or choose another"
+            ) from None
         except ImportError as error:
-            protocol = source.partition("://")[0]
             extra = f"pip install 'cubediff[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
             raise DataError(f"{source} needs another package ({error}): {extra}") from error
         except Exception as error:  # every filesystem has its own exceptions
-            cause = f"{type(error).__name__}: {error}"
+            cause = printable(redact(f"{type(error).__name__}: {error}"))
             if attempt == ATTEMPTS:
                 raise DataError(
                     f"{source} cannot be read after {ATTEMPTS} attempts ({cause}): check that it exists and that this "
@@ -83,18 +97,21 @@ def retried(action: Callable[[], ResultT], source: str) -> ResultT:
 class Cache:
     """A folder of fetched files that processes share; the least recently opened ones are evicted.
 
-    An open file stays readable after its eviction, and occupies the disk until it is closed.
+    A file is verified when it arrives, and again when this object first opens it: a damaged one is fetched again. An
+    open file stays readable after its eviction, and occupies the disk until it is closed.
 
     Args:
         folder: Created when the first file is fetched.
-        limit: Size limit, in bytes; a single larger file is kept nevertheless.
+        limit: Size limit, in bytes, of complete and partial files; a single larger file is kept nevertheless.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
+        self._locks, self._parts, self._sums = folder / "locks", folder / "part", folder / "sums"
+        self._verified: set[str] = set()
 
     def open(self, url: str, size: int | None = None, digest: str | None = None) -> BinaryIO:
-        """Opens a remote file for reading; fetches it first if it is not in the cache.
+        """Opens a remote file for reading; fetches it first if the cache does not hold it undamaged.
 
         Args:
             url: Of the file.
@@ -104,32 +121,70 @@ class Cache:
         Raises:
             DataError: If it cannot be fetched, or differs from what is expected.
         """
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rpartition("/")[2])[-60:]
+        shown = redact(url).partition("?")[0].rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", shown)[-60:]
         file = self.folder / f"{hashlib.sha256(f'{url} {digest}'.encode()).hexdigest()[:24]}-{name}"
-        if opened := _opened(file):
+        if file.name in self._verified and (opened := _opened(file)):
             return opened
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / file.name):
-            if opened := _opened(file):
-                return opened  # another process has fetched it meanwhile
-            part = self.folder / "part" / file.name
-            part.parent.mkdir(exist_ok=True)
-            retried(lambda: _fetch(url, part, size, digest), url)
-            opened = part.open("rb")  # before another process can see and evict it
-            os.replace(part, file)
-        with FileLock(locks / "room"):
-            self._evict(file)
+        for folder in (self._locks, self._parts, self._sums):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._locks / file.name):
+            if (opened := self._open_undamaged(file, size, digest)) is None:
+                self._make_room(file.name, size or 0)
+                opened = self._fetch(url, file, size, digest)
+        self._verified.add(file.name)
+        self._make_room(file.name)
         return opened
 
-    def _evict(self, newest: Path) -> None:
-        """Removes the least recently opened files, but not `newest`, until the cache is within its limit."""
-        files = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if entry.is_file()]
-        total = sum(stat.st_size for stat, _ in files)
-        for stat, file in sorted(files, key=lambda f: f[0].st_mtime_ns):
-            if total > self.limit and file != newest:
-                file.unlink(missing_ok=True)
-                total -= stat.st_size
+    def _open_undamaged(self, file: Path, size: int | None, digest: str | None) -> BinaryIO | None:
+        """The cached file if it is as it arrived; a damaged one is removed."""
+        opened = _opened(file)
+        if opened is None:
+            return None
+        record = self._sums / file.name  # of files whose checksum no manifest tells
+        if digest is None and record.is_file():
+            digest = record.read_text(encoding="utf-8").strip()
+        damaged = size is not None and os.fstat(opened.fileno()).st_size != size
+        if not damaged and (digest is None or sha256_file(file) == digest):
+            return opened
+        opened.close()
+        file.unlink(missing_ok=True)
+        log.warning("%s in the cache is damaged: it is fetched again", file)
+        return None
+
+    def _fetch(self, url: str, file: Path, size: int | None, digest: str | None) -> BinaryIO:
+        part = self._parts / file.name
+        try:
+            retried(lambda: _fetch(url, part, size, digest), url)
+            if digest is None:
+                write_atomic(self._sums / file.name, sha256_file(part))
+            opened = part.open("rb")  # before another process can see and evict it
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        return opened
+
+    def _make_room(self, newest: str, incoming: int = 0) -> None:
+        """Removes partial files of ended processes, and the least recently opened files, but not `newest`, until
+        `incoming` bytes more are within the limit."""
+        with FileLock(self._locks / "room"):
+            total = incoming + sum(map(self._partial_bytes, self._parts.iterdir()))
+            files = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if entry.is_file()]
+            total += sum(stat.st_size for stat, _ in files)
+            for stat, file in sorted(files, key=lambda f: f[0].st_mtime_ns):
+                if total > self.limit and file.name != newest:
+                    file.unlink(missing_ok=True)
+                    (self._sums / file.name).unlink(missing_ok=True)
+                    total -= stat.st_size
+
+    def _partial_bytes(self, part: Path) -> int:
+        """The size of a partial file; 0 after removing one that no process is fetching."""
+        try:
+            with FileLock(self._locks / part.name, timeout=0):
+                part.unlink(missing_ok=True)
+                return 0
+        except (Timeout, RuntimeError):  # RuntimeError: this thread is fetching it
+            return part.stat().st_size if part.exists() else 0
 
 
 def _opened(file: Path) -> BinaryIO | None:
@@ -143,12 +198,11 @@ def _opened(file: Path) -> BinaryIO | None:
 
 
 def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
+    limit = _MAX_BYTES if size is None else size
     if url.startswith("pipe:"):
-        with gopen(url) as stream, part.open("wb") as file:
-            shutil.copyfileobj(stream, file, 1 << 20)
+        _fetch_output(url, part, limit)
     else:
-        filesystem, path = _filesystem(url)
-        filesystem.get_file(path, str(part))
+        _fetch_file(url, part, limit)
     found = part.stat().st_size
     if size is not None and found != size:
         raise OSError(f"{found} bytes arrived instead of {size}")
@@ -156,13 +210,53 @@ def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
         raise OSError("the file arrived damaged (sha256 differs)")
 
 
+def _fetch_output(url: str, part: Path, limit: int) -> None:
+    size = 0
+    try:
+        with gopen(url) as stream, part.open("wb") as file:
+            while size <= limit and (block := stream.read(1 << 20)):
+                file.write(block)
+                size += len(block)
+    except OSError:
+        if size <= limit:
+            raise  # else the command failed because nothing reads it any more
+    if size > limit:
+        raise _TooLargeError(limit)
+
+
+def _fetch_file(url: str, part: Path, limit: int) -> None:
+    filesystem, path = _filesystem(url)
+    filesystem.get_file(path, str(part), callback=_Limit(limit))
+    if part.stat().st_size > limit:  # of a file system that reports no progress
+        raise _TooLargeError(limit)
+
+
+class _TooLargeError(Exception):
+    """More bytes arrive than expected."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit} bytes")
+
+
+class _Limit(fsspec.Callback):
+    """Ends a transfer at a number of bytes: a server may send more than it says, or compressed content."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Counts bytes that have arrived."""
+        super().relative_update(inc)
+        if self.value > self.limit:
+            raise _TooLargeError(self.limit)
+
+
 @runtime_checkable
 class _FileSystem(Protocol):
-    """The methods of an fsspec file system that this module uses."""
+    """The method of an fsspec file system that this module uses."""
 
-    def cat_file(self, path: str) -> bytes: ...
-
-    def get_file(self, rpath: str, lpath: str) -> None: ...
+    def get_file(self, rpath: str, lpath: str, callback: fsspec.Callback) -> None: ...
 
 
 def _filesystem(url: str) -> tuple[_FileSystem, str]:

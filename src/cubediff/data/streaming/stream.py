@@ -18,6 +18,7 @@ from cubediff.data.streaming.order import Mixture
 from cubediff.data.streaming.reader import ShardReader
 from cubediff.data.streaming.skipping import SkipCounter, SkippedSample
 from cubediff.utils.errors import DataError
+from cubediff.utils.text import printable, redact
 
 # WebDataset's sample: the content of its tar members by suffix, and the keys that `Stream.source` documents.
 Sample: TypeAlias = dict[str, object]
@@ -130,8 +131,8 @@ class Stream(Generic[SampleT, BatchT]):
         except StageError:
             raise
         except Exception as error:  # damaged bytes make a decoder raise anything
-            name, key = self.reader.shards[shard].name, self.reader.key(shard, number)
-            skipped = SkippedSample(f"{name}, sample {key}: {error or type(error).__name__}")
+            name, key = printable(redact(self.reader.shards[shard].name)), self.reader.key(shard, number)
+            skipped = SkippedSample(f"{name}, sample {printable(f'{key}: {error or type(error).__name__}')}")
             if count:
                 self.skips.count_skip(name, skipped)
             raise skipped from error

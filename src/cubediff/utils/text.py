@@ -1,0 +1,54 @@
+"""Text of others on a terminal, in logs and in files: control characters are escaped, and secrets are redacted."""
+
+import re
+
+# C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_REDACTED = "***"
+_SECRETS = (
+    (re.compile(r"(://)[^/\s@'\"]+@"), rf"\1{_REDACTED}@"),  # user:password@host
+    (re.compile(r"(://[^\s?'\"]*\?)[^\s'\"#]+"), rf"\1{_REDACTED}"),  # the query of a URL, of signed ones above all
+    (re.compile(r"\b(hf|ghp|gho|ghs|github_pat|glpat|sk|xox[abp])[_-]\w[\w-]{7,}"), rf"\1_{_REDACTED}"),
+    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), rf"\1{_REDACTED}"),
+    (re.compile(r"(?i)(authorization:\s*\w+\s+)[^\s'\"]+"), rf"\1{_REDACTED}"),
+    (re.compile(r"(?i)([\w-]*(?:token|secret|password|passwd|api[_-]?key|signature)\s*[=:]\s*)[^\s'\"&,;]+"),
+     rf"\1{_REDACTED}"),
+    (re.compile(r"((?:^|\s)(?:-u|--user)[ =])\S+"), rf"\1{_REDACTED}"),  # of curl and wget
+)  # fmt: skip
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Escapes what a terminal would obey or hide: control characters, marks of direction, bytes that are not UTF-8.
+
+    Args:
+        text: Any text, such as a file name or a caption.
+        keep: Characters to leave as they are, such as the line breaks of a message.
+
+    Example:
+        >>> printable("a\x1b[2Jb")
+        'a\\x1b[2Jb'
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python decodes file names
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def redact(text: str) -> str:
+    """Replaces passwords, tokens and the queries of URLs by `***`.
+
+    Args:
+        text: A path, URL, command or message.
+
+    Example:
+        >>> redact("https://me:secret@host/train-{000..041}.tar?X-Signature=abc is not a tar")
+        'https://***@host/train-{000..041}.tar?*** is not a tar'
+    """
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
