@@ -7,6 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command
+from cubediff.utils.ranks import is_first_rank
+from cubediff.utils.signals import Stopped
 
 
 @command("cache")
@@ -18,6 +20,10 @@ def main(config: DictConfig) -> None:
         manifest = cache(config)
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except Stopped as stop:
+        if is_first_rank():
+            print(f"stopped by a signal: the same command caches the shards that {config.cache.output} lacks")
+        raise stop
     if manifest is not None:
         train, val = manifest["splits"]["train"], manifest["splits"]["val"]
         size = sum(path.stat().st_size for path in Path(config.cache.output).glob("*.tar"))

@@ -14,13 +14,12 @@ from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
 from cubediff.training.logged_metrics import Curves
-from cubediff.utils.signals import Stopped, stop_signals
 
 
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Trains, or with dry_run=true prints the plan; returns the last validation loss, which a sweep may minimize."""
-    with exit_on_user_error(), stop_signals():
+    with exit_on_user_error():
         if config.dry_run:
             from cubediff.runs.dry_run import describe  # start-up time
 
@@ -36,13 +35,7 @@ def train(config: DictConfig, run_dir: Path, curves: Curves) -> None:
         check_devices(config)
         from cubediff.runs.fit import fit  # start-up time: wrong configs are refused before torch is imported
 
-        try:
-            fit(config, run_dir, curves)
-        except Stopped as stop:
-            # Lightning's launcher kills the process that started a rank if the rank exits with an error.
-            if "_ddp_process_" in HydraConfig.get().job.name:
-                sys.exit(0)
-            raise stop from None
+        fit(config, run_dir, curves)
 
 
 @contextmanager

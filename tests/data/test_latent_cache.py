@@ -1,11 +1,14 @@
 """Training on cached latents, compared with training that encodes."""
 
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,11 @@ from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
 from cubediff.data.format.folders import folder_lock
 from cubediff.data.latent_cache.writing import ShardWriter
+from cubediff.data.streaming.reader import ShardReader
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.cache_latents import cache
 from cubediff.runs.fit import fit
+from cubediff.utils.signals import Stopped
 
 WORDS = ("model=tiny_random", "trainer=cpu", "face_size=64", "data.num_workers=0")
 
@@ -167,6 +172,33 @@ def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, lat
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
     with pytest.raises(DataError, match="already holds a dataset"):
         cached(source, tmp_path / "out", *words)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_stops_caching_during_a_stalled_read_and_the_same_command_resumes(
+    source: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    words = ("cache.turns=3", "cache.dtype=float32", f"data.num_workers={workers}")
+    reads, read, never = itertools.count(1), ShardReader.read, threading.Event()
+
+    def stall(*arguments: Any) -> Any:
+        if (number := next(reads)) == 15:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        if number >= 15:
+            never.wait()
+        return read(*arguments)
+
+    monkeypatch.setattr(ShardReader, "read", stall)
+    with pytest.raises(Stopped) as stopped:
+        cached(source, tmp_path / "out", *words)
+    assert stopped.value.code == 143
+    assert list((tmp_path / "out").glob("*.tar"))
+    assert not list((tmp_path / "out").glob(".*.part"))
+    monkeypatch.undo()
+    never.set()
+    cached(source, tmp_path / "out", *words)
+    whole = {file.name: file.read_bytes() for file in latents.iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
 @pytest.mark.ddp

@@ -10,6 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
+from cubediff.utils.ranks import is_started_by_first_rank
+from cubediff.utils.signals import Stopped, stop_signals
 
 # Hydra's plugins of the extra "sweep".
 PLUGINS = (
@@ -22,15 +24,21 @@ _MIN_SIMILARITY = 0.7  # of a suggested key, in [0, 1]
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
-    """Decorates a task as a command line with the config conf/`config_name`.yaml, as `hydra.main` does."""
+    """Decorates a task as a command line with the config conf/`config_name`.yaml, as `hydra.main` does.
+
+    SIGTERM, SIGHUP and Ctrl-C raise `cubediff.utils.signals.Stopped`, which determines the exit code.
+    """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
         start = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
 
         def main() -> None:
             try:
-                start()
+                with stop_signals():
+                    start()
             except SystemExit as end:
+                if isinstance(end, Stopped) and is_started_by_first_rank():
+                    sys.exit(0)
                 # Hydra exits while it handles the error that it has printed.
                 if isinstance(end.__context__, Exception) and (hint := error_hint(end.__context__)):
                     print(hint, file=sys.stderr)

@@ -18,7 +18,9 @@ from cubediff.data.latent_cache.writing import (
     write_manifest,
 )
 from cubediff.runs.trainer import build_trainer, is_trial
+from cubediff.training.callbacks.signals import StopOnSignal
 from cubediff.utils.logging import silence
+from cubediff.utils.signals import stop_signals
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -30,6 +32,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
         The manifest of the latent dataset; None on ranks other than 0.
 
     Raises:
+        Stopped: If a signal stops it.
         ValueError: If the config is incomplete or wrong.
         DataError: If panoramas cannot be read, or the output cannot be resumed.
         FloatingPointError: If a latent is not finite.
@@ -48,13 +51,17 @@ def cache(config: DictConfig) -> LatentManifest | None:
     record = _record(config, backbone.fingerprint())
     output, shards = Path(config.cache.output), data.shards_to_cache()
     check_output(output, record, shards)
-    trainer = build_trainer(config.trainer, [ShardWriter(output)], loggers=False)
-    with folder_lock(output) if trainer.is_global_zero else nullcontext():
-        data.done = begin_or_resume(output, record, shards, verify=trainer.is_global_zero)
-        trainer.predict(LatentEncoder(backbone, DTYPES[config.cache.dtype]), datamodule=data, return_predictions=False)
-        trainer.strategy.barrier()
-        manifest = write_manifest(output, record, shards) if trainer.is_global_zero else None
-        trainer.strategy.barrier()
+    with stop_signals() as signals:
+        callbacks = [StopOnSignal(signals), ShardWriter(output)]
+        trainer = build_trainer(config.trainer, callbacks, loggers=False)
+        encoder = LatentEncoder(backbone, DTYPES[config.cache.dtype])
+        with folder_lock(output) if trainer.is_global_zero else nullcontext():
+            data.done = begin_or_resume(output, record, shards, verify=trainer.is_global_zero)
+            trainer.predict(encoder, datamodule=data, return_predictions=False)
+            signals.raise_at_once()
+            trainer.strategy.barrier()
+            manifest = write_manifest(output, record, shards) if trainer.is_global_zero else None
+            trainer.strategy.barrier()
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,11 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK
 def is_first_rank() -> bool:
     """Whether this process is rank 0 or the only one, by its environment: also before a Trainer exists."""
     return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+
+
+def is_started_by_first_rank() -> bool:
+    """Whether Lightning's launcher on rank 0 has started this process; it kills rank 0 if one exits with an error."""
+    return any(argument.startswith("hydra.job.name=") and "_ddp_process_" in argument for argument in sys.argv)
 
 
 def new_cpu_group(world_size: int) -> ProcessGroup | None:

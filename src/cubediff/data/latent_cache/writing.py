@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,6 +109,15 @@ class ShardWriter(Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Completes the last shard."""
         self._finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Removes the shard that is not complete."""
+        if self._tar is not None and self._file is not None:
+            with suppress(OSError):  # the disk may be full
+                self._tar.close()
+                self._file.close()
+            self._part.unlink(missing_ok=True)
+            self._tar = self._file = None
 
     @property
     def _part(self) -> Path:

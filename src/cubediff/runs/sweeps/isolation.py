@@ -72,6 +72,9 @@ def _run_locked(config: DictConfig, task: Task, result: Result, run_dir: Path, i
     hydra = HydraConfig.get()
     if previous := _previous(run_dir, rename_damaged=is_first_rank()):
         result.curves.update(previous.curves)  # the run may resume
+        if previous.status == "running" and is_first_rank():
+            began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(previous.started))
+            print(f"the process that began at {began} in {run_dir} was killed: steps after its checkpoint are repeated")
     try:
         if is_first_rank():
             result.write(run_dir)
