@@ -12,6 +12,7 @@ from support.processes import ONE, TWO, Run, difference, gone, saved
 pytestmark = pytest.mark.ddp
 
 STEPS = "trainer.max_steps=10"
+SUPPORT = str(Path(__file__).parents[1])  # for targets of `support`
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,37 @@ def test_sigterm_saves_a_checkpoint_exits_with_143_and_the_run_resumes_bit_by_bi
     assert again.ended() == 0, again.output
     assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in again.output
     assert difference(saved(reference_runs[kind]), saved(tmp_path / "run")) == []
+
+
+def test_a_signal_during_another_ranks_stalled_read_stops_all_ranks(
+    tiny_shards: Path, tmp_path: Path, reference_runs: dict[str, Path]
+) -> None:
+    """Rank 1 waits for a sample that never arrives, and rank 0, which receives the signal, for rank 1."""
+    stall = "data.stages=[{_target_: support.moments.stall_rank_1}]"
+    run = Run(tiny_shards, tmp_path / "run", *TWO, STEPS, stall, STALL_AT="7", PYTHONPATH=SUPPORT).after(3)
+    time.sleep(1.0)
+    sent = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ended() == 128 + signal.SIGTERM, run.output
+    assert time.monotonic() - sent < 10
+    assert saved(tmp_path / "run")["global_step"] == 3
+    assert '"status": "cut"' in (tmp_path / "run/result.json").read_text()
+    again = Run(tiny_shards, tmp_path / "run", *TWO, STEPS, stall, PYTHONPATH=SUPPORT)
+    assert again.ended() == 0, again.output
+    assert difference(saved(reference_runs["two"])["state_dict"], saved(tmp_path / "run")["state_dict"]) == []
+
+
+def test_a_killed_rank_is_named_and_rank_0_saves_its_last_step(tiny_shards: Path, tmp_path: Path) -> None:
+    run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000").after(2)
+    (child,) = run.children
+    os.kill(child, signal.SIGKILL)
+    assert run.ended() == 1, run.output
+    last = run.output.strip().splitlines()[-1]
+    assert (
+        last
+        == f"error: rank 1 (process {child}) was killed by SIGKILL; the same command resumes from the last checkpoint"
+    )
+    assert '"status": "failed"' in (tmp_path / "run/result.json").read_text()
 
 
 def test_slurms_signal_requeues_the_job(tiny_shards: Path, tmp_path: Path) -> None:
@@ -103,13 +135,26 @@ def test_a_stopped_rank_is_named_and_all_processes_end(tiny_shards: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_whose_processes_were_all_paused_goes_on(tiny_shards: Path, tmp_path: Path) -> None:
+    run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=400", "callbacks.watchdog.seconds=4").after(2)
+    pids = [run.process.pid, *run.children]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(10.0)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ended() == 128 + signal.SIGTERM, run.output
+    assert "no heartbeat" not in run.output
+
+
+@pytest.mark.slow
 def test_a_stopped_rank_0_is_named_by_the_others(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000", "callbacks.watchdog.seconds=4").after(2)
     (child,) = run.children
     run.process.send_signal(signal.SIGSTOP)
     try:
         deadline = time.monotonic() + 60
-        while "error: rank 0 has sent no heartbeat for 4 s" not in run.output:
+        while f"process {run.process.pid}) has sent no heartbeat for 4 s" not in run.output:
             assert time.monotonic() < deadline, run.output
             time.sleep(0.1)
     finally:

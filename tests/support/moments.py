@@ -1,10 +1,14 @@
-"""A callback that does something at one moment of a run: sends a signal, or raises an exception."""
+"""Parts of a config that do something at one moment of a run: send a signal, raise an exception, stall."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 
 import lightning as L
+import webdataset
 from lightning.pytorch.callbacks import Callback
+from webdataset.utils import PipelineStage
 
 ACTIONS: dict[str, Callable[[], object]] = {
     "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
@@ -26,3 +30,18 @@ class At(Callback):
                 ACTIONS[action]()
 
         setattr(self, hook, at)
+
+
+def stall_rank_1() -> PipelineStage:
+    """A stage of `data.stages` that never returns on rank 1 from the sample index STALL_AT on."""
+    first = float(os.environ.get("STALL_AT", "inf"))
+
+    def stall(sample: dict[str, object]) -> dict[str, object]:
+        index = sample["__index__"]
+        assert isinstance(index, int)
+        if os.environ.get("LOCAL_RANK") == "1" and index >= first:
+            threading.Event().wait()
+        return sample
+
+    stage: PipelineStage = webdataset.map(stall)
+    return stage

@@ -20,6 +20,7 @@ from cubediff.runs.record import RunRecord, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
 from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal, requeue_slurm_job
+from cubediff.training.child_ranks import child_ranks
 from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
 from cubediff.training.module import CubeDiffModule
@@ -31,6 +32,7 @@ from cubediff.training.protocols import (
     ExportWeights,
     FlopsConsumer,
     IdentityWriter,
+    RankWatcher,
     ResumableLogger,
     TrainingData,
     is_encoded,
@@ -71,13 +73,37 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
         if run.trainer.is_global_zero:
             _announce(run, checkpoint)
         try:
-            _train(run, checkpoint)
-            signals.raise_at_once()
-            return _export(run)
+            with _watched_ranks(run):
+                _train(run, checkpoint)
+                signals.raise_at_once()
+                return _export(run)
         except Stopped as stop:
             if stop.request == Request.REQUEUE and run.trainer.is_global_zero:
                 requeue_slurm_job()
             raise
+
+
+@contextmanager
+def _watched_ranks(run: "_Run") -> Iterator[None]:
+    """Names the rank that is gone when an error comes from the connection to it."""
+    watchers = [callback for callback in run.callbacks if isinstance(callback, RankWatcher)]
+    failed = True
+    with child_ranks() as children:
+        try:
+            yield
+            failed = False
+        except RuntimeError as error:
+            lost = children.wait_for_failure(2.0) or next(filter(None, (each.lost_rank() for each in watchers)), None)
+            if lost is None:
+                raise
+            raise RankLostError(lost) from error
+        finally:
+            for watcher in watchers:
+                watcher.on_run_end(failed)
+
+
+class RankLostError(ValueError):
+    """The process of another rank is gone; the message names it."""
 
 
 @contextmanager

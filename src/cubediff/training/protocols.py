@@ -90,6 +90,17 @@ class ExportWeights(Protocol):
 
 
 @runtime_checkable
+class RankWatcher(Protocol):
+    """A callback that watches the other ranks until the run has ended."""
+
+    def lost_rank(self) -> str | None:
+        """Names a rank that is gone; None if there is none."""
+
+    def on_run_end(self, failed: bool) -> None:
+        """Stops watching, after the export or a failure."""
+
+
+@runtime_checkable
 class ResumableLogger(Protocol):
     """A logger that appends to its own record when a run resumes."""
 
@@ -105,7 +116,7 @@ class ExportLogger(Protocol):
         """Receives the finished export's folder; called on rank 0."""
 
 
-CALLBACK_PROTOCOLS: tuple[type, ...] = (IdentityWriter, EncoderUser, FlopsConsumer, ExportWeights)
+CALLBACK_PROTOCOLS: tuple[type, ...] = (IdentityWriter, EncoderUser, FlopsConsumer, ExportWeights, RankWatcher)
 LOGGER_PROTOCOLS: tuple[type, ...] = (ResumableLogger, ExportLogger)
 
 

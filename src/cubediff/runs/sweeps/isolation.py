@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,7 @@ from cubediff.runs.lock import RunLockedError, lock_run
 from cubediff.runs.sweeps.gpus import assign_gpu
 from cubediff.runs.sweeps.results import RESULT, Result, read_result
 from cubediff.training.logged_metrics import Curves
+from cubediff.utils.exits import on_hard_exit
 from cubediff.utils.files import set_aside
 from cubediff.utils.ranks import is_first_rank
 
@@ -80,7 +82,8 @@ def _run_locked(config: DictConfig, task: Task, result: Result, run_dir: Path, i
             result.write(run_dir)
         if is_sweep and "joblib" in hydra.launcher._target_:
             assign_gpu(config, run_dir.parent)
-        task(run_dir, result.curves)
+        with on_hard_exit(partial(_record_hard_exit, result, run_dir)):
+            task(run_dir, result.curves)
         _set_loss(result, is_sweep, is_search=is_sweep and "direction" in hydra.sweeper)
         return result.loss
     except BaseException as error:
@@ -95,6 +98,13 @@ def _run_locked(config: DictConfig, task: Task, result: Result, run_dir: Path, i
             result.write(run_dir)
         if is_sweep:
             gc.collect()  # Lightning's objects form cycles, which would keep this job's model in memory
+
+
+def _record_hard_exit(result: Result, run_dir: Path, message: str) -> None:
+    result.status, result.error = "failed", message
+    result.seconds = round(time.time() - result.started, 1)
+    if is_first_rank():
+        result.write(run_dir)
 
 
 def _previous(run_dir: Path, rename_damaged: bool = False) -> Result | None:

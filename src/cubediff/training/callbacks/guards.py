@@ -1,31 +1,21 @@
-"""Guards against non-finite steps and hung ranks."""
+"""Guard against non-finite steps."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import threading
-import time
-from contextlib import suppress
 from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch._C._distributed_c10d import Store  # torch.distributed's stubs do not export it
 
 from cubediff.training.callbacks.hooks import KeyedBatch, cube_module
 from cubediff.training.metric_reduction import log_to_loggers
 from cubediff.training.module import StepOutput
-from cubediff.training.rank_store import connect_store
 
 log = logging.getLogger(__name__)
 
 _MAX_LISTED = 20  # samples in a warning
-
-# Of the other ranks: the last heartbeat, and when it was received.
-Heartbeats = dict[int, tuple[bytes, float]]
 
 
 class NonFiniteGuard(Callback):
@@ -96,89 +86,3 @@ class NonFiniteGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
-
-
-class Watchdog(Callback):
-    """Ends a distributed run when a rank sends no heartbeat, and prints the rank, its machine and its last activity.
-
-    Without it the other ranks wait for the timeout of a collective call, which names no rank. Heartbeats are sent by
-    threads, so that a slow rank stays alive; rank 0 watches all other ranks, which watch rank 0.
-
-    Args:
-        seconds: Time without a heartbeat after which the run ends.
-    """
-
-    def __init__(self, seconds: float | int = 120.0) -> None:
-        self.seconds = seconds
-        self._activity = "starting"
-        self._done = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.world_size == 1:
-            return
-        rank = trainer.global_rank
-        store = connect_store(trainer, "the watchdog", ", or set callbacks.watchdog=null")
-        store.set(f"name{rank}", f"rank {rank} ({socket.gethostname()}, process {os.getpid()})")
-        trainer.strategy.barrier()
-        others = range(1, trainer.world_size) if rank == 0 else [0]
-        received: Heartbeats = {other: (b"", time.monotonic()) for other in others}
-        # Two threads, since the store of a stopped process may block its clients forever.
-        exchange = threading.Thread(target=self._exchange, args=(store, rank, received), daemon=True, name="watchdog")
-        watch = threading.Thread(target=self._watch, args=(store, trainer, received), daemon=True, name="watchdog")
-        for thread in (exchange, watch):
-            self._threads.append(thread)
-            thread.start()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
-    ) -> None:
-        self._activity = f"in step {trainer.global_step + 1}"
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        self._activity = f"waiting for data after step {trainer.global_step}"
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._activity = f"validating after step {trainer.global_step}"
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join(1.0)
-
-    def _exchange(self, store: Store, rank: int, received: Heartbeats) -> None:
-        count = 0
-        while not self._done.wait(self.seconds / 10):
-            count += 1
-            with suppress(RuntimeError):  # the store is gone, or another rank has sent nothing yet
-                store.set(f"sign{rank}", f"{count} {self._activity}")
-                for other, (before, _) in received.items():
-                    heartbeat = store.get(f"sign{other}")
-                    if heartbeat != before:
-                        received[other] = (heartbeat, time.monotonic())
-
-    def _watch(self, store: Store, trainer: L.Trainer, received: Heartbeats) -> None:
-        while not self._done.wait(self.seconds / 10):
-            for other, (heartbeat, since) in received.items():
-                if time.monotonic() - since > self.seconds and not self._done.is_set():
-                    self._end_process(store, trainer, other, heartbeat)
-
-    def _end_process(self, store: Store, trainer: L.Trainer, silent: int, heartbeat: bytes) -> None:
-        name = store.get(f"name{silent}").decode() if trainer.is_global_zero else f"rank {silent}"
-        activity = heartbeat.decode().partition(" ")[2] or "starting"
-        print(
-            f"error: {name} has sent no heartbeat for {self.seconds:.0f} s; its last activity: {activity}. Its machine "
-            "is stopped, disconnected or overloaded; the same command resumes from the last checkpoint",
-            flush=True,
-        )
-        for process in getattr(trainer.strategy.launcher, "procs", []):
-            process.kill()
-        os._exit(1)
