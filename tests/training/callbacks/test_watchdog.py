@@ -2,8 +2,10 @@
 
 import threading
 import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import lightning as L
 import pytest
 
 from cubediff.training.callbacks import Watchdog, watchdog
@@ -25,7 +27,8 @@ def test_a_paused_process_gives_the_other_ranks_their_time_again(monkeypatch: py
     watched = Watchdog(seconds=2.0)
     watched._names = {1: ("rank 1 (elsewhere, process 7)", "elsewhere", 7)}
     watched._received = {1: (b"3 in step 4", clock.monotonic())}
-    thread = threading.Thread(target=watched._watch, args=(Mock(),), daemon=True)
+    trainer = Mock(spec=L.Trainer, strategy=SimpleNamespace(launcher=None))
+    thread = threading.Thread(target=watched._watch, args=(trainer,), daemon=True)
     thread.start()
     clock.ahead += 1000.0
     assert not ended.wait(1.0)
