@@ -1,5 +1,6 @@
 """Photos as conditions: each is projected to its direction at any size and field of view, and continued around."""
 
+import io
 import math
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import ImageCms
+from support.image_files import DISPLAY_P3, icc
 from torch import Tensor
 
 from cubediff.geometry import (
@@ -19,7 +22,7 @@ from cubediff.geometry import (
     perspective_to_cube,
     rotation_matrix,
 )
-from cubediff.geometry.photos import Photo, exif_fov, project_photos
+from cubediff.geometry.photos import EXIF_IFD, FOCAL_LENGTH_35MM, Photo, exif_fov, project_photos
 from cubediff.pipelines.prompts import photos_by_panorama
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -206,3 +209,56 @@ def test_images_in_every_form_become_photos_by_panorama():
 def test_invalid_angles_raise(photo, message):
     with pytest.raises(ValueError, match=message):
         Photo(PIL.Image.fromarray(np.zeros((4, 4, 3), np.uint8)), **photo)
+
+
+@pytest.mark.parametrize("camera", [{}, {"fov": 60.0}, {"fov": 80.0, "yaw": 30.0, "pitch": -20.0, "roll": 10.0}])
+def test_transparent_pixels_of_a_photo_cover_nothing(camera: dict) -> None:
+    """Left of the middle the photo is transparent; there it does not matter which colours the file has."""
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[:, :32] = 0
+    other = levels.copy()
+    other[:, :32] = 0, 255, 0
+    projected = [
+        project_photos([[Photo(PIL.Image.fromarray(np.dstack([pixels, alpha])), **camera)]], 64, 95.0)
+        for pixels in (levels, other)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*projected, strict=True))
+    whole = project_photos([[Photo(PIL.Image.fromarray(levels), **camera)]], 64, 95.0)[1]
+    covered = projected[0][1]
+    assert not (covered & ~whole).any()
+    assert 0.35 < covered.sum() / whole.sum() < 0.65  # faces show equal angles at different sizes
+
+
+def test_semi_transparent_pixels_cover_nothing_and_opaque_alpha_changes_nothing() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    plain = project_photos([[Photo(PIL.Image.fromarray(levels))]], 64, 95.0)
+    opaque = PIL.Image.fromarray(np.dstack([levels, np.full((64, 64), 255, np.uint8)]))
+    assert all(torch.equal(*pair) for pair in zip(plain, project_photos([[Photo(opaque)]], 64, 95.0), strict=True))
+    half = np.full((64, 64), 255, np.uint8)
+    half[:32] = 254
+    covered = project_photos([[Photo(PIL.Image.fromarray(np.dstack([levels, half])))]], 64, 95.0)[1]
+    assert not covered[0, 0, 0, :32].any()
+    assert covered[0, 0, 0, 33:].all()
+
+
+def test_a_photo_without_an_opaque_pixel_is_refused() -> None:
+    with pytest.raises(ValueError, match="image has only transparent pixels: expected a photo"):
+        project_photos([[Photo(PIL.Image.new("RGBA", (32, 32)))]], 32, 95.0)
+
+
+def test_the_profile_of_a_pil_image_counts() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    image = PIL.Image.fromarray(levels)
+    image.info["icc_profile"] = icc(DISPLAY_P3)
+    source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc(DISPLAY_P3))), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(PIL.Image.fromarray(levels), source, target)
+    faces, expected = (project_photos([[Photo(one)]], 64, 95.0)[0] for one in (image, converted))
+    np.testing.assert_allclose(faces[0, 0], expected[0, 0], atol=1 / 127.5)
+
+
+@pytest.mark.parametrize("focal", [0, (28, 0), "far", (1, 2, 3)])
+def test_odd_focal_lengths_of_exif_data_are_ignored(focal: object) -> None:
+    image = PIL.Image.new("RGB", (64, 48))
+    image.getexif().get_ifd(EXIF_IFD)[FOCAL_LENGTH_35MM] = focal
+    assert exif_fov(image) is None

@@ -4,42 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.image_files import png, tiff
+from support.image_files import PARTIAL_SPHERE, gpano, png, tiff
 from support.pictures import picture
 
 from cubediff.images.gpano import check_full_sphere
 from cubediff.images.panorama import load_panorama
 from cubediff.utils.errors import DataError
 
-NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
-PARTIAL = {
-    "ProjectionType": "equirectangular",
-    "FullPanoWidthPixels": 192,
-    "FullPanoHeightPixels": 96,
-    "CroppedAreaImageWidthPixels": 64,
-    "CroppedAreaImageHeightPixels": 32,
-    "CroppedAreaLeftPixels": 64,
-    "CroppedAreaTopPixels": 32,
-}
-FULL = PARTIAL | {
+FULL = PARTIAL_SPHERE | {
     "CroppedAreaImageWidthPixels": 192,
     "CroppedAreaImageHeightPixels": 96,
     "CroppedAreaLeftPixels": 0,
     "CroppedAreaTopPixels": 0,
 }
-
-
-def xmp(tags: dict, prefix: str = "GPano", elements: bool = False) -> bytes:
-    """An XMP packet with the tags as attributes or as elements; those that are None are left out."""
-    tags = {name: value for name, value in tags.items() if value is not None}
-    attributes = "" if elements else " ".join(f'{prefix}:{name}="{value}"' for name, value in tags.items())
-    inner = "".join(f"<{prefix}:{n}>{v}</{prefix}:{n}>" for n, v in tags.items()) if elements else ""
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:{prefix}="{NAMESPACE}" {attributes}>{inner}</rdf:Description></rdf:RDF>'
-        '</x:xmpmeta><?xpacket end="w"?>'
-    ).encode()
 
 
 def save(path: Path, packet: bytes) -> Path:
@@ -59,12 +36,14 @@ def save(path: Path, packet: bytes) -> Path:
 def test_a_part_of_a_sphere_is_refused_in_every_format(tmp_path: Path, name: str, elements: bool) -> None:
     words = r"a part of a panorama: its GPano tags say 64x32 pixels at \(64, 32\) of a sphere of 192x96; use the full"
     with pytest.raises(DataError, match=words):
-        load_panorama(save(tmp_path / name, xmp(PARTIAL, elements=elements)))
-    assert load_panorama(save(tmp_path / name, xmp(FULL, elements=elements))).width == 64  # scaled after it was tagged
+        load_panorama(save(tmp_path / name, gpano(PARTIAL_SPHERE, elements=elements)))
+    assert (
+        load_panorama(save(tmp_path / name, gpano(FULL, elements=elements))).width == 64
+    )  # scaled after it was tagged
 
 
 def test_a_part_that_is_not_2_to_1_is_called_a_part(tmp_path: Path) -> None:
-    picture(width=96).save(tmp_path / "a.jpg", xmp=xmp(PARTIAL | {"CroppedAreaImageWidthPixels": 96}))
+    picture(width=96).save(tmp_path / "a.jpg", xmp=gpano(PARTIAL_SPHERE | {"CroppedAreaImageWidthPixels": 96}))
     with pytest.raises(DataError, match="a part of a panorama: its GPano tags say 96x32"):
         load_panorama(tmp_path / "a.jpg")
 
@@ -84,17 +63,20 @@ def test_a_part_that_is_not_2_to_1_is_called_a_part(tmp_path: Path) -> None:
     ],
 )
 def test_tags_of_a_full_sphere_are_accepted(tags: dict) -> None:
-    check_full_sphere(xmp(tags), 64, 32)
-    check_full_sphere(xmp(tags, prefix="g", elements=True), 64, 32)
+    check_full_sphere(gpano(tags), 64, 32)
+    check_full_sphere(gpano(tags, prefix="g", elements=True), 64, 32)
 
 
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        (PARTIAL | {"ProjectionType": "cubestrip"}, "ProjectionType is 'cubestrip': expected an equirectangular"),
+        (
+            PARTIAL_SPHERE | {"ProjectionType": "cubestrip"},
+            "ProjectionType is 'cubestrip': expected an equirectangular",
+        ),
         ({"ProjectionType": "cylindrical"}, "ProjectionType is 'cylindrical'"),
-        (PARTIAL | {"CroppedAreaImageHeightPixels": 96}, r"a part .* 64x96 pixels"),
-        (PARTIAL | {"CroppedAreaImageWidthPixels": 192}, r"a part .* 192x32 pixels"),
+        (PARTIAL_SPHERE | {"CroppedAreaImageHeightPixels": 96}, r"a part .* 64x96 pixels"),
+        (PARTIAL_SPHERE | {"CroppedAreaImageWidthPixels": 192}, r"a part .* 192x32 pixels"),
         ({"FullPanoWidthPixels": 192, "FullPanoHeightPixels": 96}, r"a part .* 64x32 pixels at \(0, 0\)"),
         (FULL | {"CroppedAreaLeftPixels": 5}, r"contradict each other: they say 192x96 pixels at \(5, 0\)"),
         (FULL | {"CroppedAreaImageWidthPixels": 400}, "contradict each other: they say 400x96"),
@@ -112,11 +94,11 @@ def test_tags_of_a_full_sphere_are_accepted(tags: dict) -> None:
 def test_other_tags_are_refused_with_the_reason(tags: dict, words: str) -> None:
     for prefix, elements in (("GPano", False), ("other", True)):
         with pytest.raises(DataError, match=words):
-            check_full_sphere(xmp(tags, prefix, elements), 64, 32)
+            check_full_sphere(gpano(tags, prefix, elements), 64, 32)
 
 
 def test_unreadable_tags_are_refused_and_unreadable_metadata_without_tags_is_not() -> None:
-    packet = xmp(FULL)
+    packet = gpano(FULL)
     for damaged in (packet[:-60], packet.replace(b"<rdf:RDF", b"<!DOCTYPE x><rdf:RDF", 1), packet + b"\xff<"):
         with pytest.raises(DataError, match="its XMP metadata has GPano tags but is not XML"):
             check_full_sphere(damaged, 64, 32)
@@ -127,4 +109,4 @@ def test_unreadable_tags_are_refused_and_unreadable_metadata_without_tags_is_not
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tags_are_read_in_every_encoding_of_xmp(encoding: str) -> None:
     with pytest.raises(DataError, match="a part of a panorama"):
-        check_full_sphere(xmp(PARTIAL).decode().encode(encoding) + b"\n" * (encoding != "utf-16"), 64, 32)
+        check_full_sphere(gpano(PARTIAL_SPHERE).decode().encode(encoding) + b"\n" * (encoding != "utf-16"), 64, 32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.image_files import icc, png, tiff
+from support.image_files import exif_block, icc, png, tiff
 from support.pictures import picture, shown
 
 from cubediff.images.panorama import load_panorama
@@ -29,12 +29,6 @@ def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
     return tags
-
-
-def block(tag: int, kind: int, value: bytes) -> bytes:
-    """An EXIF block with one tag, whose value has at most 4 bytes."""
-    count = len(value) // {2: 1, 3: 2, 4: 4}[kind]
-    return b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")[:4] + bytes(4)
 
 
 def save(path: Path, upright: np.ndarray, orientation: int) -> None:
@@ -71,11 +65,11 @@ DAMAGED = {
     "zeros": bytes(40),
     "directory outside": b"Exif\0\0II*\0\xff\xff\xff\xff",
     "endless directory": b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01" + b"\xff" * 40,
-    "orientation 9": block(0x0112, 3, struct.pack("<H", 9)),
-    "orientation 0": block(0x0112, 3, struct.pack("<H", 0)),
-    "orientation in letters": block(0x0112, 2, b"six\0"),
-    "camera tags outside": block(0x8769, 4, struct.pack("<I", 0xFFFFFFF0)),
-    "camera tags in letters": block(0x8769, 2, b"abc\0"),
+    "orientation 9": exif_block(0x0112, 3, struct.pack("<H", 9)),
+    "orientation 0": exif_block(0x0112, 3, struct.pack("<H", 0)),
+    "orientation in letters": exif_block(0x0112, 2, b"six\0"),
+    "camera tags outside": exif_block(0x8769, 4, struct.pack("<I", 0xFFFFFFF0)),
+    "camera tags in letters": exif_block(0x8769, 2, b"abc\0"),
 }
 
 

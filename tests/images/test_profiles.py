@@ -1,4 +1,4 @@
-"""An ICC profile counts by its transform, whatever its name; a profile that cannot be used is ignored with a note."""
+"""An ICC profile counts by its transform, not its name; a profile that cannot be used is ignored with a note."""
 
 import io
 import zlib

@@ -1,4 +1,4 @@
-"""Writes image files by hand: PNG and TIFF with 16 bits, OpenEXR with subsampled chroma, and ICC profiles."""
+"""Image files made by hand: PNG, TIFF and OpenEXR, ICC profiles, and EXIF and XMP metadata."""
 
 import struct
 import zlib
@@ -11,6 +11,17 @@ SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7
 DISPLAY_P3 = ((0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841))
 ADOBE_RGB = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
 D50 = (0.9642, 1.0, 0.8249)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 32\n%%EndComments\nshowpage\n%%EOF\n"
+GPANO = "http://ns.google.com/photos/1.0/panorama/"
+PARTIAL_SPHERE = {
+    "ProjectionType": "equirectangular",
+    "FullPanoWidthPixels": 192,
+    "FullPanoHeightPixels": 96,
+    "CroppedAreaImageWidthPixels": 64,
+    "CroppedAreaImageHeightPixels": 32,
+    "CroppedAreaLeftPixels": 64,
+    "CroppedAreaTopPixels": 32,
+}
 
 
 def icc(primaries: Sequence[Sequence[float]] | None = SRGB, gamma: float = 2.2, name: str = "drawn") -> bytes:
@@ -144,3 +155,22 @@ def cmyk_profile() -> bytes:
     ramp = bytes(range(256))
     lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + table.tobytes() + ramp * 3
     return _profile({b"A2B0": lut, b"A2B1": lut}, device=b"prtr", space=b"CMYK", connection=b"Lab ", name="press")
+
+
+def gpano(tags: dict, prefix: str = "GPano", elements: bool = False) -> bytes:
+    """An XMP packet with GPano tags as attributes or as elements; those that are None are left out."""
+    tags = {name: value for name, value in tags.items() if value is not None}
+    attributes = "" if elements else " ".join(f'{prefix}:{name}="{value}"' for name, value in tags.items())
+    inner = "".join(f"<{prefix}:{n}>{v}</{prefix}:{n}>" for n, v in tags.items()) if elements else ""
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:{prefix}="{GPANO}" {attributes}>{inner}</rdf:Description></rdf:RDF>'
+        '</x:xmpmeta><?xpacket end="w"?>'
+    ).encode()
+
+
+def exif_block(tag: int, kind: int, value: bytes) -> bytes:
+    """An EXIF block with one tag, whose value has at most 4 bytes."""
+    count = len(value) // {2: 1, 3: 2, 4: 4}[kind]
+    return b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")[:4] + bytes(4)

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cubediff.geometry.conventions import face_rays, rotation_matrix
@@ -152,18 +152,16 @@ def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:
     if isinstance(picture, PIL.Image.Image):
         try:
             levels, opaque, note = to_srgb(picture)
+            if opaque is not None and not opaque.all():
+                levels = fill_transparent(levels, opaque)
         except DataError as error:
             raise DataError(f"image has {error}") from None
         if note is not None:
             log.warning("image: %s", note)
+        pixels = torch.from_numpy(np.array(levels)).permute(2, 0, 1).float() / 127.5 - 1
         if opaque is None or opaque.all():
-            return _to_tensor(levels)
-        filled = fill_transparent(levels, opaque)
-        return torch.cat([_to_tensor(filled), torch.from_numpy(opaque)[None] * 2.0 - 1])
+            return pixels
+        return torch.cat([pixels, torch.from_numpy(opaque)[None] * 2.0 - 1])
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:
         raise ValueError(f"image is {tuple(picture.shape)}: expected (3, H, W) or (B, 3, H, W) in [-1, 1]")
     return picture.float()
-
-
-def _to_tensor(levels: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
-    return torch.from_numpy(np.array(levels)).permute(2, 0, 1).float() / 127.5 - 1

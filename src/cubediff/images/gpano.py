@@ -60,7 +60,7 @@ def _pixels(tags: dict[str, str], name: str, least: int) -> int | None:
 
 
 def _read_tags(xmp: bytes) -> dict[str, str]:
-    """The GPano tags by name, as attributes or as elements, whichever prefix the namespace has."""
+    """The GPano tags by name, as attributes or as elements, with any prefix of the namespace."""
     plain = xmp.replace(b"\0", b"")  # of UTF-16, too
     if _NAMESPACE.encode() not in plain:
         return {}

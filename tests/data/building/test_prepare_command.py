@@ -1,23 +1,11 @@
 """What data/README.md promises of `cubediff prepare`, as commands in processes of their own."""
 
 import json
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
 from support.builds import contents, panoramas
-
-README = (Path(__file__).parents[3] / "data" / "README.md").read_text(encoding="utf-8")
-
-
-def prepare(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cubediff", "prepare", *map(str, words), "--workers", "1"]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-
-
-def promised(sentence: str) -> None:
-    assert sentence in " ".join(README.split()), "update the test together with the sentence"
+from support.prepare import prepare, promised
 
 
 def test_no_file_of_the_user_is_lost(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def nasty(source: Path) -> tuple[set[str], dict[str, str]]:
         "bits.tif": "32-bit integer pixels",
         "latin\\xe9.jpg": "its name is not UTF-8",
         "dangling.jpg": "missing",
-        "folder.jpg": "missing",
+        "folder.jpg": "an empty folder",
         "../../escape.jpg": "outside SOURCE",
         "/tmp/escape.jpg": "outside SOURCE",
         "silent.jpg": "empty caption",

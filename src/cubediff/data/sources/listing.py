@@ -32,8 +32,9 @@ def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list
         suffixes: Suffixes in lower case, such as ".jpg"; those of the files may be in upper case.
 
     Returns:
-        The names, relative to the folder and sorted, and rejections of broken links, folders that cannot be listed, and
-        names that are not valid text, because no captions file and no shard can hold them.
+        The names, relative to the folder and sorted, and rejections of broken links, special files and empty folders
+        with such a suffix, of folders that cannot be listed, and of names that are not valid text, because no captions
+        file and no shard can hold them.
 
     Raises:
         DataError: If `source` is not a folder.
@@ -72,15 +73,16 @@ def _walk(source: Path) -> Iterator[_Found]:
             if identity in above:
                 yield _Found(folder, "a link to a folder that contains it: it is not followed", is_folder=True)
                 continue
-            with os.scandir(source / folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
-                        pending.append((name, above | {identity}))
-                    else:
-                        yield _Found(name, _fault(entry))
+            with os.scandir(source / folder) as scanned:
+                entries = [entry for entry in scanned if not entry.name.startswith(".")]
+            if folder and not entries:
+                yield _Found(folder, "an empty folder, not a file")
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    pending.append((name, above | {identity}))
+                else:
+                    yield _Found(name, _fault(entry))
         except OSError as error:
             if not folder:
                 raise

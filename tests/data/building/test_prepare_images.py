@@ -1,0 +1,66 @@
+"""What data/README.md promises of the images that `cubediff prepare` reads, as commands in processes of their own."""
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from support.builds import panoramas
+from support.image_files import EPS, PARTIAL_SPHERE, SRGB, exif_block, gpano, icc, png
+from support.pictures import picture, shown
+from support.prepare import prepare, promised, rejections, samples
+
+
+def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
+    promised("converted to sRGB by the profile's transform, not its name; 16-bit images in 16 bits")
+    promised("ignored, with a note in the sample's JSON under `record.notes`")
+    promised("GPano tags of a part of a sphere or another projection, or that contradict each other | rejected")
+    promised("black; white, without an effect on the exposure")
+    source, srgb = tmp_path / "in", np.asarray(picture(3, 128, 64))
+    source.mkdir()
+    linear = np.where(srgb <= 0.04045 * 255, srgb / 255 / 12.92, ((srgb / 255 + 0.055) / 1.055) ** 2.4)
+    chunk = {b"iCCP": b"x\0\0" + zlib.compress(icc(SRGB, 1.0, "sRGB in name only"))}
+    png(source / "linear.png", np.round(linear * 65535).astype(np.uint16), chunk)
+    Image.fromarray(srgb).save(source / "turned.png", exif=exif_block(0x0112, 3, struct.pack("<H", 3)))
+    Image.fromarray(srgb).save(source / "damaged.png", icc_profile=bytes(200), exif=b"Exif\0\0nothing")
+    picture(4, 128, 64).save(source / "part.jpg", xmp=gpano(PARTIAL_SPHERE))
+    for name, hot in (("plain.hdr", 1), ("hot.hdr", 1e8)):
+        radiance = linear.astype(np.float32)
+        radiance[5, 7:9] = hot
+        cv2.imwrite(str(source / name), radiance)
+    for path in list(source.iterdir()):
+        path.with_suffix(".txt").write_text("a cloud")
+    assert prepare(source, tmp_path / "out").returncode == 0
+    built = {record["file"]: (record, shown(jpeg)) for record, jpeg in samples(tmp_path / "out")}
+    assert np.abs(built["linear.png"][1] - srgb).mean() < 3
+    assert np.abs(built["turned.png"][1] - srgb[::-1, ::-1]).mean() < 3
+    assert np.abs(built["damaged.png"][1] - srgb).mean() < 3
+    assert len(built["damaged.png"][0]["record"]["notes"]) == 2
+    assert np.abs(built["hot.hdr"][1] - built["plain.hdr"][1]).mean() < 5
+    (rejected,) = rejections(tmp_path / "out")
+    assert rejected["file"] == "part.jpg"
+    assert "its GPano tags say 64x32 pixels at (64, 32) of a sphere of 192x96" in rejected["reason"]
+
+
+def test_files_that_are_not_images_are_rejected_without_a_program_or_a_wait(tmp_path: Path) -> None:
+    promised("Other formats under such a name, FIFOs, sockets and devices are rejected, and no program is started.")
+    source, programs = panoramas(tmp_path / "in", 2), tmp_path / "programs"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'canary'}\n")
+    (programs / "gs").chmod(0o755)
+    names = ("eps.jpg", "bitmap.png", "fifo.jpg", "device.png", "folder.jpg")
+    with (source / "captions.jsonl").open("a") as file:
+        file.writelines(json.dumps({"file": name, "caption": "c"}) + "\n" for name in names[:2])
+    (source / "eps.jpg").write_bytes(EPS)
+    picture().save(source / "bitmap.png", "BMP")
+    os.mkfifo(source / "fifo.jpg")
+    (source / "device.png").symlink_to("/dev/zero")
+    (source / "folder.jpg").mkdir()
+    done = prepare(source, tmp_path / "out", env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"})
+    assert done.returncode == 0
+    assert sorted({line["file"] for line in rejections(tmp_path / "out")}) == sorted(names)
+    assert not (tmp_path / "canary").exists()

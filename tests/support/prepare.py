@@ -1,0 +1,36 @@
+"""`cubediff prepare` as a process, what it writes, and what data/README.md promises of it."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def prepare(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process with one worker."""
+    command = [sys.executable, "-m", "cubediff", "prepare", *map(str, words), "--workers", "1"]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, timeout=300)
+
+
+def promised(sentence: str) -> None:
+    """Fails if data/README.md does not have the sentence."""
+    assert sentence in " ".join(README.split()), "update the test together with the sentence"
+
+
+def samples(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """The record and the JPEG of every sample of a dataset."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        found += [(json.loads(members[n]), members[f"{n[:-5]}.jpg"]) for n in members if n.endswith(".json")]
+    return found
+
+
+def rejections(folder: Path) -> list[dict[str, str]]:
+    """The lines of a dataset's rejected.jsonl."""
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
