@@ -259,6 +259,25 @@ def test_damaged_latents_are_skipped_and_counted(source: Path, latents: Path, tm
     assert data.skipped == 1
 
 
+def refit(latents: Path, run_dir: Path, encoders: str) -> Path:
+    """Trains a step on a copy of latents whose manifest has another fingerprint of the encoders."""
+    shutil.copytree(latents, run_dir / "latents")
+    manifest = json.loads((latents / "manifest.json").read_text())
+    manifest["latents"]["encoders"] = encoders
+    (run_dir / "latents/manifest.json").write_text(json.dumps(manifest))
+    words = (*WORDS, "data=latents", f"data.path={run_dir / 'latents'}", "trainer.max_steps=1", "callbacks=none")
+    return fit(composed(*words, "trainer.limit_val_batches=0", run_dir=run_dir), run_dir)
+
+
+def test_latents_of_the_first_form_load_and_those_of_another_scaling_or_tokenizer_are_refused(
+    latents: Path, tmp_path: Path
+) -> None:
+    weights, settings = json.loads((latents / "manifest.json").read_text())["latents"]["encoders"].split("-")
+    assert refit(latents, tmp_path / "first", weights).is_dir()
+    with pytest.raises(ValueError, match=r"come from other encoders .*\(weights, scaling or tokenizer\): train from"):
+        refit(latents, tmp_path / "other", f"{weights}-{settings[::-1]}")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

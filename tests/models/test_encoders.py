@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ from diffusers import AutoencoderKL
 from support.awake import awaken_
 from torch import Tensor
 
+from cubediff import CubeDiffPipeline
 from cubediff.geometry import equirect_to_cube
-from cubediff.models.encoders import FrozenEncoders
+from cubediff.models.encoders import FrozenEncoders, fingerprint, same_fingerprint
 from cubediff.models.tokenizer import byte_tokenizer
 from cubediff.pipelines.loading import tiny_random
 
@@ -157,3 +159,44 @@ def test_merges_shorten_the_tokens_of_the_byte_tokenizer():
     assert len(byte_tokenizer()("the hall").input_ids) == 2 + 7
     assert len(merged("the hall").input_ids) == 2 + 5
     assert merged.decode(merged("the hall").input_ids, skip_special_tokens=True).strip() == "the hall"
+
+
+# -------------------------------------------------------------------------------------------- fingerprints
+
+
+def test_the_fingerprint_depends_on_weights_settings_and_tokenizer() -> None:
+    def fingerprint(change: Callable[[CubeDiffPipeline], object] = lambda pipeline: None) -> str:
+        pipeline = tiny_random()
+        change(pipeline)
+        return FrozenEncoders(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer).fingerprint()
+
+    def other_merges(pipeline: CubeDiffPipeline) -> None:
+        pipeline.tokenizer = byte_tokenizer([("t", "h"), ("th", "e</w>")])
+
+    def shorter(pipeline: CubeDiffPipeline) -> None:
+        pipeline.tokenizer = byte_tokenizer(max_length=20)
+
+    changes: dict[str, Callable[[CubeDiffPipeline], object]] = {
+        "weights": lambda pipeline: awaken_(pipeline.vae),
+        "scaling": lambda pipeline: pipeline.vae.register_to_config(scaling_factor=SCALING),
+        "shift": lambda pipeline: pipeline.vae.register_to_config(shift_factor=0.1),
+        "activation": lambda pipeline: setattr(pipeline.text_encoder.config, "hidden_act", "gelu"),
+        "merges": other_merges,
+        "length": shorter,
+    }
+    own = fingerprint()
+    assert own == fingerprint()
+    assert own == fingerprint(lambda pipeline: pipeline.vae.register_to_config(sample_size=99, force_upcast=False))
+    prints = {name: fingerprint(change) for name, change in changes.items()}
+    assert len({own, *prints.values()}) == len(changes) + 1
+    assert [name for name, other in prints.items() if same_fingerprint(own, other)] == []
+
+
+def test_a_fingerprint_of_the_first_form_covers_the_weights_only() -> None:
+    pipeline = tiny_random()
+    encoders = FrozenEncoders(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
+    first = fingerprint(pipeline.vae.state_dict(), pipeline.text_encoder.state_dict())
+    pipeline.vae.register_to_config(scaling_factor=SCALING)
+    assert same_fingerprint(first, encoders.fingerprint())
+    assert same_fingerprint(encoders.fingerprint(), first)
+    assert not same_fingerprint("0" * 64, encoders.fingerprint())

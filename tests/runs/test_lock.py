@@ -18,6 +18,7 @@ from support.runs import QUICK
 from cubediff import train
 from cubediff.runs import lock
 from cubediff.runs.lock import LOCK, RunLockedError, lock_run
+from cubediff.runs.sweeps.results import Result
 
 ELSEWHERE = {"host": "node7", "machine": "another boot", "pid": 4711, "run": "of another machine"}
 
@@ -200,7 +201,7 @@ def test_ranks_that_lightnings_launcher_starts_inherit_the_run_id(tmp_path: Path
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
     """Runs `cubediff train` in this process; returns its exit code or message."""
-    monkeypatch.setattr(sys, "argv", ["train", *QUICK, *words])
+    monkeypatch.setattr(sys, "argv", ["train", *words, *QUICK])
     with pytest.raises(SystemExit) as end:
         train.main()
     return end.value.code
@@ -233,11 +234,12 @@ def test_a_sweep_skips_a_job_that_another_process_runs(
 ) -> None:
     words = ("-m", f"data.path={tiny_shards}", f"run_dir={tmp_path}", "callbacks=none", "trainer.limit_val_batches=0")
     (tmp_path / "0").mkdir()
+    Result("running", "train", 0, ["seed=0"], 1.0).write(tmp_path / "0")
     with process() as pid:
         forge(tmp_path / "0", 0, pid=pid, process_start=lock._process_start(pid))
-        assert command(monkeypatch, *words, "seed=0,1") in (0, None)
+        assert command(monkeypatch, *words, "seed=0,1") == 1  # job 0 is not done
         assert f"job 0 is skipped: {tmp_path / '0'} is in use by process {pid} on " in capsys.readouterr().err
-        assert not (tmp_path / "0/result.json").exists()
+        assert json.loads((tmp_path / "0/result.json").read_text())["started"] == 1.0
         assert json.loads((tmp_path / "1/result.json").read_text())["status"] == "done"
 
 

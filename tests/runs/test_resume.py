@@ -2,10 +2,13 @@
 
 import csv
 import errno
+import io
 import os
+import re
 import shutil
 import subprocess
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,13 +16,16 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
+from support.panoramas import shards
 from support.processes import ONE, Run, difference, saved
 from support.runs import QUICK, composed
 
 from cubediff.configs import targets
+from cubediff.pipelines.loading import tiny_random
 from cubediff.runs import resume
 from cubediff.runs.fit import fit
-from cubediff.runs.resume import _check_identity, find_checkpoint, run_identity
+from cubediff.runs.identity import differing_settings, run_identity
+from cubediff.runs.resume import find_checkpoint
 from cubediff.training import checkpoint_io
 from cubediff.training.callbacks import RunCheckpoint, checkpoint
 from cubediff.training.checkpoint_io import (
@@ -307,23 +313,20 @@ def test_a_checkpoint_without_a_key_that_was_added_later_resumes_at_its_default(
 ) -> None:
     """`model.lora_rank` stands for such a key; the checkpoint was written before it existed."""
     monkeypatch.setitem(targets.ADDED, "model.lora_rank", 16)
-    module: Any = Mock(spec=CubeDiffModule, frozen={}, backbone=Mock())
+    module: Any = Mock(spec=CubeDiffModule, frozen={}, backbone=Mock(), pipeline=tiny_random())
     module.backbone.fingerprint.return_value = "0" * 12
     default, changed = (
         run_identity(composed("model=tiny_random", "data.path=x", f"model.lora_rank={rank}"), module)
         for rank in (16, 4)
     )
     assert "model.lora_rank" not in default
-    _check_identity(Path("old.ckpt"), default, default)
-    with pytest.raises(
-        CheckpointError, match=r"old\.ckpt has model\.lora_rank 16, not 4: a run resumes only with the same"
-    ):
-        _check_identity(Path("old.ckpt"), default, changed)
+    assert differing_settings(default, default) == []
+    assert differing_settings(default, changed) == ["model.lora_rank 16, not 4"]
 
 
 def test_an_old_name_of_a_target_is_the_same_setting() -> None:
     old, new = next(iter(targets.RENAMED.items()))
-    _check_identity(Path("old.ckpt"), {"name": "a", "model._target_": old}, {"name": "a", "model._target_": new})
+    assert differing_settings({"name": "a", "model._target_": old}, {"name": "a", "model._target_": new}) == []
 
 
 def test_checkpoints_of_other_programs_or_models_are_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
@@ -341,6 +344,107 @@ def test_checkpoints_of_other_programs_or_models_are_refused(begun: Path, tiny_s
         CheckpointError, match=r"belongs to another model: 1 of its weights .*, such as unet\.conv_in\.bias"
     ):
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.mark.ddp
+def test_the_command_resumes_after_a_full_disk(tiny_shards: Path, tmp_path: Path) -> None:
+    """docs/resume.md: "the same command resumes, also if the last line of `metrics.csv` is incomplete …"."""
+    words = (*ONE, "trainer.max_steps=2")
+    run = Run(tiny_shards, tmp_path / "run", *words)
+    assert run.ended() == 0, run.output
+    metrics = tmp_path / "run/logs/metrics.csv"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole[:-5])
+    (tmp_path / "run/result.json").write_bytes(b"")
+    again = Run(tiny_shards, tmp_path / "run", *words, "trainer.max_steps=4")
+    assert again.ended() == 0, again.output
+    assert "Traceback" not in again.output
+    assert "result.json is damaged" in again.output
+    assert (tmp_path / "run/result.json.damaged").is_file()
+    with metrics.open() as file:
+        assert {row["step"] for row in csv.DictReader(file)} >= {"0", "2", "3"}
+
+
+def resumed(begun: Path, run_dir: Path, *words: str, **changed: Any) -> str:
+    """Resumes a copy of a run for one step; keys of its checkpoint are changed before, or removed for None."""
+    shutil.copytree(begun, run_dir, symlinks=True)
+    file = (run_dir / "checkpoints/last.ckpt").resolve()
+    content = torch.load(file, weights_only=True)
+    for key, value in changed.items():
+        content.pop(key) if value is None else content.update({key: value})
+    AtomicCheckpointIO().save_checkpoint(content, file)
+    output = io.StringIO()
+    with redirect_stdout(output):
+        fit(composed(*QUICK, *NO_SAMPLES, "trainer.max_steps=3", *words, run_dir=run_dir), run_dir)
+    return output.getvalue()
+
+
+def test_changes_of_data_order_augmentation_and_clipping_are_announced(
+    begun: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    data = f"data.path={tiny_shards}"
+    printed = resumed(
+        begun, tmp_path / "a", data, "data.yaw=none", "data.flip=0.5", "data.shuffle_buffer=3", "data.batch_size=1",
+        "trainer.gradient_clip_val=0.5", "callbacks.checkpoint.keep=5", "data.num_workers=1",
+    )  # fmt: skip
+    (line,) = (line for line in printed.splitlines() if line.startswith("WARNING: resuming with other settings"))
+    assert line == (
+        "WARNING: resuming with other settings than those of step00000002.ckpt: data.batch_size 2 → 1; data.flip 0.0 → "
+        "0.5; data.shuffle_buffer 1024 → 3; data.yaw uniform → none; trainer.gradient_clip_val 1.0 → 0.5; "
+        "trainer.max_steps 2 → 3"
+    )
+
+
+def test_another_dataset_of_the_same_size_is_announced_and_a_copy_of_the_same_is_not(
+    begun: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_shards, tmp_path / "copy")
+    assert "data.path" not in resumed(begun, tmp_path / "a", f"data.path={tmp_path / 'copy'}")
+    other = shards(tmp_path / "other", 5, val=0.0)
+    printed = resumed(begun, tmp_path / "b", f"data.path={other}")
+    assert re.search(rf"data\.path {tiny_shards} \(manifest \w+\) → {other} \(manifest \w+\): other data", printed)
+
+
+def test_a_checkpoint_of_the_first_form_resumes(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    """It has no format version and no settings that are only announced; its fingerprints cover the weights alone."""
+    identity = torch.load(begun / "checkpoints/last.ckpt", weights_only=True)["cubediff"]
+    first = {
+        key: value for key, value in identity.items() if key.startswith(("name", "face_size", "fov", "model", "call"))
+    }
+    first |= {key: identity[key].partition("-")[0] for key in ("encoders", "frozen weights")}
+    assert len(identity["encoders"]) > len(first["encoders"]) == 12
+    words = (f"data.path={tiny_shards}", "data.yaw=none")
+    printed = resumed(begun, tmp_path / "a", *words, cubediff=first, format_version=None)
+    assert "resuming from" in printed
+    assert "other settings" not in printed
+
+
+def test_another_noise_schedule_is_refused(begun: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    """A model folder may change while its path, and with it the config, stays the same."""
+    identity = torch.load(begun / "checkpoints/last.ckpt", weights_only=True)["cubediff"]
+    identity["noise schedule"]["beta_end"] = 0.02
+    with pytest.raises(CheckpointError, match=r"noise schedule: beta_end 0\.02, not 0\.012"):
+        resumed(begun, tmp_path / "a", f"data.path={tiny_shards}", cubediff=identity)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format_version": 2}, r"was written by a newer version of cubediff \(format 2, this one reads up to 1\)"),
+        ({"format_version": "1"}, "is damaged: expected a positive integer as its format's version, got '1'"),
+        ({"state_dict": [1]}, "state_dict: expected dict, got list"),
+        ({"state_dict": {"a": 1}}, r"state_dict\.a: expected a tensor"),
+        ({"cubediff": None}, "is not a checkpoint of this version of cubediff"),
+        ({"global_step": "2"}, "global_step: expected int, got str"),
+        ({"loops": None}, "is not a checkpoint of this version of cubediff"),
+        ({"optimizer_states": 3}, "optimizer_states: expected list, got int"),
+    ],
+)
+def test_checkpoints_of_newer_versions_or_with_other_types_are_refused(
+    begun: Path, tiny_shards: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resumed(begun, tmp_path / "a", f"data.path={tiny_shards}", **changed)
 
 
 def test_a_run_starts_from_another_runs_checkpoint_and_a_finished_run_can_be_extended(

@@ -72,5 +72,5 @@ def write_generation(
             face.save(folder / "faces" / f"{name}.png")
         written.append(folder / "faces")
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
-    write_json(folder / "generation.json", record)
+    write_json(folder / "generation.json", record, sync=True)
     return [*written, folder / "generation.json"]

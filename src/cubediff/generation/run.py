@@ -107,12 +107,22 @@ def _exists(folder: Path, request: dict[str, object]) -> bool:
     path = folder / "generation.json"
     if not path.is_file():
         return False
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
     expected = json.loads(json.dumps(request))  # tuples become lists
     if differing := [key for key, value in expected.items() if record.get(key) != value]:
         raise ValueError(
             f"{folder} holds a panorama with another {', '.join(differing)}: choose another --output, or remove it"
         )
+    try:
+        with PIL.Image.open(folder / "panorama.jpg") as panorama:
+            panorama.load()
+    except (OSError, SyntaxError):  # missing, or incomplete after a power loss
+        return False
     return True
 
 

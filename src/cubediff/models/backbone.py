@@ -130,7 +130,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 over the frozen components' weights in float32, hexadecimal."""
+        """SHA-256 over the frozen components' weights, hexadecimal; optionally a dash and another of their settings.
+
+        Fingerprints are compared by their parts, see `cubediff.models.encoders.same_fingerprint`.
+        """
 
     # ---------------------------------------------------------------------------------------------- latents
 

@@ -4,7 +4,9 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size, N
 """
 
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,6 +19,10 @@ from cubediff.models.backbone import to_device_async
 from cubediff.models.inflation import sync_group_norm_
 
 log = logging.getLogger(__name__)
+
+# Settings that change latents or text states and do not show in the weights.
+_VAE_SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")
+_TEXT_SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
 
 class FrozenEncoders:
@@ -34,8 +40,14 @@ class FrozenEncoders:
         self.tokenizer = tokenizer
 
     def fingerprint(self) -> str:
-        """SHA-256 over both models' weights in float32, hexadecimal."""
-        return fingerprint(self.vae.state_dict(), self.text_encoder.state_dict())
+        """SHA-256 over both models' weights in float32, and after a dash over their settings and the tokenizer."""
+        settings = {
+            "vae": {key: self.vae.config.get(key) for key in _VAE_SETTINGS},
+            "text_encoder": {key: getattr(self.text_encoder.config, key, None) for key in _TEXT_SETTINGS},
+            "tokenizer": _describe(self.tokenizer),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{fingerprint(self.vae.state_dict(), self.text_encoder.state_dict())}-{digest}"
 
     @torch.no_grad()
     def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
@@ -83,3 +95,20 @@ def fingerprint(*state_dicts: Mapping[str, Tensor]) -> str:
             digest.update(name.encode())
             digest.update(weight.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same components; the first ones covered the weights only."""
+    return all(a == b for a, b in zip(one.split("-"), other.split("-"), strict=False))
+
+
+def _describe(tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """What the token ids of a caption depend on: the vocabulary, and how its own words are merged from letters."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    words = sorted({token.removesuffix("</w>") for token in vocabulary if re.fullmatch("[a-z]+(</w>)?", token)})
+    return {
+        "vocabulary": sorted(vocabulary.items()),
+        "words": tokenizer(words, verbose=False).input_ids,
+        "max_length": tokenizer.model_max_length,
+        "padding": tokenizer.pad_token,
+    }

@@ -23,7 +23,7 @@ from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
-from cubediff.pipelines.folders import check_folder
+from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
 
 StepCallback = Callable[["CubePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -93,7 +93,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         if settings["image_drop"] not in ("noise", "attention"):
             raise ValueError(f"image_drop={settings['image_drop']!r}: use 'noise' or 'attention'")
         self.register_modules(**components)
-        self.register_to_config(**settings)
+        self.register_to_config(**settings, **{FORMAT: FORMAT_VERSION})
         self.backbone.inflate_()
 
     def positions(self, size: int, device: torch.device) -> Tensor:

@@ -1,9 +1,14 @@
 """Model folders: where one is, and whether it can be loaded safely."""
 
+import json
 from pathlib import Path
+
+from cubediff.utils.errors import check_version
 
 # Holds experiments/ with the small models when the package runs from a checkout; does not exist for an installed wheel.
 _CHECKOUT = Path(__file__).resolve().parents[3]
+FORMAT = "_cubediff_format"  # key in model_index.json; the first folders have none
+FORMAT_VERSION = 1
 _SMALL_MODELS = ("experiments/tiny_sd/model", "experiments/cubediff_tiny/model")
 
 
@@ -23,6 +28,23 @@ def find_model(path: str | Path) -> str | Path:
     if not folder.is_absolute() and not folder.exists() and (in_checkout / "model_index.json").is_file():
         return in_checkout
     return path
+
+
+def read_index(folder: str | Path) -> dict[str, object]:
+    """The content of a model folder's model_index.json.
+
+    Raises:
+        ValueError: If it is damaged, or was written by a newer version of this package.
+    """
+    file = Path(folder) / "model_index.json"
+    try:
+        index: object = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): copy or export the model again") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{file}: expected an object, got {type(index).__name__}: copy or export the model again")
+    check_version(index.get(FORMAT), FORMAT_VERSION, file)
+    return index
 
 
 def check_folder(path: str | Path) -> str | Path:
@@ -46,6 +68,7 @@ def check_folder(path: str | Path) -> str | Path:
                 f"{folder}: no model_index.json in it, so this is not a model folder; a training run exports one to "
                 "RUN_DIR/export"
             )
+        read_index(folder)
         for part in ("unet", "vae", "text_encoder"):
             pickled = [file for kind in ("*.bin", "*.pt", "*.ckpt") for file in (folder / part).glob(kind)]
             if pickled and not any((folder / part).glob("*.safetensors")):

@@ -1,7 +1,6 @@
 """Loads pipelines: by the class of a model folder, as the start of a training run, or without weights."""
 
 import inspect
-import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +15,7 @@ from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings
-from cubediff.pipelines.folders import find_model
+from cubediff.pipelines.folders import find_model, read_index
 
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
 
@@ -50,16 +49,13 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     The folder names a class, which is looked up among the installed ones: a folder brings no code.
 
     Raises:
-        ValueError: If the folder's model_index.json is not JSON.
+        ValueError: If the folder's model_index.json is damaged, or was written by a newer version of this package.
     """
-    index = Path(find_model(path)) / "model_index.json"
-    if not index.is_file():
+    folder = Path(find_model(path))
+    if not (folder / "model_index.json").is_file():
         return None
-    try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except ValueError as error:
-        raise ValueError(f"{index} is not JSON ({error}): copy or export the model again") from error
-    return pipeline_classes().get(name)
+    name = read_index(folder).get("_class_name")
+    return pipeline_classes().get(name) if isinstance(name, str) else None
 
 
 def load_for_generation(path: str | Path) -> CubePipeline:

@@ -44,4 +44,4 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
         setattr(pipeline, name, network)
     if module.global_rank == 0:
         record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
-        write_json(folder / "training.json", record)
+        write_json(folder / "training.json", record, sync=True)

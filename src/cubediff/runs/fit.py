@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from cubediff.configs import build, check, check_devices, to_plain
 from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.export import export_pipeline
-from cubediff.runs.record import RunRecord, run_record
-from cubediff.runs.resume import check_resumable, find_checkpoint, run_identity
+from cubediff.runs.identity import announced_changes, run_identity
+from cubediff.runs.record import RunRecord, data_records, run_record
+from cubediff.runs.resume import check_resumable, find_checkpoint, read_saved_run
 from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal, requeue_slurm_job
 from cubediff.training.child_ranks import child_ranks
@@ -182,12 +183,15 @@ def _prepare_resuming(run: _Run, checkpoint: Path | None) -> None:
     writers = [callback for callback in run.callbacks if isinstance(callback, IdentityWriter)]
     if checkpoint is None and not writers:
         return  # the fingerprints of the weights take seconds
-    identity = run_identity(run.config, run.module)
+    identity = run_identity(run.config, run.module, data_records(run.data))
     if checkpoint:
-        step = check_resumable(checkpoint, identity, run.module, is_own=run.folder in checkpoint.parents)
+        saved = read_saved_run(checkpoint)
+        check_resumable(checkpoint, saved, identity, run.module, is_own=run.folder in checkpoint.parents)
+        if (changes := announced_changes(saved.identity, identity)) and run.trainer.is_global_zero:
+            print(f"WARNING: resuming with other settings than those of {checkpoint.name}: {'; '.join(changes)}")
         for logger in run.loggers:
             if isinstance(logger, ResumableLogger):
-                logger.begin_at(step)
+                logger.begin_at(saved.step)
     for writer in writers:
         writer.set_run_identity(identity)
 
@@ -207,7 +211,7 @@ def _announce(run: _Run, checkpoint: Path | None) -> None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     record = run_record(run.config, trainer, run.module, run.data)
-    write_json(run.folder / "run.json", record)
+    write_json(run.folder / "run.json", record, sync=True)
     if run.config.trainer.get("enable_autolog_hparams") is not False:
         log_config(run.loggers, to_plain(run.config, resolve=True), record)
     _set_flops(run, record)

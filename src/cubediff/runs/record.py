@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from cubediff.data.format.manifest import MANIFEST
 from cubediff.data.format.validation import MAX_MANIFEST
+from cubediff.data.streaming.catalog import names_tars
 from cubediff.data.streaming.remote import is_remote, read_bytes
 from cubediff.planning.cost import cost
 from cubediff.planning.gpus import gpu_rate
@@ -66,9 +66,14 @@ def run_record(config: DictConfig, trainer: L.Trainer, module: CubeDiffModule, d
     return RunRecord(
         git=_git(),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        data=[DataRecord(path=redact(path), manifest_sha256=_manifest_sha256(path)) for path in data.paths],
+        data=data_records(data),
         plan=_plan(config, trainer, module),
     )
+
+
+def data_records(data: TrainingData) -> list[DataRecord]:
+    """The datasets of a run, in their order."""
+    return [DataRecord(path=redact(path), manifest_sha256=_manifest_sha256(path)) for path in data.paths]
 
 
 def _git() -> GitRecord | None:
@@ -89,7 +94,7 @@ def _run_git(folder: Path, *arguments: str) -> str:
 
 def _manifest_sha256(path: str) -> str | None:
     folder = path.removeprefix("file://").rstrip("/")
-    if folder.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", folder):
+    if names_tars(folder):
         return None
     file = f"{folder}/{MANIFEST}"
     content = read_bytes(file, MAX_MANIFEST) if is_remote(folder) else read_limited(Path(file), MAX_MANIFEST)

@@ -2,25 +2,31 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from cubediff.configs import to_plain
-from cubediff.configs.targets import ADDED, added_at_default, current_name
-from cubediff.models.encoders import fingerprint
-from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, find_damage, link_last, list_checkpoints
+from cubediff.runs.identity import RunIdentity, differing_settings
+from cubediff.training.checkpoint_io import (
+    FORMAT,
+    FORMAT_VERSION,
+    IDENTITY,
+    CheckpointError,
+    find_damage,
+    link_last,
+    list_checkpoints,
+    retry_storage,
+)
 from cubediff.training.module import CubeDiffModule
+from cubediff.utils.errors import check_version
 from cubediff.utils.files import set_aside
 
-RunIdentity = dict[str, object]
-
-# Config keys that must match the checkpoint on resume: its state overrides or contradicts other values. Everything else
-# may change: devices, speed, length, panoramas per step.
-_FIXED = ("name", "face_size", "fov", "model", "callbacks.ema")
-_FREE = ("model.gradient_checkpointing", "model.compile", "model.channels_last", "model.pipeline.path")
-_FINGERPRINTS = ("encoders", "frozen weights")
+# The keys that a checkpoint has at least, and their types.
+_TYPES: dict[str, type] = {
+    IDENTITY: dict, "state_dict": dict, "global_step": int, "epoch": int, "loops": dict, "callbacks": dict,
+    "optimizer_states": list, "lr_schedulers": list,
+}  # fmt: skip
 
 
 def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False) -> Path | None:
@@ -84,76 +90,74 @@ def _set_aside(damaged: Mapping[Path, str], undamaged: Path) -> None:
     print(f"WARNING: {'; '.join(renamed)}: resuming from {undamaged.name}")
 
 
-def run_identity(config: DictConfig, module: CubeDiffModule) -> RunIdentity:
-    """The settings that must be equal for a run to resume.
+class SavedRun(NamedTuple):
+    """The parts of a checkpoint that a resuming run is compared with."""
 
-    Args:
-        config: The composed config of `cubediff train`.
-        module: The run's module, for the weights' fingerprints.
-
-    Returns:
-        Dotted config keys with their values, and fingerprints of the frozen weights, which checkpoints leave out.
-    """
-    settings: RunIdentity = {}
-    for key in _FIXED:
-        node = OmegaConf.select(config, key)
-        settings |= _flat(key, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
-    ignored = (*_FREE, *added_at_default(to_plain(config)))
-    identity = {
-        key: value
-        for key, value in settings.items()
-        if not any(key == other or key.startswith(f"{other}.") for other in ignored)
-    }
-    digests = module.backbone.fingerprint(), fingerprint(module.frozen)
-    return identity | {name: digest[:12] for name, digest in zip(_FINGERPRINTS, digests, strict=True)}
+    identity: RunIdentity
+    weights: Mapping[str, Tensor]
+    step: int  # the optimizer step that the run resumes at
 
 
-def check_resumable(path: Path, identity: RunIdentity, module: CubeDiffModule, is_own: bool) -> int:
-    """Checks that a checkpoint belongs to the run with this identity.
-
-    Args:
-        path: The checkpoint.
-        identity: The run's identity, from `run_identity`.
-        module: The run's module, whose trainable weights the checkpoint must have.
-        is_own: Whether the checkpoint is in the run's folder, where the run's name must match too.
-
-    Returns:
-        The optimizer step that the run resumes at.
+def read_saved_run(path: Path) -> SavedRun:
+    """Reads what a checkpoint says about its run; its tensors stay on disk.
 
     Raises:
-        CheckpointError: If it belongs to another run or model, or was not written by this package.
+        CheckpointError: If the file was not written by this package, or cannot be read.
+        DataError: If it was written by a newer version.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved_identity, weights = saved[IDENTITY], saved["state_dict"]
+        saved = retry_storage(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        if not isinstance(saved, dict):
+            raise TypeError(f"expected a dict, got {type(saved).__name__}")
+        version = saved.get(FORMAT)
+        if not isinstance(version, int) or version <= FORMAT_VERSION:
+            _check_types(saved)
+    except CheckpointError:
+        raise
     except Exception as error:  # unpickling raises errors of any class
         raise CheckpointError(
             f"{path} is not a checkpoint of this version of cubediff ({type(error).__name__}: {error}): start from its "
             "run's export instead, model.pipeline.path=RUN/export"
         ) from error
-    if is_own and saved_identity["name"] != identity["name"]:
+    check_version(version, FORMAT_VERSION, path)
+    return SavedRun(saved[IDENTITY], saved["state_dict"], saved["global_step"])
+
+
+def _check_types(saved: Mapping[str, object]) -> None:
+    for key, kind in _TYPES.items():
+        if not isinstance(saved[key], kind):
+            raise TypeError(f"{key}: expected {kind.__name__}, got {type(saved[key]).__name__}")
+    if wrong := [
+        key for key, value in cast(dict[str, object], saved["state_dict"]).items() if not torch.is_tensor(value)
+    ]:
+        raise TypeError(f"state_dict.{wrong[0]}: expected a tensor")
+
+
+def check_resumable(path: Path, saved: SavedRun, identity: RunIdentity, module: CubeDiffModule, is_own: bool) -> None:
+    """Checks that a checkpoint belongs to the run with this identity.
+
+    Args:
+        path: The checkpoint.
+        saved: Its content, from `read_saved_run`.
+        identity: The run's identity, from `run_identity`.
+        module: The run's module, whose trainable weights the checkpoint must have.
+        is_own: Whether the checkpoint is in the run's folder, where the run's name must match too.
+
+    Raises:
+        CheckpointError: If it belongs to another run or model.
+    """
+    name = saved.identity.get("name")
+    if is_own and name != identity["name"]:
         raise CheckpointError(
-            f"{path.parent.parent} holds a run named {saved_identity['name']}, this run is named {identity['name']}: "
-            "choose another run_dir"
+            f"{path.parent.parent} holds a run named {name}, this run is named {identity['name']}: choose another "
+            "run_dir"
         )
-    _check_identity(path, saved_identity, identity)
-    _check_weights(path, weights, module.checkpointed)
-    return int(saved["global_step"])
-
-
-def _check_identity(path: Path, saved: RunIdentity, own: RunIdentity) -> None:
-    names = (saved.keys() | own.keys()) - {"name"}
-    differing = [name for name in names if current_name(saved.get(name)) != current_name(own.get(name))]
-    differing.sort(key=lambda name: (name in _FINGERPRINTS, name))
-    if not differing:
-        return
-    listed = "; ".join(
-        f"{name} {saved.get(name, ADDED.get(name))}, not {own.get(name, ADDED.get(name))}" for name in differing[:8]
-    )
-    raise CheckpointError(
-        f"{path} has {listed}: a run resumes only with the same settings. Restore them, or start another run_dir from "
-        "the checkpoint's weights, model.pipeline.path=RUN/export"
-    )
+    if differing := differing_settings(saved.identity, identity):
+        raise CheckpointError(
+            f"{path} has {'; '.join(differing[:8])}: a run resumes only with the same settings. Restore them, or start "
+            "another run_dir from the checkpoint's weights, model.pipeline.path=RUN/export"
+        )
+    _check_weights(path, saved.weights, module.checkpointed)
 
 
 def _check_weights(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -167,9 +171,3 @@ def _check_weights(path: Path, weights: Mapping[str, Tensor], expected: Mapping[
             f"{path} belongs to another model: {len(wrong)} of its weights are missing, unexpected or of another "
             f"shape, such as {', '.join(sorted(wrong)[:5])}; use the model that it was trained with"
         )
-
-
-def _flat(key: str, value: object) -> RunIdentity:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: v for name, inner in value.items() for k, v in _flat(f"{key}.{name}", inner).items()}

@@ -17,6 +17,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from cubediff.utils.files import atomic_file
 
 IDENTITY = "cubediff"  # key of the run's identity in a checkpoint
+FORMAT = "format_version"  # key of the format's version; the first checkpoints have none
+FORMAT_VERSION = 1
 _FILE = re.compile(r"step(\d+)\.ckpt")
 _RETRY_AFTER = (1.0, 2.0, 4.0)  # seconds after a storage error
 _DAMAGE = (errno.EINVAL, errno.EOVERFLOW)  # of seeking to a position that damaged bytes name
@@ -103,6 +105,7 @@ def retry_storage(file: Path, read: Callable[[], ResultT]) -> ResultT:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If the file is damaged, so that reading it makes no sense.
         CheckpointError: If every attempt fails.
     """
     for delay in (*_RETRY_AFTER, None):
@@ -111,6 +114,8 @@ def retry_storage(file: Path, read: Callable[[], ResultT]) -> ResultT:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if error.errno in _DAMAGE:
+                raise
             if delay is None:
                 raise CheckpointError(
                     f"{file} cannot be read ({error}), {len(_RETRY_AFTER) + 1} attempts: the storage fails, which says "

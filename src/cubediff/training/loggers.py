@@ -4,10 +4,11 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from cubediff.training.logged_metrics import Curves
-from cubediff.utils.files import write_atomic
+from cubediff.utils.files import set_aside, write_atomic
 
 LOSSES = ("train/loss", "val/loss")
 
@@ -52,24 +53,69 @@ class CSVRun(CSVLogger):
     def begin_at(self, step: int) -> None:
         """Removes the rows from `step` on, which an interrupted process logged after its last checkpoint."""
         file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-        if not file.is_file():
-            return
-        with file.open(newline="") as opened:
-            reader = csv.DictReader(opened)
-            rows, keys = [row for row in reader if int(row["step"]) < step], reader.fieldnames or []
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, keys)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(file, text.getvalue())
+        if file.is_file() and (table := _repair(file)):
+            _write_rows(file, table.keys, [row for row in table.rows if int(row["step"]) < step])
 
 
 class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Lightning's hook, which removes an existing file."""
-        if Path(self.metrics_file_path).is_file():
-            with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        file = Path(self.metrics_file_path)
+        if file.is_file() and (table := _repair(file)):
+            self.metrics_keys = table.keys
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """As Lightning's, which loses all rows if the process is killed meanwhile."""
+        file = Path(self.metrics_file_path)
+        _write_rows(file, fieldnames, _read_rows(file).rows)
+
+
+class _Table(NamedTuple):
+    """The complete rows of a metrics.csv, and how many lines before the last one are damaged."""
+
+    keys: list[str]
+    rows: list[dict[str, str]]
+    damaged: int
+
+
+def _read_rows(file: Path) -> _Table:
+    """Skips the last line if its end is missing, as after a full disk."""
+    text = file.read_bytes().decode(errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    keys, *rows = map(_parse_line, lines) if lines else ([],)
+    if "step" not in keys:
+        return _Table([], [], len(lines))
+    found = [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+    intact = [row for row in found if row["step"].isdecimal() and "\ufffd" not in "".join(row.values())]
+    return _Table(keys, intact, len(rows) - len(intact))
+
+
+def _parse_line(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line.replace("\0", "\ufffd")]))
+    except (csv.Error, StopIteration):  # a cell longer than csv takes, or an empty line
+        return []
+
+
+def _repair(file: Path) -> _Table | None:
+    """Removes an incomplete last line, and damaged lines, which a copy keeps; None, and no file, without a header."""
+    table = _read_rows(file)
+    if table.damaged:
+        copy = set_aside(file)
+        print(f"WARNING: {file} has {table.damaged} damaged lines: a copy with them is kept as {copy.name}")
+    if table.keys:
+        _write_rows(file, table.keys, table.rows)
+        return table
+    file.unlink(missing_ok=True)
+    return None
+
+
+def _write_rows(file: Path, keys: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, keys)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(file, text.getvalue(), sync=True)
 
 
 class CurveLogger(Logger):
@@ -127,7 +173,7 @@ class WandbRun(WandbLogger):
             )
         id_file = Path(options["save_dir"]) / "wandb_id.txt"
         if not options.get("id"):
-            options["id"] = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
+            options["id"] = _stored_id(id_file) or secrets.token_hex(4)
         super().__init__(**{"resume": "allow", **options})
         _store_id(id_file, options["id"])
         self._wandb_init.pop("anonymous", None)  # Lightning passes None, which wandb warns about
@@ -145,7 +191,13 @@ class WandbRun(WandbLogger):
         self.experiment.log_artifact(artifact)
 
 
+def _stored_id(file: Path) -> str | None:
+    """The id of an earlier process; None without one, or if the file is damaged."""
+    text = file.read_bytes().decode(errors="replace").strip() if file.is_file() else ""
+    return text if re.fullmatch(r"[\w-]+", text) else None
+
+
 @rank_zero_only
 def _store_id(file: Path, run_id: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, run_id + "\n")
+    write_atomic(file, run_id + "\n", sync=True)

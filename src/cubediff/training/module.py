@@ -24,6 +24,7 @@ from typing_extensions import NotRequired, Unpack
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.diffusion.objective import Example, Objective
 from cubediff.models.backbone import Conditioning, Trainable
+from cubediff.models.encoders import same_fingerprint
 from cubediff.models.inputs import latent_mask
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.base import CubePipeline
@@ -156,9 +157,10 @@ class CubeDiffModule(L.LightningModule):
         encoded_by = getattr(getattr(self.trainer, "datamodule", None), "encoded_by", None)
         if encoded_by is None:
             self.backbone.to(device)
-        elif encoded_by != self.backbone.fingerprint():
-            raise ValueError("the latents of data.path come from other encoders than those of model.pipeline.path: "
-                             "train from the model that they were cached with, or cache them again")  # fmt: skip
+        elif not same_fingerprint(encoded_by, self.backbone.fingerprint()):
+            raise ValueError("the latents of data.path come from other encoders than those of model.pipeline.path "
+                             "(weights, scaling or tokenizer): train from the model that they were cached with, or "
+                             "cache them again")  # fmt: skip
         self.encode_null_text(device)
         if encoded_by is not None:
             self.backbone.release()

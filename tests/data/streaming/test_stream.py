@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from support.panoramas import Recorder, data, fit, keys, shards
 from support.runs import QUICK, composed
 
 from cubediff.configs import build
+from cubediff.runs.record import data_records
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # of the resumed run
@@ -186,3 +188,19 @@ def test_resuming_with_other_data_logs_a_warning(many: Path, tmp_path: Path, cap
     assert caplog.messages[0].startswith(
         f"data.path has 5 training samples and had {same.samples('train')}: the stream"
     )
+
+
+@pytest.mark.parametrize("name", ["set.tar", "a=1,b", "{a,b}", "[x]", "100% #1", "été 夕"])
+def test_any_folder_and_tar_name_is_a_data_path(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    shutil.copytree(shards(tmp_path / "built", 4), folder)
+    tar = tmp_path / f"{name} {{1..3}}.tar"
+    shutil.copy(folder / "train-000000.tar", tar)
+    for path in (folder, tar):
+        assert len(keys(data(path, batch_size=1).train_dataloader())) == 4
+        assert manifest_of(path) == (path == folder)
+
+
+def manifest_of(path: Path) -> bool:
+    (record,) = data_records(data(path))
+    return record["manifest_sha256"] is not None

@@ -87,19 +87,22 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
 
 
 def _load_record(record_path: Path, copy: Path, stamp: str, entry: Entry) -> Accepted | Rejection | None:
+    """None for a panorama that is not recorded yet, or whose record was lost in a power failure."""
     try:
         record = json.loads(record_path.read_bytes())
-    except (OSError, ValueError):  # not recorded yet, or lost in a power failure
-        return None
-    if record.pop("stamp") != stamp:
-        return None
-    if "reason" in record:
-        return Rejection(entry.file, record["reason"])
-    if record["jpeg"] is None:
-        if not copy.is_file() or zlib.crc32(copy.read_bytes()) != record["crc32"]:
+        if record.pop("stamp") != stamp:
             return None
-        record["jpeg"] = str(copy)
-    return Accepted(**record)
+        if "reason" in record:
+            return Rejection(entry.file, str(record["reason"]))
+        if record["jpeg"] is None:
+            if not copy.is_file() or zlib.crc32(copy.read_bytes()) != record["crc32"]:
+                return None
+            record["jpeg"] = str(copy)
+        kinds = dict.fromkeys(("jpeg", "hash"), str) | dict.fromkeys(("crc32", "bytes", "width", "height"), int)
+        is_valid = all(isinstance(record[name], kind) for name, kind in kinds.items())
+        return Accepted(**record) if is_valid and isinstance(record["record"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def read_jpeg(accepted: Accepted) -> bytes:

@@ -13,7 +13,7 @@ from typing import NoReturn, TypedDict, cast
 from typing_extensions import NotRequired
 
 from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, LatentsRecord, SplitManifest
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_json_lines
 
 MAX_MANIFEST = 1 << 26  # bytes; a shard takes about 150
@@ -59,6 +59,8 @@ def parse_manifest(content: bytes, file: str) -> ReadableManifest:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
     checked = _Values(manifest, file)
+    if checked.get("format") == FORMAT:
+        check_version(checked.get("version"), VERSION, file)
     if (checked.get("format"), checked.get("version")) != (FORMAT, VERSION):
         raise DataError(
             f"{file} has the format {checked.get('format')!r} version {checked.get('version')!r}, this cubediff reads "

@@ -17,6 +17,7 @@ from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions
 from cubediff.data.streaming.stream import Sample
 from cubediff.geometry.conventions import FACE_FOV
+from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
 
 
@@ -109,7 +110,7 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
                         f"the latents of {path} have {name}={stored}, the run has {name}={expected}: set "
                         f"{name}={stored}, or cache the panoramas again"
                     )
-        if len({cached["encoders"] for cached in self.latents}) > 1:
+        if not all(same_fingerprint(cached["encoders"], self.encoded_by) for cached in self.latents):
             raise DataError(
                 "the datasets of data.path were encoded by different encoders: use datasets of one model, or cache "
                 "them again with one"
@@ -123,8 +124,8 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
     @property
     def encoded_by(self) -> str:
         """The fingerprint of the encoders that the latents come from."""
-        self.setup()
-        return self.latents[0]["encoders"]
+        super().setup()
+        return max((cached["encoders"] for cached in self.latents), key=len)  # the first ones covered the weights only
 
     def decoder(self, split: str) -> LatentDecoder:
         """The decoder of latents, the same for both splits."""

@@ -32,6 +32,7 @@ from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.latent_cache.format import CachedPanorama, find_fault, pack_sample, sample_shapes
 from cubediff.data.latent_cache.source import CachedShard, file_name
 from cubediff.models.backbone import Backbone
+from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
 
@@ -203,6 +204,8 @@ def _differing_settings(file: Path, record: LatentsRecord) -> list[str]:
         earlier = None
     if not isinstance(earlier, dict):
         raise DataError(f"{file} does not hold the settings of latents: choose another cache.output, or remove it")
+    if same_fingerprint(str(earlier.get("encoders")), record["encoders"]):
+        earlier["encoders"] = record["encoders"]  # the first ones covered the weights only
     return sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
 
 

@@ -62,9 +62,15 @@ def open_dataset(path: str, cache: Cache) -> Catalog:
         DataError: If a file is missing, damaged, does not match the manifest, or is a tar of other software.
     """
     path = path.removeprefix("file://")
-    if path.startswith("pipe:") or re.search(r"\.tar(\?.*)?$", path):
-        return Catalog({"train": [_index_shard(tar, cache) for tar in expand_urls(path)], "val": []})
+    if names_tars(path):
+        tars = [path] if Path(path).is_file() else expand_urls(path)  # a name may contain braces
+        return Catalog({"train": [_index_shard(tar, cache) for tar in tars], "val": []})
     return _read_catalog(path.rstrip("/"))
+
+
+def names_tars(path: str) -> bool:
+    """Whether a path of `data.path` names tars, which have no manifest, and not a folder."""
+    return path.startswith("pipe:") or (bool(re.search(r"\.tar(\?.*)?$", path)) and not Path(path).is_dir())
 
 
 def _index_shard(tar: str, cache: Cache) -> Shard:

@@ -14,7 +14,10 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         folder = Path(config.hydra.sweep.dir)
-        results = read_results(folder)
+        try:
+            results = read_results(folder)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         if not results:
             return
         unfinished = {job: result for job, result in results.items() if result.status != "done"}

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from cubediff.training.logged_metrics import Curves
@@ -46,7 +47,7 @@ class Result:
             for name, points in self.curves.items()
         }
         text = json.dumps({**asdict(self), "curves": curves}, indent=1, allow_nan=False)
-        write_atomic(run_dir / RESULT, text + "\n")
+        write_atomic(run_dir / RESULT, text + "\n", sync=True)
 
 
 def read_results(folder: Path) -> dict[Path, Result]:
@@ -60,14 +61,60 @@ def read_results(folder: Path) -> dict[Path, Result]:
 
 
 def read_result(file: Path) -> Result:
-    """Reads a result.json.
+    """Reads a result.json. Keys that this version does not know are ignored.
 
     Raises:
         ValueError: If it is damaged.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        curves = {name: [(step, value) for step, value in points] for name, points in content.pop("curves").items()}
-        return Result(**content, curves=curves)
-    except (ValueError, TypeError, KeyError) as error:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError("expected an object")
+        known = {name: content[name] for name in (each.name for each in fields(Result)) if name in content}
+        if wrong := [name for name, value in known.items() if not _VALID[name](value)]:
+            raise TypeError(f"values of another type: {', '.join(wrong)}")
+        curves = {
+            name: [(step, None if value is None else float(value)) for step, value in points]
+            for name, points in known.pop("curves").items()
+        }
+        numbers = {name: float(known[name]) for name in ("started", "seconds", "loss") if known.get(name) is not None}
+        return Result(**known | numbers, curves=curves)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it and run the job again") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_curve(points: object) -> bool:
+    return isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == 2 and _is_integer(point[0]) and _is_loss(point[1]) for point in points
+    )
+
+
+def _is_loss(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# Whether a value that was read fits the field.
+_VALID: dict[str, Callable[[object], bool]] = {
+    "status": _is_text,
+    "name": _is_text,
+    "job": lambda value: value is None or _is_integer(value),
+    "overrides": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "started": _is_number,
+    "seconds": _is_number,
+    "config": _is_text,
+    "error": lambda value: value is None or _is_text(value),
+    "loss": _is_loss,
+    "curves": lambda value: isinstance(value, dict) and all(map(_is_curve, value.values())),
+}

@@ -14,7 +14,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from cubediff.training.callbacks.signals import find_stop
-from cubediff.training.checkpoint_io import IDENTITY, CheckpointError, file_name, link_last, list_checkpoints
+from cubediff.training.checkpoint_io import (
+    FORMAT,
+    FORMAT_VERSION,
+    IDENTITY,
+    CheckpointError,
+    file_name,
+    link_last,
+    list_checkpoints,
+)
 from cubediff.training.protocols import TrainerAttributes
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
 from cubediff.utils.signals import Stopped
@@ -183,6 +191,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[IDENTITY] = self._identity
+        checkpoint[FORMAT] = FORMAT_VERSION
         checkpoint[_EPOCH] = _epoch_settings(trainer)
         if self._substitute is not None:
             checkpoint["loops"]["fit_loop"] = self._substitute.loops
