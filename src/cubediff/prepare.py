@@ -24,7 +24,8 @@ def build(
         Path | None,
         typer.Option(
             help="JSON lines with file, caption, optional faces {front … down} and asset (the scene, kept on "
-            "one side of the split); or a .txt with one line per panorama in sorted order.",
+            "one side of the split); or a .txt with one line per panorama in sorted order; or none: build without "
+            "captions, for training that is conditioned on images alone.",
             show_default="captions.jsonl or prompts.txt in SOURCE, or a .json or .txt next to each panorama",
         ),
     ] = None,
@@ -37,6 +38,14 @@ def build(
             "its name in the entry-point group cubediff.sources.",
             show_default="detected",
         ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Use only panoramas whose name in SOURCE matches; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out panoramas whose name in SOURCE matches; may be repeated."),
     ] = None,
     caption: Annotated[
         str | None,
@@ -80,7 +89,7 @@ def build(
         if caption is not None and captions is not None:
             raise DataError("pass --captions FILE or --caption MODEL, not both")
         check_separate(source, output)
-        opened = open_source(source, captions, kind, captioned=caption is None, output=output)
+        opened = open_source(source, captions, kind, caption is None, output, include or (), exclude or ())
         if dry_run:
             for line in preview_lines(preview_build(opened, limit, max_width, quality)):
                 typer.echo(line)

@@ -13,7 +13,9 @@ from support.builds import panoramas
 from support.pages import Page
 
 from cubediff.data import build_shards
+from cubediff.data.building.rejections import MAX_REJECTIONS, group_by_reason, rejections_html
 from cubediff.data.building.report import _histogram
+from cubediff.data.sources import Rejection
 
 SAMPLES = Path(__file__).parents[3] / "data" / "samples"
 NASTY = '<img src=x onerror="document.title=1"> & {{rejected}} \x00\x1b </q></html>'
@@ -95,8 +97,42 @@ def test_long_lists_are_truncated_and_the_page_says_so(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "48 of 60 panoramas" in page
     assert "500 of 510 rejections" in page
+    assert "10 more in rejected.jsonl" in page
     assert page.count("<img ") == 48
     assert page.count("<tr>") == 500
+
+
+def test_rejections_are_grouped_by_reason_the_most_frequent_first() -> None:
+    """Numbers, the names of faces and what to do differ from file to file."""
+    reasons = {
+        "unreadable: not an image of a known kind": 2,
+        "a_px.png: 16x8: a face of a cubemap is square": 1,
+        "b_nx.png: 64x8: a face of a cubemap is square": 1,
+        "100x40 is not 2:1: a full sphere 100 wide is 50 high; pad or crop it": 2,
+        "64x40 is not 2:1: a full sphere 64 wide is 32 high; pad or crop it": 3,
+        "has a caption but the file is missing; did you mean a.jpg?": 1,
+        "has a caption but the file is missing; names are relative to SOURCE, such as b.jpg": 1,
+        "all one colour (5, 9, 7): not a photograph": 1,
+    }
+    rejected = [Rejection(f"{i}", reason) for i, (reason, count) in enumerate(reasons.items()) for _ in range(count)]
+    groups = {reason: len(files) for reason, files in group_by_reason(rejected)}
+    assert groups == {
+        "100x40 is not 2:1": 5,
+        "unreadable: not an image of a known kind": 2,
+        "16x8: a face of a cubemap is square": 2,
+        "has a caption but the file is missing": 2,
+        "all one colour": 1,
+    }
+    assert next(iter(groups)) == "100x40 is not 2:1"
+
+
+def test_many_reasons_are_listed_within_the_limit_of_a_page() -> None:
+    rejected = [Rejection(f"{i}", f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}") for i in range(MAX_REJECTIONS + 300)]
+    rejected += [Rejection(f"frequent {i}", "frequent") for i in range(300)]
+    page = rejections_html(rejected)
+    assert page.count("<tr>") <= MAX_REJECTIONS
+    assert page.count("<details>") == len({rejection.reason for rejection in rejected})
+    assert page.index("frequent") < page.index(" aa<")
 
 
 def bars(svg: str) -> dict[str, int]:

@@ -76,7 +76,8 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
     faults += [f"{file} is not in the manifest: training does not read it" for file in extra]
     tasks = [(shard, index.get(file)) for file, (_, shard) in expected.items()]
     with open_engine(workers=workers) as mapped:
-        results = mapped(partial(_check_shard, folder), tasks)
+        captioned = "captions" not in manifest.get("settings", {})
+        results = mapped(partial(_check_shard, folder, captioned), tasks)
         shards = list(progress(results, len(tasks), "checking") if progress else results)
     for shard in shards:
         faults += shard.faults
@@ -116,7 +117,7 @@ def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, ShardIndex
     return {file: ShardIndex(*samples) for file, samples in index.items()}, faults
 
 
-def _check_shard(folder: Path, task: tuple[ShardSummary, ShardIndex | None]) -> ShardCheck:
+def _check_shard(folder: Path, captioned: bool, task: tuple[ShardSummary, ShardIndex | None]) -> ShardCheck:
     shard, expected = task
     name, path = shard["file"], folder / shard["file"]
     check = ShardCheck(name, [], set(), Counter(), [], 0, 0, [])
@@ -141,7 +142,7 @@ def _check_shard(folder: Path, task: tuple[ShardSummary, ShardIndex | None]) -> 
     with open_regular(path) as file:
         for key, (start, end) in zip(index.keys, pairwise(index.offsets), strict=True):
             try:
-                record = _check_sample(read_sample(file.fileno(), start, end))
+                record = _check_sample(read_sample(file.fileno(), start, end), captioned)
             except Exception as error:  # a damaged tar, JSON or JPEG raises many types
                 check.faults.append(f"{name}, sample {key}: {str(error) or type(error).__name__}")
                 continue
@@ -153,13 +154,14 @@ def _check_shard(folder: Path, task: tuple[ShardSummary, ShardIndex | None]) -> 
     return check._replace(with_face_captions=with_face_captions, bytes=size)
 
 
-def _check_sample(sample: dict[str, bytes]) -> SampleRecord:
+def _check_sample(sample: dict[str, bytes], captioned: bool) -> SampleRecord:
     if set(sample) != {"jpg", "json"}:
         raise ValueError(f"has the members {', '.join(sorted(sample))}, expected jpg and json")
     record = cast(SampleRecord, json.loads(sample["json"]))
     if missing := [k for k in ("file", "caption", "scene", "width", "height", "crc32") if k not in record]:
         raise ValueError(f"its JSON has no {', '.join(missing)}")
-    if not caption_text(record["caption"], "caption").strip():
+    caption = caption_text(record["caption"], "caption")
+    if captioned and not caption.strip():
         raise ValueError("its caption is empty")
     faces = record.get("faces", dict.fromkeys(FACES, "no face captions"))
     if set(faces) != set(FACES) or not all(caption_text(faces[face], face).strip() for face in FACES):

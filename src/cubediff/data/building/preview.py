@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cubediff.data.building.write import select_entries
+from cubediff.data.building.selecting import select_entries
 from cubediff.data.sources import Rejection, Source
 from cubediff.utils.errors import DataError
 

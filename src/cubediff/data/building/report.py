@@ -10,13 +10,14 @@ import numpy as np
 
 from cubediff.data.building.duplicates import Pairs
 from cubediff.data.building.journal import read_jpeg
+from cubediff.data.building.rejections import MAX_REJECTIONS, rejections_html
 from cubediff.data.building.shards import Sample
 from cubediff.data.format.manifest import Manifest
 from cubediff.data.sources import Rejection
 from cubediff.pages.html import escape, fill_template, read_template
 
 # Limits of a page; a panorama's thumbnail has about 10 kB.
-MAX_PANORAMAS, MAX_PAIRS, MAX_REJECTIONS = 48, 24, 500
+MAX_PANORAMAS, MAX_PAIRS = 48, 24
 
 _THUMBNAIL = (288, 144)  # width and height in pixels
 _MAX_BARS = 12
@@ -66,10 +67,7 @@ def report_html(manifest: Manifest, samples: list[Sample], rejected: list[Reject
         ),
         "threshold": str(manifest["near_duplicates"]["threshold"]),
         "rejected_note": _count(min(len(rejected), MAX_REJECTIONS), len(rejected), "rejections"),
-        "rejected": "".join(
-            f'<tr><td dir="auto">{escape(r.file)}</td><td dir="auto">{escape(r.reason)}</td></tr>'
-            for r in rejected[:MAX_REJECTIONS]
-        ),
+        "rejected": rejections_html(rejected),
         "settings": escape(", ".join(f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if v is not None)),
     }
     return fill_template(read_template("cubediff.data.building", "report.html"), values)

@@ -4,13 +4,12 @@ The same input produces the same bytes, also after interruptions, and OUTPUT has
 complete."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -24,6 +23,7 @@ from cubediff.data.building.journal import Accepted, accept
 from cubediff.data.building.output_folder import BUILDING, check_files_outside, check_output, check_separate
 from cubediff.data.building.publishing import Plan, begin_build, clear_build, publish
 from cubediff.data.building.report import report_html
+from cubediff.data.building.selecting import select_entries
 from cubediff.data.building.shards import Sample, WrittenShard, write_shard
 from cubediff.data.building.splitting import assign_shards, sample_keys, split_samples
 from cubediff.data.format.folders import folder_lock
@@ -38,9 +38,9 @@ from cubediff.data.format.manifest import (
     BuildRecord,
     DuplicateLine,
     Manifest,
+    SettingsRecord,
 )
 from cubediff.data.sources import Entry, Rejection, Source, check_source, open_source
-from cubediff.data.sources.listing import printable
 from cubediff.images.panorama import MAX_WIDTH, MAX_WIDTH_LIMIT, MIN_WIDTH
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import json_lines, sync_folder, write_atomic, write_json
@@ -182,33 +182,6 @@ def build_shards(
         return publish(build, output)
 
 
-def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
-    """The first `limit` entries of a source, and the panoramas that it rejects without reading them.
-
-    Raises:
-        DataError: If `limit` is below 1, or the source cannot list its panoramas.
-    """
-    if limit is not None and limit < 1:
-        raise DataError(f"--limit {limit}: expected at least 1 panorama")
-    entries, rejected = source.entries()
-    usable: dict[str, Entry] = {}
-    for entry in entries:
-        if reason := "listed twice by its source" if entry.file in usable else _unwritable(entry):
-            rejected = [*rejected, Rejection(printable(entry.file), reason)]
-        else:
-            usable[entry.file] = entry
-    return list(usable.values())[:limit], rejected
-
-
-def _unwritable(entry: Entry) -> str:
-    """Why an entry of any source cannot be written as JSON in UTF-8; "" if it can."""
-    try:
-        json.dumps([entry.file, entry.caption, entry.scene, entry.faces, entry.metadata], ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
-        return f"its name, caption or metadata is not JSON text in UTF-8 ({error})"
-    return ""
-
-
 def _partition_results(
     entries: list[Entry], results: Iterator[Accepted | Rejection]
 ) -> tuple[list[Sample], list[Rejection]]:
@@ -254,6 +227,9 @@ def _manifest(
     index_sha256: str,
 ) -> Manifest:
     with_faces = [s for s in samples if s.entry.faces is not None]
+    record = cast(SettingsRecord, settings.record())
+    if not all(s.entry.caption for s in samples):
+        record["captions"] = "optional" if any(s.entry.caption for s in samples) else "none"
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -262,7 +238,7 @@ def _manifest(
         "with_face_captions": len(with_faces),
         "widths": {str(w): n for w, n in sorted(Counter(s.panorama.width for s in samples).items())},
         "near_duplicates": {"pairs": len(pairs.first), "threshold": THRESHOLD},
-        "settings": settings.record(),
+        "settings": record,
         "splits": {
             split: {
                 "samples": sum(s.split == split for s in samples),

@@ -58,6 +58,17 @@ class BuildRecord(TypedDict):
     limit: int | None
 
 
+class SettingsRecord(BuildRecord):
+    """The settings of a build, and what follows from its source.
+
+    `captions` is present if samples have an empty caption: "none" if all have, else "optional". `splits` is "declared"
+    if the source declares the side of the split of some samples.
+    """
+
+    captions: NotRequired[str]
+    splits: NotRequired[str]
+
+
 class IndexReference(TypedDict):
     """Name and SHA-256 of the index."""
 
@@ -75,7 +86,7 @@ class Manifest(TypedDict):
     with_face_captions: int
     widths: dict[str, int]
     near_duplicates: NearDuplicates
-    settings: BuildRecord
+    settings: SettingsRecord
     splits: dict[str, SplitManifest]
     index: IndexReference
 

@@ -2,7 +2,7 @@
 packages. Each panorama is listed with its caption or rejected with a reason."""
 
 from cubediff.data.sources.base import Entry, Panorama, Rejection, Source, check_source
-from cubediff.data.sources.detect import KINDS, open_source
+from cubediff.data.sources.opening import KINDS, open_source
 from cubediff.images.hdr import tone_map
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES

@@ -1,0 +1,65 @@
+"""Detects the type of a source from the names of its files, and where they say nothing from the sizes of images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cubediff.data.sources.captions import find_captions_file
+from cubediff.data.sources.imagefolder import METADATA
+from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.schemes import group_files, is_layout
+from cubediff.data.sources.webdataset import Shards
+from cubediff.images.reading import IMAGE_SUFFIXES, read_size
+from cubediff.utils.errors import DataError
+
+_MAX_MEASURED = 8  # images whose size is read to tell crosses and strips from panoramas
+
+
+def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used: Callable[[str], bool]) -> str:
+    """Detects the type of the source at a path.
+
+    Args:
+        path: As in `open_source`.
+        captions: As in `open_source`.
+        output: As in `open_source`.
+        is_used: Whether a file of this name is used.
+
+    Raises:
+        DataError: If no or more than one type is detected.
+    """
+    if path.is_file() and path.suffix.lower() == ".tar":
+        return "webdataset"
+    images, refused = list_files(path, IMAGE_SUFFIXES)
+    tars = Shards(path, skipped=output).tars()[0]
+    if any(map(is_used, images + tars)):  # otherwise the globs are wrong, which the source says
+        images, tars = list(filter(is_used, images)), list(filter(is_used, tars))
+    found = {}
+    if tars:
+        found["webdataset"] = "shards (.tar)"
+    named = captions is not None or find_captions_file(path) is not None
+    if images and any(name.rpartition("/")[2] == METADATA for name in list_files(path, (".jsonl",))[0]):
+        found["imagefolder"] = METADATA
+    if images and (named or "imagefolder" not in found):
+        groups, broken, rest = group_files(images)
+        layouts = _are_layouts(path, rest)
+        if groups or broken or layouts:
+            found["cubemaps"] = "the faces of cubemaps"
+        if rest and not layouts:
+            found["equirect"] = "other images"
+    if not found and refused:
+        return "equirect"  # which rejects them
+    if not found:
+        raise DataError(f"{path} holds no panorama ({', '.join(IMAGE_SUFFIXES)}) and no shard (.tar)")
+    if len(found) > 1:
+        raise DataError(f"{path} holds {' and '.join(found.values())}: choose with --source {' or '.join(found)}")
+    return next(iter(found))
+
+
+def _are_layouts(path: Path, images: list[str]) -> bool:
+    """Whether images are crosses and strips, judged by a few that can be read."""
+    sizes = []
+    for name in images[:: -(-len(images) // _MAX_MEASURED) or 1]:
+        try:
+            sizes.append(read_size(path / name))
+        except DataError:
+            continue
+    return bool(sizes) and all(is_layout(*size) for size in sizes)
