@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from click.testing import Result
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from support.awake import awaken_
-from support.image_files import chunk
+from support.image_files import chunk, exif_block, icc, png
 from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
@@ -30,6 +32,12 @@ from cubediff.pipelines.loading import tiny_random
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
 PROMPT = 'a hall with "arches" & <light>'
+
+
+def promised(sentence: str) -> None:
+    """Fails if docs/generation.md does not have the sentence."""
+    page = Path(__file__).parents[1] / "docs" / "generation.md"
+    assert sentence in " ".join(page.read_text(encoding="utf-8").split()), "update the test together with the sentence"
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +381,60 @@ def test_an_unreadable_photo_is_named(model, photo, tmp_path) -> None:
     for path in (text, cut, broken, empty, tmp_path / "missing.jpg", tmp_path):
         refused(run(model, tmp_path / "out", "--image", path), f"error: --image {path}: not a readable image (")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def read_as_srgb(model, photo, tmp_path_factory) -> np.ndarray:
+    """The panorama of the photo without profile or metadata."""
+    output = tmp_path_factory.mktemp("plain")
+    assert run(model, output, "--image", photo).exit_code == 0
+    return pixels(output)
+
+
+@pytest.mark.parametrize("kind", ["16 bits and linear", "upside down", "damaged metadata"])
+def test_photos_are_read_upright_and_converted_to_srgb(
+    model, photo, read_as_srgb, tmp_path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    promised("read upright and converted to sRGB by their ICC profile. A damaged EXIF block or profile is ignored")
+    image, path = PIL.Image.open(photo), tmp_path / "photo.png"
+    levels = np.asarray(image) / 255
+    if kind == "16 bits and linear":
+        linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+        chunk = {b"iCCP": b"x\0\0" + zlib.compress(icc(gamma=1.0, name="sRGB in name only"))}
+        png(path, np.round(65535 * linear).astype(np.uint16), chunk)
+    elif kind == "upside down":
+        image.rotate(180).save(path, exif=exif_block(0x0112, 3, struct.pack("<H", 3)))
+    else:
+        image.save(path, icc_profile=bytes(200), exif=b"Exif\0\0nothing")
+    assert run(model, tmp_path / "out", "--image", path).exit_code == 0
+    assert np.abs(pixels(tmp_path / "out").astype(int) - read_as_srgb).mean() < 1
+    assert len(caplog.records) == (2 if kind == "damaged metadata" else 0)
+
+
+def test_transparent_pixels_of_a_photo_are_generated(model, photo, tmp_path) -> None:
+    """Which colour is hidden below them does not matter, and that they are transparent does."""
+    promised("Transparent pixels are no part of the photo: they are generated. Semi-transparent pixels are, too.")
+    levels = np.asarray(PIL.Image.open(photo))
+    results = {}
+    for name, hidden, alpha in (("a", 0, 0), ("b", 255, 0), ("c", 255, 128), ("opaque", 255, 255)):
+        rgba = np.dstack([levels, np.full(levels.shape[:2], 255, np.uint8)])
+        rgba[:, :32] = hidden, hidden, hidden, alpha
+        PIL.Image.fromarray(rgba).save(tmp_path / f"{name}.png")
+        assert run(model, tmp_path / name, "--image", tmp_path / f"{name}.png").exit_code == 0
+        results[name] = pixels(tmp_path / name)
+    np.testing.assert_array_equal(results["a"], results["b"])
+    np.testing.assert_array_equal(results["a"], results["c"])
+    assert (results["a"] != results["opaque"]).any()
+
+
+def test_a_fifo_as_photo_is_refused_without_waiting(model, photo, tmp_path) -> None:
+    os.mkfifo(tmp_path / "fifo.jpg")
+    refused(
+        run(model, tmp_path / "out", "--image", tmp_path / "fifo.jpg"), "is a FIFO (named pipe): expected a regular"
+    )
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(json.dumps({"image": str(photo)}) + "\n" + json.dumps({"image": "fifo.jpg"}))
+    refused(run(model, tmp_path / "out", "--jobs", jobs), "is a FIFO (named pipe): expected a regular file")
 
 
 def test_a_photo_of_too_many_pixels_is_refused_by_its_header(model, tmp_path) -> None:

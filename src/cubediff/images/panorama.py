@@ -16,7 +16,7 @@ from cubediff.utils.files import open_regular
 
 MIN_WIDTH = 32  # pixels; smaller images are icons
 MAX_WIDTH = 16384  # pixels; wider panoramas need a setting
-MAX_WIDTH_LIMIT = 32768  # pixels; the largest value of that setting, for decoding in 1.6 GB
+MAX_WIDTH_LIMIT = 32768  # pixels; the largest value of that setting, see `jpeg.MAX_PIXELS`
 
 
 @dataclass(frozen=True)

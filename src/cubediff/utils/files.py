@@ -90,23 +90,23 @@ def open_regular(path: Path) -> io.BufferedReader:
         DataError: If it is one of these.
         OSError: If it cannot be opened, or is a folder.
     """
-    _check_regular(os.stat(path).st_mode)  # opening a device may already have an effect
+    _check_regular(str(path), os.stat(path).st_mode)  # opening a device may already have an effect
     return open(path, "rb", opener=_open_without_waiting)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have replaced the file since
     try:
-        _check_regular(os.fstat(descriptor).st_mode)
+        _check_regular(path, os.fstat(descriptor).st_mode)
     except DataError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _check_regular(mode: int) -> None:
+def _check_regular(path: str, mode: int) -> None:
     if (kind := _KINDS.get(stat.S_IFMT(mode))) is not None:
-        raise DataError(f"is {kind}: expected a regular file; remove it, or copy its content to a file")
+        raise DataError(f"{path} is {kind}: expected a regular file; remove it, or copy its content to a file")
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:

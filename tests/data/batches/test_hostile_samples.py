@@ -18,6 +18,7 @@ from cubediff.data.format.index import MAX_SAMPLE, index_tar, read_sample
 from cubediff.data.latent_cache.format import CachedPanorama, pack_sample
 from cubediff.data.latent_cache.reading import LatentDecoder
 from cubediff.geometry import FACES
+from cubediff.images import jpeg as jpeg_files
 
 Members = dict[str, bytes]
 
@@ -109,9 +110,9 @@ def test_the_same_shards_without_a_hostile_sample_lose_nothing(tmp_path: Path) -
 
 
 def test_pixels_are_bounded_by_the_header_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MAX_PIXELS", 64 * 32 - 1)
-    monkeypatch.setattr(decoding.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match="64×32 pixels, more than 2047"):
+    monkeypatch.setattr(jpeg_files, "MAX_PIXELS", 64 * 32 - 1)
+    monkeypatch.setattr(jpeg_files.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="64x32 pixels, more than 2047"):
         decoding.decode_image(encoded("JPEG"))
 
 

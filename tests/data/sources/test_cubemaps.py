@@ -3,6 +3,7 @@ panorama, up to the loss of the projections themselves."""
 
 import json
 import pickle
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.image_files import icc, png
 from support.pictures import SAMPLES, psnr, shown
 
 from cubediff.data.sources import open_source
@@ -260,6 +262,24 @@ def test_radiance_is_tone_mapped_after_the_conversion(tmp_path: Path) -> None:
     assert set(record) == {"cubemap", "face_size", "tone_map"}
     expected, _ = tone_map((40 * (panorama("forest_slope") / 255) ** 2.2).astype(np.float32))
     assert psnr(image, expected) > round_trip("forest_slope") - 3  # the tone map brightens, and the loss with it
+
+
+def test_faces_are_read_by_the_rules_of_panoramas(tmp_path: Path) -> None:
+    """One face has a linear profile, one is stored upside down, and one has a damaged profile."""
+    faces, _ = SIX_FILES["humus"]
+    write(tmp_path / "scene", faces, "st_fagans_interior")
+    expected, _ = only_panorama(tmp_path)
+    posx, negx, posz = (tmp_path / "scene" / f"{name}.png" for name in ("posx", "negx", "posz"))
+    levels = np.asarray(Image.open(posx)) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    png(posx, np.round(65535 * linear).astype(np.uint16), {b"iCCP": b"x\0\0" + zlib.compress(icc(gamma=1.0))})
+    tags = Image.Exif()
+    tags[0x0112] = 3
+    Image.open(negx).rotate(180).save(negx, exif=tags)
+    Image.open(posz).save(posz, icc_profile=bytes(200))
+    image, record = only_panorama(tmp_path)
+    np.testing.assert_allclose(image, expected, atol=2)
+    assert record["notes"] == ["posz.png: its ICC profile is damaged: read as sRGB"]
 
 
 def test_faces_that_do_not_form_a_cube_are_rejected(tmp_path: Path) -> None:

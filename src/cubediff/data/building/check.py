@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import cv2
 import numpy as np
 
 from cubediff.data.building.engines import Progress, open_engine
@@ -17,6 +16,7 @@ from cubediff.data.format.index import ShardIndex, index_tar, read_sample
 from cubediff.data.format.manifest import INDEX, MANIFEST, SHARD, Manifest, SampleRecord, ShardSummary
 from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, caption_text, parse_index, parse_manifest
 from cubediff.geometry.conventions import FACES
+from cubediff.images.jpeg import decode_jpeg
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, read_limited, sha256_file
 
@@ -168,9 +168,7 @@ def _check_sample(sample: dict[str, bytes], captioned: bool) -> SampleRecord:
         raise ValueError(f"its faces are not a caption for each of {', '.join(FACES)}")
     if zlib.crc32(sample["jpg"]) != record["crc32"]:
         raise ValueError("its JPEG has changed since it was written (crc32 differs)")
-    image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError("its JPEG cannot be decoded")
+    image = decode_jpeg(sample["jpg"])
     height, width = image.shape[:2]
     if width != 2 * height or (width, height) != (record["width"], record["height"]):
         size = f"{record['width']}x{record['height']}"

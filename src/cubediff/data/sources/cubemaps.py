@@ -67,7 +67,7 @@ class Cubemaps:
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         group = self._listing[0].get(entry.file)
         with decoding():
-            name, cube = (
+            name, cube, notes = (
                 self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
             )
             # Four faces of S pixels go around, so the panorama is 4 S wide. That is 0.64 S pixels a radian; a face has
@@ -77,7 +77,8 @@ class Cubemaps:
             tensor = torch.from_numpy(faces).permute(0, 3, 1, 2)[None].contiguous()
             panorama = cube_to_equirect(tensor, 2 * size, fov=90.0, mode="bicubic")[0].permute(1, 2, 0).numpy()
             jpeg, record = encode_panorama(panorama, quality)
-        return Panorama(jpeg, 4 * size, 2 * size, None, {"cubemap": name, "face_size": size} | record)
+        record = {"cubemap": name, "face_size": size} | record | ({"notes": notes} if notes else {})
+        return Panorama(jpeg, 4 * size, 2 * size, None, record)
 
     @cached_property
     def _listing(self) -> tuple[dict[str, Group], dict[str, str], list[str], list[Rejection]]:
@@ -85,7 +86,7 @@ class Cubemaps:
         groups, broken, images = group_files(files, self.scheme)
         return {group.name: group for group in groups}, broken, images, rejected
 
-    def _read_files(self, group: Group, max_width: int) -> tuple[str, Cube]:
+    def _read_files(self, group: Group, max_width: int) -> tuple[str, Cube, list[str]]:
         scheme, files = next(iter(group.readings.items()))
         images: dict[str, DecodedImage] = {}
         for file in files.values():
@@ -99,9 +100,10 @@ class Cubemaps:
             sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in images.items())
             raise DataError(f"its faces differ in size or type: {', '.join(sizes)}")
         readings = {s: {face: images[f].pixels for face, f in r.items()} for s, r in group.readings.items()}
-        return scheme, self._check_reading(scheme, readings)
+        notes = [f"{PurePosixPath(file).name}: {note}" for file, image in images.items() for note in image.notes]
+        return scheme, self._check_reading(scheme, readings), notes
 
-    def _read_layout(self, file: str, max_width: int) -> tuple[str, Cube]:
+    def _read_layout(self, file: str, max_width: int) -> tuple[str, Cube, list[str]]:
         with open_regular(self.path / file) as opened:
             image = decode(opened, file, lambda w, h: _check_layout(w, h, max_width))
         strip = self.scheme if self.scheme in STRIPS else STRIPS[0]
@@ -115,8 +117,9 @@ class Cubemaps:
             height, width, _ = image.pixels.shape
             raise DataError(f"{width}x{height} has the shape of a cubemap's cross, but its corners are not empty")
         if not name.startswith("strip"):
-            return name, cube
-        return name, self._check_reading(strip, {strip: cube} | {o: cut(image.pixels, o)[1] for o in STRIPS})
+            return name, cube, list(image.notes)
+        readings = {strip: cube} | {o: cut(image.pixels, o)[1] for o in STRIPS}
+        return name, self._check_reading(strip, readings), list(image.notes)
 
     def _check_reading(self, name: str, readings: dict[str, Cube]) -> Cube:
         """The faces by the scheme `name`, unless another scheme clearly fits better."""
