@@ -1,0 +1,290 @@
+"""Sentences of the documentation that promise behaviour; each test runs the whole commands, as a user types them.
+
+A promise is quoted word for word, so that it cannot change without its test.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+TEXT_ONLY = ("callbacks.samples=null", "trainer.limit_val_batches=0")
+TRAIN = ("train", "experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "data.batch_size=2", *TEXT_ONLY)
+EVERY_STEP = "callbacks.checkpoint.every_n_steps=1"
+
+TestT = TypeVar("TestT", bound=Callable[..., None])
+promises: list[tuple[str, str]] = []
+
+
+def promise(page: str, *sentences: str) -> Callable[[TestT], TestT]:
+    """Marks a test as the proof of sentences in a page; such a test starts many processes and is slow."""
+
+    def record(test: TestT) -> TestT:
+        promises.extend((page, sentence) for sentence in sentences)
+        return pytest.mark.slow(test)
+
+    return record
+
+
+def run(*words: object, cwd: Path, code: int = 0, **environment: str) -> str:
+    """Runs a command; returns what it printed on both streams, without a traceback."""
+    command = [sys.executable, "-m", "cubediff", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == code, f"{words}\n{output[-4000:]}"
+    assert "Traceback" not in output
+    return output
+
+
+def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    """Starts a command in the background."""
+    command = [sys.executable, "-m", "cubediff", *map(str, words)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def checkpoint(run_dir: Path, step: int) -> Path:
+    return run_dir / f"checkpoints/step{step:08d}.ckpt"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with six panoramas, and shards of them."""
+    path = tmp_path_factory.mktemp("work")
+    run("example", 6, "panoramas", cwd=path)
+    run("prepare", "panoramas", "shards", "--workers", 1, cwd=path)
+    return path
+
+
+# ---- README ----------------------------------------------------------------------------------------------------
+
+
+@promise(
+    "README.md",
+    "Each folder receives `panorama.jpg`, `generation.json` (the settings that reproduce it) and `viewer.html`, an "
+    "offline page to look around in.",
+)
+def test_the_settings_of_generation_json_reproduce_the_panorama(tmp_path: Path) -> None:
+    words = ("generate", "--model", ROOT / "experiments/cubediff_tiny/model", "--prompt", "a hall", "--steps", 2)
+    run(*words, "--output", "first", cwd=tmp_path)
+    made = contents(tmp_path / "first")
+    assert made.keys() >= {"panorama.jpg", "generation.json", "viewer.html"}
+    assert b"http://" not in made["viewer.html"].replace(b"http://www.w3.org", b"")
+    record = json.loads(made["generation.json"])
+    options = {
+        "--model": "model", "--prompt": "prompt", "--steps": "num_inference_steps", "--seed": "seed",
+        "--guidance-scale": "guidance_scale",
+    }  # fmt: skip
+    again = [word for option, key in options.items() for word in (option, record[key])]
+    run("generate", *again, "--output", "second", cwd=tmp_path)
+    assert contents(tmp_path / "second")["panorama.jpg"] == made["panorama.jpg"]
+
+
+@promise("README.md", "The same `cubediff train` command again resumes from the last checkpoint in `run_dir`.")
+@promise("docs/resume.md", "So a resumed run ends in the same bits as an uninterrupted one")
+@promise("docs/resume.md", "| `never` | refuses a `run_dir` that holds checkpoints |")
+@promise(
+    "docs/training.md", "At the end of the run `RUN/export/` holds a diffusers pipeline folder with the EMA weights"
+)
+def test_a_run_resumes_to_the_same_bits_and_exports_its_ema(folder: Path) -> None:
+    run(*TRAIN, "run_dir=whole", "trainer.max_steps=4", EVERY_STEP, cwd=folder)
+    run(*TRAIN, "run_dir=twice", "trainer.max_steps=2", EVERY_STEP, cwd=folder)
+    output = run(*TRAIN, "run_dir=twice", "trainer.max_steps=4", EVERY_STEP, cwd=folder)
+    assert "resuming from" in output
+    assert "step00000002.ckpt" in output
+    weights = "export/unet/diffusion_pytorch_model.safetensors"
+    assert (folder / "twice" / weights).read_bytes() == (folder / "whole" / weights).read_bytes()
+    saved = torch.load(checkpoint(folder / "whole", 4), weights_only=True)
+    exported, trained = load_file(folder / "whole" / weights), saved["state_dict"]
+    names = [name.removeprefix("unet.") for name in trained]
+    for name, average in zip(names, saved["callbacks"]["UNetEMA"]["shadow_params"], strict=True):
+        assert torch.equal(exported[name], average)
+    assert not all(torch.equal(exported[name], trained[f"unet.{name}"]) for name in names)
+    refusal = run(*TRAIN, "run_dir=whole", "resume=never", cwd=folder, code=1)
+    assert refusal.splitlines()[-1].startswith("error: resume=never, but ")
+
+
+@promise("README.md", "`report.html` in the shards' folder shows what was built and what was rejected.")
+@promise(
+    "data/README.md",
+    "SOURCE is either built or listed with a reason in `SHARDS/rejected.jsonl`; nothing is repaired by guessing.",
+)
+@promise("data/README.md", "**The same input gives the same bytes**, for any number of workers and either engine.")
+@promise("data/README.md", "other files in it are refused before anything is written, also with `--overwrite`.")
+def test_shards_report_rejections_repeat_their_bytes_and_keep_other_files(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "panoramas"
+    shutil.copytree(folder / "panoramas", source)
+    Image.fromarray(np.zeros((64, 100, 3), np.uint8)).save(source / "narrow.png")
+    run("prepare", "panoramas", "one", "--workers", 1, cwd=tmp_path)
+    run("prepare", "panoramas", "two", "--workers", 2, cwd=tmp_path)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    rejected = [json.loads(line) for line in (tmp_path / "one/rejected.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in rejected] == ["narrow.png"]
+    assert rejected[0]["reason"]
+    assert "narrow.png" in (tmp_path / "one/report.html").read_text()
+    (tmp_path / "one/notes.txt").write_text("mine")
+    before = contents(tmp_path / "one")
+    refusal = run("prepare", "panoramas", "one", "--overwrite", cwd=tmp_path, code=1)
+    assert "notes.txt" in refusal.splitlines()[-1]
+    assert contents(tmp_path / "one") == before
+
+
+# ---- resuming and failures -------------------------------------------------------------------------------------
+
+
+@promise(
+    "docs/resume.md",
+    "`auto` renames damaged checkpoints that are newer than the last intact one to `….ckpt.damaged`, with a warning.",
+)
+def test_a_damaged_checkpoint_is_renamed_and_the_run_ends(folder: Path) -> None:
+    run(*TRAIN, "run_dir=damaged", "trainer.max_steps=3", EVERY_STEP, cwd=folder)
+    newest = checkpoint(folder / "damaged", 3)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    output = run(*TRAIN, "run_dir=damaged", "trainer.max_steps=4", EVERY_STEP, cwd=folder)
+    assert "WARNING: step00000003.ckpt is damaged" in output
+    assert "resuming from step00000002.ckpt" in output
+    assert newest.with_name("step00000003.ckpt.damaged").stat().st_size == 1000
+    assert checkpoint(folder / "damaged", 4).is_file()
+
+
+@promise(
+    "docs/resume.md",
+    "A second `cubediff train` with the same `run_dir` ends with an error that names them",
+    "The lock of a killed run is taken over at once on the same machine.",
+    "| SIGTERM or SIGHUP at any rank | every rank stops, a checkpoint of the last finished step is written, exit code "
+    "143 |",
+    "| Ctrl-C | the same, exit code 130 |",
+)
+def test_a_run_is_locked_until_it_is_killed_and_signals_leave_a_checkpoint(folder: Path) -> None:
+    words = (*TRAIN, "run_dir=locked", "trainer.max_steps=100000", EVERY_STEP)
+    process = start(*words, cwd=folder)
+    wait_for(checkpoint(folder / "locked", 1), process)
+    refusal = run(*words, cwd=folder, code=1).splitlines()[-1]
+    assert refusal.startswith("error: ")
+    assert str(process.pid) in refusal
+    process.kill()
+    process.communicate()
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(*words, cwd=folder)
+        step = max(int(file.stem.removeprefix("step")) for file in (folder / "locked/checkpoints").glob("step*.ckpt"))
+        wait_for(checkpoint(folder / "locked", step + 1), process)
+        process.send_signal(number)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == code, output
+        assert "Traceback" not in output
+
+
+# ---- configuration, sweeps, monitoring -------------------------------------------------------------------------
+
+
+@promise(
+    "docs/training.md",
+    "A misspelt key is answered with the nearest one that exists, a value of the wrong type with the type that is "
+    "expected.",
+)
+@promise("docs/training.md", "| `dry_run=true` | prints config, plan and data, then stops |")
+def test_errors_of_overrides_and_the_dry_run(folder: Path) -> None:
+    assert "data.batch_size" in run(*TRAIN, "data.batchsize=3", cwd=folder, code=1)
+    assert "expected an integer" in run(*TRAIN, "data.shuffle_buffer=many", "run_dir=wrong", cwd=folder, code=1)
+    output = run(*TRAIN, "dry_run=true", "run_dir=dry", cwd=folder)
+    assert output.index("max_steps:") < output.index("memory of a device, GiB") < output.index("training panoramas in")
+    assert not checkpoint(folder / "dry", 1).parent.exists()
+
+
+@promise(
+    "docs/sweeps.md",
+    "A failed job is recorded there and does not stop the others; the command then lists the failed jobs and exits "
+    "with 1.",
+    "The same command with the same `run_dir` runs the jobs that have not finished.",
+)
+def test_a_sweep_goes_past_a_failed_job_and_runs_it_again(folder: Path) -> None:
+    words = ("train", "-m", *TRAIN[1:], "run_dir=sweep", "trainer.max_steps=1", "model.trainable=attention,nothing")
+    output = run(*words, cwd=folder, code=1)
+    results = [json.loads((folder / f"sweep/{job}/result.json").read_text()) for job in (0, 1)]
+    assert [result["status"] for result in results] == ["done", "failed"]
+    assert "nothing" in output
+    before = (folder / "sweep/0/result.json").stat().st_mtime_ns
+    run(*words, cwd=folder, code=1)
+    assert (folder / "sweep/0/result.json").stat().st_mtime_ns == before
+
+
+@promise("docs/monitoring.md", "Without credentials W&B runs offline with a warning and never asks for them;")
+def test_wandb_without_credentials_runs_offline(folder: Path) -> None:
+    home = folder / "home"
+    home.mkdir()
+    words = (*TRAIN, "logger=wandb", "run_dir=offline", "trainer.max_steps=1")
+    output = run(*words, cwd=folder, HOME=str(home), WANDB_API_KEY="", NETRC=str(home / "none"))
+    assert "offline" in output
+    assert list((folder / "offline/wandb").glob("offline-run-*"))
+
+
+# ---- generation and data ---------------------------------------------------------------------------------------
+
+
+@promise(
+    "docs/generation.md",
+    "| `--jobs FILE.jsonl --batch 4` | one panorama per line (`prompt`, `image`, `name`, `seed`); an interrupted "
+    "command resumes |",
+)
+def test_interrupted_jobs_resume(tmp_path: Path) -> None:
+    lines = [{"prompt": "a hall", "name": name, "seed": number} for number, name in enumerate("abcdef")]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("generate", "--model", ROOT / "experiments/cubediff_tiny/model", "--jobs", "jobs.jsonl", "--steps", 4)
+    process = start(*words, "--output", "out", cwd=tmp_path)
+    wait_for(tmp_path / "out/b/generation.json", process)
+    process.kill()
+    process.communicate()
+    first = (tmp_path / "out/a/panorama.jpg").stat().st_mtime_ns
+    run(*words, "--output", "out", cwd=tmp_path)
+    assert sorted(path.parent.name for path in tmp_path.glob("out/*/panorama.jpg")) == list("abcdef")
+    assert (tmp_path / "out/a/panorama.jpg").stat().st_mtime_ns == first
+
+
+@promise(
+    "data/README.md",
+    "The next readable sample takes the position of a sample that cannot be read (truncated, wrong checksum, not an "
+    "image), so the order does not shift.",
+)
+def test_a_damaged_sample_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "shards", tmp_path / "shards")
+    tar = tmp_path / "shards/train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    position = content.index(b"\xff\xd8\xff") + 1000
+    content[position : position + 200] = bytes(200)
+    tar.write_bytes(content)
+    words = (*TRAIN, "run_dir=run", "trainer.max_steps=4", "data.max_skipped_share=0.5")
+    output = run(*words, "trainer.log_every_n_steps=1", cwd=tmp_path)
+    header, *rows = (tmp_path / "run/logs/metrics.csv").read_text().splitlines()
+    column = header.split(",").index("data/skipped")
+    assert max(float(row.split(",")[column] or 0) for row in rows) >= 1
+    assert "skipped" in output
+
+
+@pytest.mark.parametrize(("page", "sentence"), promises)
+def test_every_promise_is_in_its_page(page: str, sentence: str) -> None:
+    text = " ".join((ROOT / page).read_text().split())
+    assert " ".join(sentence.split()) in text
