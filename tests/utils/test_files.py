@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cubediff.utils.files import atomic_file, json_lines, read_json_lines, write_atomic, write_json
+from cubediff.utils.files import atomic_file, atomic_folder, json_lines, read_json_lines, write_atomic, write_json
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -57,3 +57,53 @@ def test_an_invalid_json_line_is_named() -> None:
     assert next(lines) == (1, {})
     with pytest.raises(ValueError, match="line 3: not JSON"):
         next(lines)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_folder_is_replaced_only_when_the_block_ends_and_other_files_in_it_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    (folder / "unet").mkdir(parents=True)
+    for name in ("unet/weights", "unet/stale", "notes"):
+        (folder / name).write_text("old")
+    before = contents(folder)
+
+    def write_half() -> None:
+        with atomic_folder(folder) as part:
+            (part / "index").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert contents(folder) == before
+    with atomic_folder(folder) as part:
+        (part / "unet").mkdir()
+        (part / "unet/weights").write_text("new")
+        assert contents(folder) == before
+    assert contents(folder) == {"unet/weights": "new", "notes": "old"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_folder_is_written_after_a_process_was_killed_at_any_place(tmp_path: Path, moved: bool) -> None:
+    """It leaves .export.part, and between the two renames the earlier folder as .export.old."""
+    for name, text in ((".export.part", "half"), (".export.old" if moved else "export", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text(text)
+    with atomic_folder(tmp_path / "export") as part:
+        (part / "index").write_text("new")
+    assert contents(tmp_path) == {"export/index": "new", "export/notes": "old"}
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "export").symlink_to(tmp_path / "disk")
+    with atomic_folder(tmp_path / "export") as part:
+        (part / "index").write_text("new")
+    assert (tmp_path / "export").is_symlink()
+    assert contents(tmp_path / "disk") == {"index": "new"}

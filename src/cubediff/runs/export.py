@@ -9,13 +9,14 @@ from torch.distributed.fsdp import FSDPModule
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import ExportWeights
-from cubediff.utils.files import write_json
+from cubediff.utils.files import atomic_folder, write_json
 
 
 def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights | None, steps: int) -> None:
     """Writes the pipeline and a training.json that names its weights; rank 0 writes, every rank must call it.
 
-    LoRA weights are fused into the layers that they adapt, and saved separately in NETWORK_lora/, such as unet_lora/.
+    An earlier export stays as it is until the new one is complete. LoRA weights are fused into the layers that they
+    adapt, and saved separately in NETWORK_lora/, such as unet_lora/.
 
     Args:
         module: The trained module; its pipeline is unchanged afterwards.
@@ -27,10 +28,14 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
     sharded = isinstance(network, FSDPModule)
     if module.global_rank != 0 and not sharded:
         return
-    with weights.averaged(module) if weights else nullcontext():
+    is_writer = module.global_rank == 0
+    with (
+        weights.averaged(module) if weights else nullcontext(),
+        atomic_folder(folder) if is_writer else nullcontext(folder) as part,
+    ):
         exported = network
         if getattr(network, "peft_config", None):
-            network.save_lora_adapter(folder / f"{name}_lora")
+            network.save_lora_adapter(part / f"{name}_lora")
             exported = copy.deepcopy(network)
             exported.fuse_lora()
             exported.unload_lora()
@@ -39,9 +44,10 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
                 {key: full_tensor(value).cpu() for key, value in network.state_dict().items()}
             )
         setattr(pipeline, name, exported)
-        if module.global_rank == 0:
-            pipeline.save_pretrained(folder)
-        setattr(pipeline, name, network)
-    if module.global_rank == 0:
-        record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
-        write_json(folder / "training.json", record, sync=True)
+        try:
+            if is_writer:
+                pipeline.save_pretrained(part)
+                record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
+                write_json(part / "training.json", record)
+        finally:
+            setattr(pipeline, name, network)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,48 @@ def write_atomic(path: Path, content: bytes | str, *, sync: bool = False) -> Non
     """Writes a file completely or not at all; text as UTF-8. See `atomic_file`."""
     with atomic_file(path, sync=sync) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder whose files replace those of `folder` when the block ends; if it raises, nothing changes.
+
+    Files of `folder` that the block does not write are kept. All files are flushed to the disk.
+
+    Args:
+        folder: The folder to write; its parents are created.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    folder = folder.resolve()
+    part, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "old"))
+    if old.exists() and not folder.exists():  # of a process that was killed between the two renames below
+        old.rename(folder)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for written in (*part.rglob("*"), part):
+            flush = sync_folder if written.is_dir() else _sync_file
+            flush(written)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    for kept in old.glob("*"):
+        if not os.path.lexists(folder / kept.name):
+            kept.rename(folder / kept.name)
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows flushes only files that are open for writing
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
