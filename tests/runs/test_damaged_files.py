@@ -51,6 +51,8 @@ def test_result_json(tmp_path: Path) -> None:
         assert isinstance(result, Result)
         result.write(tmp_path)  # what is accepted can be used
         assert sum(step for curve in result.curves.values() for step, _ in curve) <= 1
+    for constant in (b"NaN", b"-Infinity"):
+        assert outcomes(file, [content.replace(b"0.25", constant)], lambda: read_result(file)) == []
     newer = {**json.loads(content), "of a newer version": [1]}
     assert outcomes(file, [json.dumps(newer).encode()], lambda: read_result(file)) == [whole]
 

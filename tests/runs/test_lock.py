@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import ONE, Run
+from support.processes import ONE, TINY, TWO, Run
 from support.runs import QUICK
 
 from cubediff import train
@@ -274,17 +275,56 @@ def test_of_processes_that_start_together_one_gets_the_lock(tmp_path: Path, stal
 
 @pytest.mark.slow
 def test_two_runs_together_and_one_after_the_other_ten_times(tiny_shards: Path, tmp_path: Path) -> None:
-    """One trains to its end, the other names the holder, changes nothing and ends with an error."""
-    words = (*ONE, "trainer.max_steps=3", "callbacks.ema=null", "hydra.output_subdir=null")
+    """One trains, the other names the holder, changes nothing and ends with an error."""
+    words = (*ONE, "trainer.max_steps=10000", "callbacks.ema=null")
     for number in range(10):
         run_dir = tmp_path / str(number)
-        first = Run(tiny_shards, run_dir, *words)
+        runs = [Run(tiny_shards, run_dir, *words, log=tmp_path / f"{number}_first.txt")]
         if number % 2:
-            first.after(1)
-        second = Run(tiny_shards, run_dir, *words, log=tmp_path / f"{number}_second.txt")
-        codes = {first.ended(): first, second.ended(): second}
-        assert codes.keys() == {0, 1}, first.output + second.output
-        assert f"{run_dir} is in use by process {codes[0].process.pid} on " in codes[1].output
-        assert "Traceback" not in codes[1].output
-        assert json.loads((run_dir / "result.json").read_text())["status"] == "done"
+            runs[0].after(1)
+        runs.append(Run(tiny_shards, run_dir, *words, log=tmp_path / f"{number}_second.txt"))
+        while all(run.process.poll() is None for run in runs):
+            time.sleep(0.05)
+        winner, loser = sorted(runs, key=lambda run: run.process.poll() is not None)
+        assert loser.ended() == 1, loser.output
+        assert f"{run_dir} is in use by process {winner.process.pid} on " in loser.output
+        assert "Traceback" not in loser.output
+        winner.after(2).process.send_signal(signal.SIGTERM)
+        assert winner.ended() == 128 + signal.SIGTERM, winner.output
+        assert json.loads((run_dir / "result.json").read_text())["status"] == "cut"
         assert not (run_dir / LOCK).exists()
+
+
+def torchrun(shards: Path, run_dir: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cubediff.train")
+    command = [sys.executable, "-m", *launcher, *TINY, *TWO, f"data.path={shards}", f"run_dir={run_dir}", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_share_a_lock_and_agree_on_the_checkpoint(tiny_shards: Path, tmp_path: Path) -> None:
+    """One of two launches is refused as a whole. After a killed one, the next skips a damaged checkpoint."""
+    run_dir, logs = tmp_path / "run", [tmp_path / f"{number}.txt" for number in range(3)]
+    first, second = (torchrun(tiny_shards, run_dir, log, "trainer.max_steps=400") for log in logs[:2])
+    while first.poll() is None and second.poll() is None:
+        time.sleep(0.1)
+    refused, running = (0, second) if first.poll() is not None else (1, first)
+    assert "is in use by process" in logs[refused].read_text(), logs[refused].read_text()
+    checkpoints = run_dir / "checkpoints"
+    while len(list(checkpoints.glob("step*.ckpt"))) < 2:
+        assert running.poll() is None, logs[1 - refused].read_text()
+        time.sleep(0.1)
+    for pid in (holder_of(run_dir)["pid"], running.pid):
+        os.kill(pid, signal.SIGKILL)
+    running.wait()
+    time.sleep(2)  # the other rank ends
+    newest = max(checkpoints.glob("step*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    steps = int(newest.stem.removeprefix("step")) + 1
+    third = torchrun(tiny_shards, run_dir, logs[2], f"trainer.max_steps={steps}")
+    assert third.wait(300) == 0, logs[2].read_text()
+    assert newest.with_name(f"{newest.name}.damaged").is_file()
+    assert (checkpoints / f"step{steps:08d}.ckpt").is_file()
+    assert not (run_dir / LOCK).exists()

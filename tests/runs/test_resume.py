@@ -207,6 +207,16 @@ def test_an_error_of_the_storage_is_no_damage(tmp_path: Path, monkeypatch: pytes
     assert list(list_checkpoints(newest.parent)) == [10, 9]
 
 
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_taken_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 9)
+    monkeypatch.setattr(checkpoint_io, "_RETRY_AFTER", ())
+    monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/checkpoints cannot be read .*Permission denied"):
+        find_checkpoint("auto", tmp_path)
+
+
 def test_a_checkpoint_that_rank_0_renames_meanwhile_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = write(tmp_path, 9, 10)
     listed = {10: second, 9: first}

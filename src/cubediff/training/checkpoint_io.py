@@ -71,8 +71,16 @@ def file_name(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a folder by their optimizer step, newest first."""
-    found = {int(match[1]): file for file in folder.glob("step*.ckpt") if (match := _FILE.fullmatch(file.name))}
+    """The checkpoints in a folder by their optimizer step, newest first; none if there is no such folder.
+
+    Raises:
+        CheckpointError: If the folder cannot be read.
+    """
+    try:
+        names = retry_storage(folder, lambda: os.listdir(folder))
+    except FileNotFoundError:
+        return {}
+    found = {int(match[1]): folder / name for name in names if (match := _FILE.fullmatch(name))}
     return dict(sorted(found.items(), reverse=True))
 
 

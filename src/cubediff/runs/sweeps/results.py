@@ -67,7 +67,7 @@ def read_result(file: Path) -> Result:
         ValueError: If it is damaged.
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise TypeError("expected an object")
         known = {name: content[name] for name in (each.name for each in fields(Result)) if name in content}
@@ -81,6 +81,10 @@ def read_result(file: Path) -> Result:
         return Result(**known | numbers, curves=curves)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it and run the job again") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _is_number(value: object) -> bool:
