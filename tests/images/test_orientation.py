@@ -1,6 +1,7 @@
 """The EXIF orientation counts in every format, and damaged EXIF blocks are ignored with a note."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ def save(path: Path, upright: np.ndarray, orientation: int) -> None:
     if path.suffix == ".tif":
         profile = {34675: icc(gamma=1.0)} if path.stem == "linear16" else {}
         tiff(path, stored, orientation, profile)
+    elif path.stem == "linear16":
+        png(path, stored, {b"eXIf": tags.tobytes()[6:], b"iCCP": b"x\0\0" + zlib.compress(icc(gamma=1.0))})
     elif path.stem == "behind":
         png(path, stored, after={b"eXIf": tags.tobytes()[6:]})
     else:
@@ -46,11 +49,23 @@ def save(path: Path, upright: np.ndarray, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "a.png", "behind.png", "a.webp", "a.avif", "a.tif", "sixteen.tif", "linear16.tif", "float.tif"]
+    "name",
+    [
+        "a.jpg",
+        "a.png",
+        "behind.png",
+        "a.webp",
+        "a.avif",
+        "a.tif",
+        "sixteen.tif",
+        "linear16.tif",
+        "linear16.png",
+        "float.tif",
+    ],
 )
 def test_images_are_read_upright_in_every_format(tmp_path: Path, name: str, orientation: int) -> None:
     upright = np.asarray(picture())
-    upright = upright.astype(np.uint16) * 257 if name in ("sixteen.tif", "linear16.tif") else upright
+    upright = upright.astype(np.uint16) * 257 if name.startswith(("sixteen", "linear16")) else upright
     upright = (upright / 255).astype(np.float32) if name == "float.tif" else upright
     (tmp_path / "reference").mkdir()
     save(tmp_path / "reference" / name, upright, 1)

@@ -52,7 +52,12 @@ def data(path: Any, rank: int = 0, world: int = 1, position: int = 0, **options:
     """Sets up a data module as rank `rank` of `world` sees it, at a sample index of the stream."""
     module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
     module.trainer = SimpleNamespace(
-        global_rank=rank, world_size=world, global_step=0, current_epoch=0, accumulate_grad_batches=1
+        global_rank=rank,
+        world_size=world,
+        global_step=0,
+        current_epoch=0,
+        accumulate_grad_batches=1,
+        overfit_batches=0.0,
     )
     module.load_state_dict({"seed": module.seed, "position": position})
     module.setup("fit")

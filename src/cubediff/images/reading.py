@@ -133,14 +133,13 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def _without_damage(file: OpenFile) -> tuple[OpenFile, tuple[str, ...]]:
-    """The file, or its content without damaged metadata, and notes on what was removed."""
+    """The file, or the content of a PNG without damaged metadata, and notes on what was removed."""
     is_png = file.read(len(SIGNATURE)) == SIGNATURE
     file.seek(0)
     if not is_png:
         return file, ()
     data, notes = without_damaged_metadata(file.read())
-    file.seek(0)
-    return (io.BytesIO(data) if notes else file), notes
+    return io.BytesIO(data), notes
 
 
 def _read_header(file: OpenFile, suffix: str) -> _Header:

@@ -199,7 +199,7 @@ def _questions(source: Source, entry: Entry, settings: CaptionSettings, max_widt
         panorama = source.load(entry, max_width, 95)
     except DataError:
         return
-    with Image.open(io.BytesIO(panorama.jpeg)) as opened:
+    with Image.open(io.BytesIO(panorama.jpeg), formats=("JPEG",)) as opened:
         panorama_image = opened.convert("RGB")
     pixels = torch.from_numpy(np.array(panorama_image)).permute(2, 0, 1)[None]
     faces = equirect_to_cube(pixels, settings.face_size, fov=90.0)[0].permute(0, 2, 3, 1).numpy()
