@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from click.testing import Result
@@ -409,6 +410,17 @@ def test_photos_are_read_upright_and_converted_to_srgb(
     assert run(model, tmp_path / "out", "--image", path).exit_code == 0
     assert np.abs(pixels(tmp_path / "out").astype(int) - read_as_srgb).mean() < 1
     assert len(caplog.records) == (2 if kind == "damaged metadata" else 0)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "JPEG", "AVIF", "GIF"])
+def test_photos_of_every_format_are_read_by_any_name(model, photo, read_as_srgb, tmp_path, kind: str) -> None:
+    promised("Photos are JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF files (of several frames, the first counts)")
+    image, path = PIL.Image.open(photo), tmp_path / "photo"
+    lossless = {"WEBP": {"lossless": True}, "GIF": {"save_all": True, "append_images": [PIL.ImageOps.invert(image)]}}
+    image.save(path, kind, **lossless.get(kind, {"quality": 95} if kind in ("JPEG", "AVIF") else {}))
+    assert run(model, tmp_path / "out", "--image", path).exit_code == 0
+    difference = np.abs(pixels(tmp_path / "out").astype(int) - read_as_srgb).mean()
+    assert difference < (8 if kind in ("JPEG", "AVIF", "GIF") else 0.1)
 
 
 def test_transparent_pixels_of_a_photo_are_generated(model, photo, tmp_path) -> None:

@@ -158,7 +158,7 @@ def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:
             raise DataError(f"image has {error}") from None
         if note is not None:
             log.warning("image: %s", note)
-        pixels = torch.from_numpy(np.array(levels)).permute(2, 0, 1).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.array(levels)).permute(2, 0, 1).float().div_(127.5).sub_(1)
         if opaque is None or opaque.all():
             return pixels
         return torch.cat([pixels, torch.from_numpy(opaque)[None] * 2.0 - 1])

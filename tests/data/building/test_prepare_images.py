@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from support.builds import panoramas
-from support.image_files import EPS, PARTIAL_SPHERE, SRGB, exif_block, gpano, icc, png
+from support.image_files import EPS, PARTIAL_SPHERE, SRGB, exif_block, exr, gpano, icc, png
 from support.pictures import picture, shown
 from support.prepare import prepare, promised, rejections, samples
 
@@ -32,6 +32,14 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
         radiance = linear.astype(np.float32)
         radiance[5, 7:9] = hot
         cv2.imwrite(str(source / name), radiance)
+    promised("OpenEXR luminance and chroma, chromaticities | converted to RGB with the primaries of sRGB")
+    radiance = 0.1 + linear
+    luminance = radiance @ (0.2126, 0.7152, 0.0722)
+    chroma = {name: radiance[..., i] / luminance - 1 for name, i in (("RY", 0), ("BY", 2))}
+    exr(source / "colours.exr", {name: radiance[..., i] for i, name in enumerate("RGB")})
+    exr(source / "chroma.exr", {"Y": luminance} | {name: values[::2, ::2] for name, values in chroma.items()})
+    promised("alpha | dropped if fully opaque, else rejected: part of the sphere is missing")
+    Image.fromarray(np.dstack([srgb, np.full((64, 128), 200, np.uint8)])).save(source / "clear.png")
     for path in list(source.iterdir()):
         path.with_suffix(".txt").write_text("a cloud")
     assert prepare(source, tmp_path / "out").returncode == 0
@@ -41,9 +49,11 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
     assert np.abs(built["damaged.png"][1] - srgb).mean() < 3
     assert len(built["damaged.png"][0]["record"]["notes"]) == 2
     assert np.abs(built["hot.hdr"][1] - built["plain.hdr"][1]).mean() < 5
-    (rejected,) = rejections(tmp_path / "out")
-    assert rejected["file"] == "part.jpg"
-    assert "its GPano tags say 64x32 pixels at (64, 32) of a sphere of 192x96" in rejected["reason"]
+    assert np.abs(built["chroma.exr"][1] - built["colours.exr"][1]).mean() < 3
+    reasons = {line["file"]: line["reason"] for line in rejections(tmp_path / "out")}
+    assert reasons.keys() == {"part.jpg", "clear.png"}
+    assert "its GPano tags say 64x32 pixels at (64, 32) of a sphere of 192x96" in reasons["part.jpg"]
+    assert "100.00% of its pixels are transparent" in reasons["clear.png"]
 
 
 def test_files_that_are_not_images_are_rejected_without_a_program_or_a_wait(tmp_path: Path) -> None:
