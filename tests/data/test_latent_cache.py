@@ -395,3 +395,20 @@ def test_tars_of_any_name_are_cached_for_training(source: Path, tmp_path: Path) 
     shutil.copy(tars / "00000.tar", tars / "sub" / "00000.tar")
     with pytest.raises(DataError, match=r"names several shards 00000\.tar"):
         cached(Path(f'"{tars}/{{.,sub}}/00000.tar"'), tmp_path / "both")
+
+
+def test_an_experiment_that_sets_augmentations_trains_on_latents(
+    latents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They were drawn when the latents were cached: another value is announced."""
+    words = ("experiment=cubediff_tiny", "data=latents", *WORDS, "data.batch_size=2", "trainer.max_steps=1")
+    fit(composed(*words, f"data.path={latents}", run_dir=tmp_path), tmp_path)
+    assert (tmp_path / "export/model_index.json").is_file()
+    warning = f"data.face_caption_probability=0.3 has no effect: the latents of {latents} were cached with 0.5"
+    assert caplog.messages.count(warning) == 1
+
+
+def test_options_that_latents_do_not_have_are_refused(latents: Path) -> None:
+    config = composed("data=latents", f"data.path={latents}", "+data.photos={_target_: cubediff.data.RandomPhotos}")
+    with pytest.raises(ValueError, match=r"^data: unknown options photos: remove them, or choose another data module"):
+        build(config.data)

@@ -152,6 +152,31 @@ class Backbone(ABC):
     def sample_size(self) -> int:
         """Height and width of the latents that the network was trained on."""
 
+    def set_face_size_(self, face_size: int) -> None:
+        """Makes `sample_size` that of faces of this size, in place; the network's config on disk keeps it.
+
+        A family whose network depends on the size in another way than by `sample_size` of its config overrides this.
+
+        Args:
+            face_size: In pixels.
+
+        Raises:
+            ValueError: If `face_size` is not a positive multiple of `latent_scale`, or the network has another fixed
+                size.
+        """
+        size, rest = divmod(face_size, self.latent_scale)
+        if size < 1 or rest:
+            raise ValueError(f"face_size={face_size}: expected a multiple of {self.latent_scale}, the pixels of a "
+                             "latent pixel")  # fmt: skip
+        if size == self.sample_size:
+            return
+        self.network.register_to_config(sample_size=size)
+        if size != self.sample_size:
+            raise ValueError(
+                f"face_size={face_size}: this model is for faces of {self.sample_size * self.latent_scale} pixels; set "
+                f"face_size={self.sample_size * self.latent_scale}"
+            )
+
     @abstractmethod
     def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         """Latents, float32, scaled and shifted as the network expects them, of faces in [−1, 1]."""

@@ -132,6 +132,7 @@ class StableDiffusion(Backbone):
     def load(path: str | Path, dtype: torch.dtype) -> Components:
         """The components of a Stable Diffusion folder or Hub id, of a 2D model or a CubeDiff; safetensors only."""
         options = {"torch_dtype": dtype, "use_safetensors": True}
+        # No trust_remote_code: these classes do not read `auto_map`.
         return Components(
             vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
             text_encoder=CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **options),

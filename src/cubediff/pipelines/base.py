@@ -25,6 +25,7 @@ from cubediff.models.backbone import Backbone, Conditioning, CubeInput
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
+from cubediff.pipelines.trust import check_components
 
 StepCallback = Callable[["CubePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -271,9 +272,20 @@ class CubePipeline(DiffusionPipeline, ABC):
         """Loads a CubeDiff folder (`run_dir/export/`, or one that save_pretrained wrote) or Hub id; safetensors only.
 
         All models are loaded in float32, or in `torch_dtype`, independently of the dtype that they are stored in.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If the folder names classes of other libraries or has pickled weights only, see
+                `check_components`; or with `trust_remote_code=True`.
         """
-        path = check_folder(pretrained_model_name_or_path)
-        pipeline = super().from_pretrained(str(path), use_safetensors=True, **kwargs)
+        folder = Path(check_folder(pretrained_model_name_or_path))
+        if kwargs.pop("trust_remote_code", False):
+            raise ValueError("trust_remote_code=True: a model folder brings no code; register its class as a backbone")
+        if not folder.is_dir():
+            folder = Path(cls.download(folder.as_posix(), use_safetensors=True, trust_remote_code=False, **kwargs))
+        packages = {kind.__module__.partition(".")[0] for kind in cls.__mro__ if issubclass(kind, CubePipeline)}
+        check_components(folder, cls._get_signature_keys(cls)[0], packages - {"cubediff"})
+        pipeline = super().from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False, **kwargs)
         backbone = pipeline.backbone
         dtype = next(backbone.network.parameters()).dtype
         for module in backbone.frozen_components().values():

@@ -16,6 +16,7 @@ from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
 from cubediff.pipelines.folders import check_folder
+from cubediff.pipelines.trust import check_components
 
 __all__ = ["CubeDiffOutput", "CubeDiffPipeline"]
 
@@ -115,7 +116,7 @@ class CubeDiffPipeline(CubePipeline):
             FileNotFoundError: If there is no such folder.
             ValueError: If the weights are pickled, or the UNet is not that of a 2D text-to-image model.
         """
-        path = check_folder(path)
+        path = _checked(path)
         components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding", "uv"))
         noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
         return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)
@@ -132,7 +133,7 @@ class CubeDiffPipeline(CubePipeline):
             FileNotFoundError: If there is no such folder.
             ValueError: If the weights are pickled, or the UNet does not take 7 input channels.
         """
-        path = check_folder(path)
+        path = _checked(path)
         if (channels := StableDiffusion.input_channels(path)) != 7:
             raise ValueError(
                 f"{path}: expected a UNet with 7 input channels, as the public CubeDiff checkpoints have, got "
@@ -147,3 +148,11 @@ class CubeDiffPipeline(CubePipeline):
             sync_group_norm=False,
             image_drop="attention",
         )
+
+
+def _checked(path: str | Path) -> str | Path:
+    """A Stable Diffusion folder that can be loaded, or a Hub id: what it names as classes is not used."""
+    path = check_folder(path)
+    if Path(path).is_dir():
+        check_components(Path(path), ("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+    return path

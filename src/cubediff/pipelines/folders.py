@@ -1,14 +1,17 @@
-"""Model folders: where one is, and whether it can be loaded safely."""
+"""Finds model folders."""
 
 import json
 from pathlib import Path
+from typing import cast
 
-from cubediff.utils.errors import check_version
+from cubediff.utils.errors import DataError, check_version
+from cubediff.utils.files import read_limited
 
 # Holds experiments/ with the small models when the package runs from a checkout; does not exist for an installed wheel.
 _CHECKOUT = Path(__file__).resolve().parents[3]
 FORMAT = "_cubediff_format"  # key in model_index.json; the first folders have none
 FORMAT_VERSION = 1
+_MAX_CONFIG = 1 << 24  # bytes of a JSON file, less a tokenizer's
 _SMALL_MODELS = ("experiments/tiny_sd/model", "experiments/cubediff_tiny/model")
 
 
@@ -37,18 +40,32 @@ def read_index(folder: str | Path) -> dict[str, object]:
         ValueError: If it is damaged, or was written by a newer version of this package.
     """
     file = Path(folder) / "model_index.json"
-    try:
-        index: object = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): copy or export the model again") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{file}: expected an object, got {type(index).__name__}: copy or export the model again")
+    index = read_config(file)
     check_version(index.get(FORMAT), FORMAT_VERSION, file)
     return index
 
 
+def read_config(file: Path) -> dict[str, object]:
+    """The content of a model folder's JSON file.
+
+    Raises:
+        ValueError: If it is not a JSON object, or not a regular file.
+        OSError: If it cannot be read, or is larger than a config.
+    """
+    try:
+        content: object = json.loads(read_limited(file, _MAX_CONFIG))
+    except DataError as error:
+        raise ValueError(f"{file} {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): copy or export the model again") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{file}: expected an object, got {kind}: copy or export the model again")
+    return cast(dict[str, object], content)
+
+
 def check_folder(path: str | Path) -> str | Path:
-    """Finds a model folder with `find_model` and checks that it can be loaded.
+    """Finds a model folder with `find_model`, and checks that it exists.
 
     Args:
         path: A model folder or a Hub id (`owner/name`), which is not checked.
@@ -57,8 +74,7 @@ def check_folder(path: str | Path) -> str | Path:
         The folder or Hub id to load.
 
     Raises:
-        FileNotFoundError: There is no such folder, or it holds no `model_index.json`.
-        ValueError: The folder holds pickled weights only.
+        FileNotFoundError: If there is no such folder, or it holds no `model_index.json`.
     """
     path = find_model(path)
     folder = Path(path)
@@ -69,16 +85,6 @@ def check_folder(path: str | Path) -> str | Path:
                 "RUN_DIR/export"
             )
         read_index(folder)
-        for part in ("unet", "vae", "text_encoder"):
-            pickled = [file for kind in ("*.bin", "*.pt", "*.ckpt") for file in (folder / part).glob(kind)]
-            if pickled and not any((folder / part).glob("*.safetensors")):
-                name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-                raise ValueError(
-                    f"{pickled[0]} holds pickled weights, which can run code when they are loaded: convert them with\n"
-                    '  python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], '
-                    "weights_only=True, map_location='cpu'); s.save_file({k: v.clone().contiguous() for k, v in "
-                    f'w.items()}}, sys.argv[2])" {pickled[0]} {folder / part / name}.safetensors'
-                )
     elif folder.as_posix() in _SMALL_MODELS:
         raise FileNotFoundError(
             f"{folder}: no such model folder (looked from {Path.cwd()}). The small models are not part of the wheel: "

@@ -137,6 +137,7 @@ def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None, stop: S
     data = _build_data(config)
     module: CubeDiffModule = build(config.model)
     require_type(module, CubeDiffModule, "model")
+    module.backbone.set_face_size_(config.data.get("face_size", config.face_size))
     callbacks = [stop, *_build_callbacks(config, encoded=is_encoded(data))]
     loggers = _build_loggers(config, curves)
     trainer = build_trainer(config.trainer, callbacks, loggers, run_dir)

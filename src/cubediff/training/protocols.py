@@ -18,7 +18,6 @@ class TrainerAttributes(Protocol):
     """Attributes of `lightning.Trainer` that its class does not declare; cast a trainer to it to read them."""
 
     datamodule: TrainingData
-    fast_dev_run: int | bool
     log_every_n_steps: int
 
 

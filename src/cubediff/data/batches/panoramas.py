@@ -58,7 +58,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         panorama_height: int | None = None,
         **options: Unpack[PanoramaOptions],
     ) -> None:
-        super().__init__(path, batch_size, **stream_options(options))
+        super().__init__(path, batch_size, **stream_options(options, PanoramaOptions))
         if face_size < 1:
             raise ValueError(f"face_size must be at least 1 pixel, got {face_size}")
         self.face_size = face_size

@@ -214,8 +214,10 @@ def _load_model(model: str, max_new_tokens: int, device: str | None) -> Callable
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        processor = AutoProcessor.from_pretrained(model)
-        network = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, dtype="auto").to(device)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        network = AutoModelForImageTextToText.from_pretrained(
+            model, use_safetensors=True, trust_remote_code=False, dtype="auto"
+        ).to(device)
     except (OSError, ValueError) as error:
         raise DataError(f"--caption {model}: cannot be loaded as an image-text-to-text model ({error})") from error
     if getattr(processor, "chat_template", None) is None:

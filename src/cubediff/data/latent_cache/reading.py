@@ -1,9 +1,10 @@
 """Training on cached latents: the data module of the shards that `cubediff cache` wrote, which needs no encoders."""
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,13 @@ from cubediff.data.batches.decoding import read_record, verify_member
 from cubediff.data.batches.types import LatentBatch
 from cubediff.data.latent_cache.format import sample_shapes, unpack_sample
 from cubediff.data.streaming.data_module import ShardDataModule
-from cubediff.data.streaming.settings import StreamOptions
+from cubediff.data.streaming.settings import StreamOptions, stream_options
 from cubediff.data.streaming.stream import Sample
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 class DecodedLatents(NamedTuple):
@@ -68,6 +71,15 @@ class LatentDecoder:
         )
 
 
+class LatentOptions(StreamOptions, total=False):
+    """The keyword arguments of `LatentDataModule`: those of panoramas, so that an experiment may set them for both."""
+
+    yaw: Literal["uniform", "none"]
+    face_caption_probability: float
+    face_caption_jitter: float
+    flip: float
+
+
 class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
     """Batches of cached latents and text states.
 
@@ -76,7 +88,8 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
         batch_size: Panoramas per device.
         face_size: Of the run, in pixels; must equal that of the cached faces.
         fov: Field of view of the run's faces, in degrees; must equal that of the cached faces.
-        **options: The fields of `StreamSettings`.
+        **options: The fields of `StreamSettings`; and the augmentation of panoramas, which was drawn when the latents
+            were cached: another value has no effect and logs a warning.
 
     Raises:
         ValueError: If an option is out of range.
@@ -90,10 +103,12 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
         batch_size: int,
         face_size: int,
         fov: float = FACE_FOV,
-        **options: Unpack[StreamOptions],
+        **options: Unpack[LatentOptions],
     ) -> None:
-        super().__init__(path, batch_size, **options)
+        known = stream_options(options, LatentOptions)
+        super().__init__(path, batch_size, **known)
         self.face_size, self.fov = face_size, fov
+        self._augmentation = {name: value for name, value in options.items() if name not in known}
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the samples.
@@ -110,6 +125,13 @@ class LatentDataModule(ShardDataModule[DecodedLatents, LatentBatch]):
                         f"the latents of {path} have {name}={stored}, the run has {name}={expected}: set "
                         f"{name}={stored}, or cache the panoramas again"
                     )
+            for name, value in self._augmentation.items():
+                if cached.get(name) != value:
+                    log.warning(
+                        "data.%s=%s has no effect: the latents of %s were cached with %s", name, value, path,
+                        cached.get(name),
+                    )  # fmt: skip
+        self._augmentation = {}  # warned of once
         if not all(same_fingerprint(cached["encoders"], self.encoded_by) for cached in self.latents):
             raise DataError(
                 "the datasets of data.path were encoded by different encoders: use datasets of one model, or cache "

@@ -4,7 +4,7 @@ conf/data)."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict, cast, get_type_hints
 
 from webdataset.utils import PipelineStage
 
@@ -75,7 +75,17 @@ class StreamSettings:
                 )
 
 
-def stream_options(options: Mapping[str, object]) -> StreamOptions:
-    """The options of a data module's subclass that `ShardDataModule` takes."""
+def stream_options(options: Mapping[str, object], accepted: type) -> StreamOptions:
+    """The options of a data module's subclass that `ShardDataModule` takes.
+
+    Args:
+        options: The keyword arguments of the subclass.
+        accepted: Their TypedDict, which extends `StreamOptions`.
+
+    Raises:
+        ValueError: If an option is not in `accepted`; names it.
+    """
+    if unknown := options.keys() - get_type_hints(accepted).keys():
+        raise ValueError(f"unknown options {', '.join(sorted(unknown))}: remove them, or choose another data module")
     names = StreamOptions.__annotations__
     return cast(StreamOptions, {name: value for name, value in options.items() if name in names})
