@@ -33,7 +33,7 @@ def build(
         str | None,
         typer.Option(
             "--source",
-            help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder; or the naming scheme of cubemap faces: "
+            help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder, parquet; or the naming scheme of cubemap faces: "
             "axes, matterport, words, unity, quake, short, opengl, py360convert; or your own class, module:Class, or "
             "its name in the entry-point group cubediff.sources.",
             show_default="detected",

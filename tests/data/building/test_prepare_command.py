@@ -37,3 +37,16 @@ def test_everything_in_the_source_is_built_or_listed_with_a_reason(tmp_path: Pat
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [line["file"] for line in rejected] == ["lost.png", "set/pano 2.png"]
     assert "2 rejected, reasons in" in done.stdout
+
+
+def test_a_hugging_face_folder_keeps_its_splits_and_globs_select_from_it(tmp_path: Path) -> None:
+    promised("folders and Parquet files named `train`, `validation` or `test` declare the split")
+    source = tmp_path / "in"
+    for folder, count in (("train", 3), ("validation", 2)):
+        (panoramas(source / folder, count) / "captions.jsonl").unlink()
+        rows = ["file_name,text", *(f"pano {i}.png,a hall" for i in range(count))]
+        (source / folder / "metadata.csv").write_text("\n".join(rows))
+    done = prepare(source, tmp_path / "out", "--exclude", "train/*2.png", "--val-fraction", "0")
+    assert done.returncode == 0, done.stderr
+    assert "2 training and 2 validation panoramas" in done.stdout
+    assert "none rejected" in done.stdout

@@ -9,6 +9,7 @@ from itertools import count
 
 from cubediff.data.building.duplicates import Pairs
 from cubediff.data.building.shards import Sample, Split
+from cubediff.data.sources import Entry
 
 
 def sample_keys(files: Iterable[str]) -> list[str]:
@@ -25,12 +26,15 @@ def sample_keys(files: Iterable[str]) -> list[str]:
 
 
 def split_samples(samples: list[Sample], pairs: Pairs, val_fraction: float) -> list[Sample]:
-    """Assigns each sample to a side of the split; scenes and near-duplicates are never divided.
+    """Assigns each sample to a side of the split.
+
+    Scenes and near-duplicates are never divided, except by a split that the source declares: it is kept, and the other
+    samples of such a scene go to the training side if one of it is there, else to the validation side.
 
     Args:
         samples: The samples; their own `split` is ignored.
         pairs: Near-duplicates, as positions in `samples`. Scenes with a common pair count as one scene.
-        val_fraction: Fraction of the scenes for validation, in [0, 1).
+        val_fraction: Fraction of the scenes without a declared side for validation, in [0, 1).
     """
     parent = {s.entry.scene: s.entry.scene for s in samples}  # union-find; the root is the first name
 
@@ -42,8 +46,17 @@ def split_samples(samples: list[Sample], pairs: Pairs, val_fraction: float) -> l
     for i, j in zip(pairs.first, pairs.second, strict=True):
         first, second = sorted(root(samples[k].entry.scene) for k in (i, j))
         parent[second] = first
-    val = _val_scenes({root(scene) for scene in parent}, val_fraction)
-    return [replace(s, split="val" if root(s.entry.scene) in val else "train") for s in samples]
+    sides: dict[str, Split] = {}  # of scenes with declared samples
+    for entry in (s.entry for s in samples):
+        if entry.split is not None and sides.get(root(entry.scene)) != "train":
+            sides[root(entry.scene)] = entry.split
+    val = _val_scenes({root(scene) for scene in parent} - set(sides), val_fraction)
+
+    def side(entry: Entry) -> Split:
+        scene = root(entry.scene)
+        return entry.split or sides.get(scene) or ("val" if scene in val else "train")
+
+    return [replace(s, split=side(s.entry)) for s in samples]
 
 
 def assign_shards(samples: list[Sample], split: Split, shard_size: int) -> list[tuple[str, list[Sample]]]:

@@ -230,6 +230,8 @@ def _manifest(
     record = cast(SettingsRecord, settings.record())
     if not all(s.entry.caption for s in samples):
         record["captions"] = "optional" if any(s.entry.caption for s in samples) else "none"
+    if any(s.entry.split for s in samples):
+        record["splits"] = "declared"
     return {
         "format": FORMAT,
         "version": VERSION,

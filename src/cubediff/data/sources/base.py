@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from cubediff.images.panorama import Panorama
 from cubediff.utils.errors import DataError
@@ -20,6 +20,7 @@ class Entry:
         faces: Caption of each face by its name in `FACES`, or None.
         scene: Group of panoramas that stay on one side of the train/val split.
         metadata: Other values of the captions file, copied to the shards.
+        split: The side of the train/val split that the source declares, or None: by the hash of the scene.
     """
 
     file: str
@@ -27,6 +28,7 @@ class Entry:
     faces: dict[str, str] | None
     scene: str
     metadata: dict[str, object] = field(default_factory=dict)
+    split: Literal["train", "val"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Detects the type of a source from the names of its files, and where they say nothing from the sizes of images."""
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.captions import find_captions_file
-from cubediff.data.sources.imagefolder import METADATA
+from cubediff.data.sources.imagefolder import list_tables
 from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.parquet import list_parquet
 from cubediff.data.sources.schemes import group_files, is_layout
 from cubediff.data.sources.webdataset import Shards
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
@@ -36,8 +37,10 @@ def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used:
     if tars:
         found["webdataset"] = "shards (.tar)"
     named = captions is not None or find_captions_file(path) is not None
-    if images and any(name.rpartition("/")[2] == METADATA for name in list_files(path, (".jsonl",))[0]):
-        found["imagefolder"] = METADATA
+    if images and (tables := list_tables(path)):
+        found["imagefolder"] = PurePosixPath(next(iter(tables.values()))).name
+    if any(map(is_used, list_parquet(path)[0])):
+        found["parquet"] = "Parquet files"
     if images and (named or "imagefolder" not in found):
         groups, broken, rest = group_files(images)
         layouts = _are_layouts(path, rest)
@@ -48,7 +51,7 @@ def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used:
     if not found and refused:
         return "equirect"  # which rejects them
     if not found:
-        raise DataError(f"{path} holds no panorama ({', '.join(IMAGE_SUFFIXES)}) and no shard (.tar)")
+        raise DataError(f"{path} holds no panorama ({', '.join(IMAGE_SUFFIXES)}), no Parquet file and no shard (.tar)")
     if len(found) > 1:
         raise DataError(f"{path} holds {' and '.join(found.values())}: choose with --source {' or '.join(found)}")
     return next(iter(found))

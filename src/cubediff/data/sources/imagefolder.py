@@ -1,26 +1,26 @@
 """A Hugging Face dataset folder on disk, as the ImageFolder of the datasets library reads it: images, and
-metadata.jsonl with file_name and a caption."""
+metadata.jsonl, .csv or .parquet with file_name and a caption."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
-from cubediff.data.sources.captions import match_records, parse_lines
+from cubediff.data.sources.captions import match_records
 from cubediff.data.sources.listing import list_files
 from cubediff.data.sources.names import FileNames
-from cubediff.data.sources.records import read_text
+from cubediff.data.sources.splits import keep_declared_splits
+from cubediff.data.sources.tables import TABLES, read_table
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
-METADATA = "metadata.jsonl"
-
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images below a folder, each listed in the metadata.jsonl of its own folder or the nearest one above.
+    """The images below a folder, each listed in the metadata table of its own folder or the nearest one above.
 
-    The caption is `caption` or else `text`; `faces` and `asset` are as in captions.jsonl.
+    Folders named train, validation or test declare the split. The caption is `caption` or else `text`; `faces` and
+    `asset` are as in captions.jsonl.
 
     Args:
         path: The folder.
@@ -36,31 +36,47 @@ class ImageFolder:
 
     def entries(self) -> Listing:
         files, rejected = list_files(self.path, IMAGE_SUFFIXES)
-        tables = [name for name in list_files(self.path, (".jsonl",))[0] if PurePosixPath(name).name == METADATA]
+        tables = list_tables(self.path)
         if not tables or (not files and not rejected):
-            raise DataError(f"{self.path} holds no {'panorama' if tables else METADATA}")
+            raise DataError(f"{self.path} holds no {'panorama' if tables else ' and no '.join(TABLES)}")
         entries: dict[str, Entry] = {}
-        folders = {name: PurePosixPath(name).parent for name in tables}
         remaining = files
-        for table in sorted(tables, key=lambda name: -len(folders[name].parts)):  # the nearest table counts
-            below = [f for f in remaining if folders[table] in PurePosixPath(f).parents]
+        for folder in sorted(tables, key=lambda folder: -len(folder.parts)):  # the nearest table counts
+            table = tables[folder]
+            below = [f for f in remaining if folder in PurePosixPath(f).parents]
             remaining = [f for f in remaining if f not in set(below)]
             found, refused = match_records(
                 table,
-                parse_lines(read_text(self.path / table).split("\n")),
+                read_table(self.path / table),
                 FileNames(below, rejected=rejected),
                 key="file_name",
                 caption_keys=("caption", "text"),
                 captioned=self.captioned,
-                folder=folders[table].as_posix(),
+                folder=folder.as_posix(),
             )
             entries |= {entry.file: entry for entry in found}
             rejected += refused
-        rejected += [Rejection(f, f"is in no folder with {METADATA}") for f in remaining]
-        return [entries[file] for file in sorted(entries)], rejected
+        rejected += [Rejection(f, f"is in no folder with {' or '.join(TABLES)}") for f in remaining]
+        return keep_declared_splits([entries[file] for file in sorted(entries)], rejected)
 
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
 
     def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
         return load_panorama(self.path / entry.file, max_width, quality)
+
+
+def list_tables(path: Path) -> dict[PurePosixPath, str]:
+    """The metadata tables below a folder, by their folders.
+
+    Raises:
+        DataError: If a folder has several.
+    """
+    tables: dict[PurePosixPath, str] = {}
+    for name in list_files(path, tuple(PurePosixPath(table).suffix for table in TABLES))[0]:
+        file = PurePosixPath(name)
+        if file.name.lower() in TABLES:
+            if file.parent in tables:
+                raise DataError(f"{path} holds {tables[file.parent]} and {name}: keep one of them")
+            tables[file.parent] = name
+    return tables

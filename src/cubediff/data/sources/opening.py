@@ -9,12 +9,13 @@ from cubediff.data.sources.custom import installed_sources, is_class_path, open_
 from cubediff.data.sources.detection import detect_kind
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import ImageFolder
+from cubediff.data.sources.parquet import ParquetRows
 from cubediff.data.sources.schemes import SCHEMES, STRIPS
 from cubediff.data.sources.selection import NO_CAPTIONS, Selected, Uncaptioned, is_selected
 from cubediff.data.sources.webdataset import Shards
 from cubediff.utils.errors import DataError
 
-KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", *SCHEMES, *STRIPS)
+KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", "parquet", *SCHEMES, *STRIPS)
 
 
 def open_source(
@@ -62,12 +63,14 @@ def _open(path: Path, captions: Path | None, kind: str, captioned: bool, output:
                 "that fulfils cubediff.data.sources.Source"
             )
         return open_custom(kind, path, captions, captioned)
-    if captions is not None and kind in ("webdataset", "imagefolder"):
+    if captions is not None and kind in ("webdataset", "imagefolder", "parquet"):
         raise DataError(f"{path} is read as {kind}, which contains its captions: omit --captions {captions}")
     if kind == "webdataset":
         return Shards(path, captioned, output)
     if kind == "imagefolder":
         return ImageFolder(path, captioned)
+    if kind == "parquet":
+        return ParquetRows(path, captioned)
     if kind == "equirect":
         return EquirectFolder(path, captions, captioned)
     return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind)

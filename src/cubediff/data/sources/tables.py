@@ -1,0 +1,97 @@
+"""Tables of a Hugging Face dataset folder: metadata.jsonl, .csv and .parquet, and the splits that its names declare."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from cubediff.data.sources.captions import parse_lines
+from cubediff.data.sources.parquet_files import open_parquet
+from cubediff.data.sources.records import parse_object, read_text
+from cubediff.utils.errors import DataError
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+Record = dict[str, object]
+
+# Names of the splits, as the datasets library finds them in the names of folders and files.
+_SPLITS: dict[str, Literal["train", "validation", "test"]] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def declared_split(name: str) -> Literal["train", "validation", "test"] | None:
+    """The split that a file's name declares: a folder of that name, or a Parquet file whose name starts with it.
+
+    >>> declared_split("data/validation-00000-of-00002.parquet/000001.jpg")
+    'validation'
+    >>> declared_split("indoor/a.jpg") is None
+    True
+    """
+    for part in PurePosixPath(name).parts[:-1]:
+        word = re.split(r"[-_. ]", part)[0] if part.lower().endswith(".parquet") else part
+        if split := _SPLITS.get(word.lower()):
+            return split
+    return None
+
+
+def read_table(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+    """The rows of a table by line or row number, from 1, or the reason why one cannot be read.
+
+    Raises:
+        DataError: If the file is not a table, or pyarrow is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _read_csv(path)
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    return parse_lines(read_text(path).split("\n"))
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+    rows = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield rows.line_num, DataError(f"not a row of CSV: {error}")
+            continue
+        if None in row:
+            yield rows.line_num, DataError("has more values than the header has columns: quote values with commas")
+            continue
+        record: Record = {key: value for key, value in row.items() if value not in (None, "")}
+        if "faces" in record:
+            try:
+                record["faces"] = json.loads(str(record["faces"]))
+            except ValueError as error:
+                yield rows.line_num, DataError(f"its faces are not JSON: {error}")
+                continue
+        yield rows.line_num, record
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+    number = 0
+    for batch in open_parquet(path).iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            try:
+                yield number, json_record(row)
+            except DataError as error:
+                yield number, error
+
+
+def json_record(row: dict[str, object]) -> Record:
+    """A row with values of JSON: dates and other types as text, and without missing values (null, NaN).
+
+    Raises:
+        DataError: If it cannot be written as UTF-8.
+    """
+    present = {key: value for key, value in row.items() if value is not None and value == value}
+    return parse_object(json.dumps(present, default=str))
