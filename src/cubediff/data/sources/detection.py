@@ -8,6 +8,7 @@ from cubediff.data.sources.imagefolder import list_tables
 from cubediff.data.sources.listing import list_files
 from cubediff.data.sources.parquet import list_parquet
 from cubediff.data.sources.schemes import group_files, is_layout
+from cubediff.data.sources.trees import tree_of
 from cubediff.data.sources.webdataset import Shards
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
 from cubediff.utils.errors import DataError
@@ -36,6 +37,9 @@ def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used:
     found = {}
     if tars:
         found["webdataset"] = "shards (.tar)"
+    tree, images = tree_of(images)
+    if tree is not None:
+        found[tree] = f"the tree of {tree}"
     named = captions is not None or find_captions_file(path) is not None
     if images and (tables := list_tables(path)):
         found["imagefolder"] = PurePosixPath(next(iter(tables.values()))).name

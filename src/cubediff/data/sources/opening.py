@@ -12,10 +12,11 @@ from cubediff.data.sources.imagefolder import ImageFolder
 from cubediff.data.sources.parquet import ParquetRows
 from cubediff.data.sources.schemes import SCHEMES, STRIPS
 from cubediff.data.sources.selection import NO_CAPTIONS, Selected, Uncaptioned, is_selected
+from cubediff.data.sources.trees import MATTERPORT3D, STRUCTURED3D, open_tree
 from cubediff.data.sources.webdataset import Shards
 from cubediff.utils.errors import DataError
 
-KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", "parquet", *SCHEMES, *STRIPS)
+KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", "parquet", STRUCTURED3D, MATTERPORT3D, *SCHEMES, *STRIPS)
 
 
 def open_source(
@@ -71,6 +72,8 @@ def _open(path: Path, captions: Path | None, kind: str, captioned: bool, output:
         return ImageFolder(path, captioned)
     if kind == "parquet":
         return ParquetRows(path, captioned)
+    if kind in (STRUCTURED3D, MATTERPORT3D):
+        return open_tree(kind, path, captions, captioned)
     if kind == "equirect":
         return EquirectFolder(path, captions, captioned)
     return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind)
