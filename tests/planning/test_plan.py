@@ -172,6 +172,12 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_float16_costs_what_bfloat16_does() -> None:
+    half = cost(composed(*TINY, "trainer=gpu", "trainer.precision=16-mixed"), 1)
+    assert half == cost(composed(*TINY, "trainer=gpu"), 1)
+    assert half.step_peak < cost(composed(*TINY), 1).step_peak
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from support.runs import QUICK, composed
 
-from cubediff.configs import build, check
+from cubediff.configs import build, check, check_devices
 from cubediff.configs.trainer import check_trainer
 from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.report import limit_steps
@@ -185,6 +185,16 @@ def test_what_a_run_does_not_support_is_refused_in_one_sentence(override: str) -
     with pytest.raises(ValueError, match=rf"^trainer\.{REFUSED[override]}") as error:
         check(config)
     assert "\n" not in str(error.value)
+
+
+def test_float16_is_refused_where_lightning_would_train_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^trainer\.precision=16-mixed needs a GPU, but this machine has none: set"):
+        check_devices(composed("trainer=auto", "data.path=SHARDS", "trainer.precision=16-mixed"))
+    with pytest.raises(ValueError, match=r"^trainer\.precision=16-mixed is not supported with trainer=fsdp: set"):
+        check(composed("trainer=fsdp", "data.path=SHARDS", "trainer.precision=16-mixed"))
+    for trainer in ("gpu", "ddp"):
+        check(composed(f"trainer={trainer}", "data.path=SHARDS", "trainer.precision=16-mixed"))
 
 
 LIGHTNINGS = {

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -84,6 +85,12 @@ class _SkippingOptimizer(Protocol):
     """A fused optimizer, which skips a step if this is not zero."""
 
     found_inf: Tensor
+
+
+def gradient_scaler(trainer: L.Trainer) -> torch.amp.GradScaler | None:
+    """The gradient scaler of a run in float16 mixed precision (arXiv 1710.03740); None for other precisions."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if isinstance(scaler, torch.amp.GradScaler) else None
 
 
 class CubeDiffModule(L.LightningModule):
@@ -208,6 +215,11 @@ class CubeDiffModule(L.LightningModule):
         weights = cast(dict[str, Tensor], checkpoint["state_dict"])  # a sharded network's are on rank 0 alone
         checkpoint["state_dict"] = {key: weights[key] for key in self.checkpointed if key in weights}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Starts with the scaler's initial scale if the checkpoint's run had mixed precision without a scaler."""
+        if not checkpoint.get(MixedPrecision.__qualname__, True):
+            del checkpoint[MixedPrecision.__qualname__]
+
     @property
     def checkpointed(self) -> dict[str, Tensor]:
         """The weights that a checkpoint holds, by their keys there."""
@@ -233,16 +245,23 @@ class CubeDiffModule(L.LightningModule):
 
         Lightning's own clipping refuses fused optimizers under mixed precision. A fused optimizer skips a step by
         `found_inf` on the device, as it does for a gradient scaler; for another one the gradients are removed, which
-        synchronizes with the device.
+        synchronizes with the device. Under a gradient scaler (trainer.precision=16-mixed) the gradients are unscaled
+        before they are clipped, and the scaler skips the step.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm}: only 'norm' is supported")
         limit = gradient_clip_val or inf
+        is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaler = None if self._trainer is None else gradient_scaler(self._trainer)
+        if scaler is not None and is_fused:  # Lightning unscales those of other optimizers
+            scaler.unscale_(optimizer)
         others = gradient_norms(self.trained_parameters)  # before clipping
         norm = full_tensor(nn.utils.clip_grad_norm_(self.trained_parameters.values(), limit))
         self.log_dict({GRADIENT_NORMS[0].name: norm, **others})
         self.found_inf = (~norm.isfinite()).float()
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+        if scaler is not None:
+            return
+        if is_fused:
             cast(_SkippingOptimizer, optimizer).found_inf = self.found_inf
         elif self.found_inf:
             optimizer.zero_grad(set_to_none=True)
