@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from cubediff.configs.overrides import command
 from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.signals import Stopped
+from cubediff.utils.text import error_line
 
 
 @command("cache")
@@ -19,7 +20,7 @@ def main(config: DictConfig) -> None:
     try:
         manifest = cache(config)
     except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     except Stopped as stop:
         if is_first_rank():
             print(f"stopped by a signal: the same command caches the shards that {config.cache.output} lacks")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cubediff.generation.jobs import Job, PhotoFile, read_jobs
+from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -115,7 +116,7 @@ def generate(
         ):
             typer.echo(path)
     except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error_line(error), err=True)
         raise typer.Exit(1) from error
 
 

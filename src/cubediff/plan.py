@@ -5,6 +5,7 @@ import sys
 from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command
+from cubediff.utils.text import error_line
 
 
 @command("plan")
@@ -15,7 +16,7 @@ def main(config: DictConfig) -> None:
     try:
         print(report(config))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":

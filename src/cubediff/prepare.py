@@ -10,6 +10,8 @@ from typing import Annotated, cast
 
 import typer
 
+from cubediff.utils.text import error_line, printable
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 check_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -115,7 +117,7 @@ def build(
             progress=progress_bar,
         )
     except (DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error_line(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(build_summary(output, manifest))
 
@@ -138,7 +140,7 @@ def check(
     for line in lines:
         typer.echo(line)
     for fault in faults:
-        typer.echo(f"fault: {fault}", err=True)
+        typer.echo(f"fault: {printable(fault)}", err=True)
     typer.echo(f"{shards}: {len(faults)} faults" if faults else f"{shards}: no faults", err=bool(faults))
     if faults:
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cubediff.utils.files import write_atomic
+from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,7 +31,7 @@ def report(
         if not results:
             raise ValueError(f"no folder in {folder} holds a result.json: pass the run_dir of a sweep")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     ranked = sorted(results.items(), key=lambda item: (item[1].loss is None, item[1].loss or 0.0))
     runs = [(path.name, result) for path, result in ranked]
     keys, _ = compare_overrides([result for _, result in runs])

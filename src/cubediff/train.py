@@ -14,6 +14,7 @@ from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
 from cubediff.training.logged_metrics import Curves
+from cubediff.utils.text import error_line
 
 
 @command("train")
@@ -51,7 +52,7 @@ def exit_on_user_error() -> Iterator[None]:
             raise
         remedy = "\nset logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
         remedy = "\nfree disk space, then the same command resumes from the last checkpoint" if is_disk_full else remedy
-        sys.exit(f"error: {error}{remedy}")
+        sys.exit(f"{error_line(error)}{remedy}")
 
 
 if __name__ == "__main__":

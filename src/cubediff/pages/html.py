@@ -36,6 +36,8 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 def escape(text: str) -> str:
     """Escapes text for HTML elements and attributes; control characters become visible symbols.
 
+    So do the characters that override the direction of text, which can disguise a name.
+
     Example:
         >>> escape("a & b")
         'a &amp; b'
@@ -43,4 +45,6 @@ def escape(text: str) -> str:
     text = re.sub(r"\r\n?", "\n", text)
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
     text = text.replace("\x7f", "\u2421")
-    return html.escape(re.sub(r"[\x80-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", text))
+    return html.escape(
+        re.sub(r"[\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", text)
+    )

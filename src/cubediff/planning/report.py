@@ -5,6 +5,7 @@ import math
 from omegaconf import DictConfig
 
 from cubediff.configs import build
+from cubediff.data.streaming.catalog import needs_fetching
 from cubediff.planning.cost import CUDA_RESERVE, GIB, Cost, cost, devices, largest_batch
 from cubediff.planning.gpus import GPUS
 
@@ -125,9 +126,12 @@ def _compute(config: DictConfig, counted: Cost) -> list[str]:
 
 
 def _panorama_bytes(config: DictConfig) -> float:
-    """The mean size of a panorama in the shards, or the config's estimate without shards."""
+    """The mean size of a panorama in the shards, or the config's estimate without shards or before they are fetched."""
+    estimate = float(config.plan.panorama_kb) * 1000
     if not config.data.path:
-        return float(config.plan.panorama_kb) * 1000
+        return estimate
     data = build(config.data)
+    if any(map(needs_fetching, data.paths)):
+        return estimate
     data.setup()
     return float(data.sample_bytes)

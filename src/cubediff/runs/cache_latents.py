@@ -21,6 +21,7 @@ from cubediff.runs.trainer import build_trainer, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal
 from cubediff.utils.logging import silence
 from cubediff.utils.signals import stop_signals
+from cubediff.utils.text import redact
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -74,7 +75,7 @@ def _record(config: DictConfig, encoders: str) -> LatentsRecord:
         face_size=config.face_size,
         fov=config.fov,
         encoders=encoders,
-        source=str(data.path),
+        source=redact(str(data.path)),
         seed=config.seed,
         yaw=data.yaw,
         flip=data.flip,

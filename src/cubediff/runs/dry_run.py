@@ -5,9 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check
+from cubediff.data.streaming.catalog import needs_fetching
 from cubediff.planning.cost import devices
 from cubediff.planning.report import limit_steps, report
 from cubediff.runs.resume import find_checkpoint
+from cubediff.utils.text import redact
 
 
 def describe(config: DictConfig, run_dir: Path) -> str:
@@ -26,21 +28,21 @@ def describe(config: DictConfig, run_dir: Path) -> str:
     check(config)
     checkpoint = find_checkpoint(str(config.resume), run_dir)
     data = build(config.data)
-    data.setup()
     per_step = config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches
+    lines = [redact(OmegaConf.to_yaml(config, resolve=True)), report(config), "", "data"]
+    output = ["", f"output folder: {run_dir}" + (f", resuming from {checkpoint}" if checkpoint else "")]
+    if unread := [redact(path) for path in data.paths if needs_fetching(path)]:
+        lines += [f"  {path}: not read, because a dry run runs no command and downloads no shard" for path in unread]
+        return "\n".join([*lines, *output])
+    data.setup()
     samples = data.samples("train")
     steps = limit_steps(config, samples)
     epochs = "no limit of steps" if steps is None else f"{steps * per_step / samples:.1f} epochs in {steps} steps"
-    lines = [OmegaConf.to_yaml(config, resolve=True), report(config), "", "data"]
     for path, shards in zip(data.paths, data.shards, strict=True):
         counts = ", ".join(
             f"{sum(map(len, shards[split]))} {kind} panoramas in {len(shards[split])} shards"
             for split, kind in (("train", "training"), ("val", "validation"))
         )
-        lines.append(f"  {path}: {counts}")
-    lines += [
-        f"  {data.sample_bytes / 1e3:.0f} kB per panorama, {samples / per_step:.1f} steps per epoch, {epochs}",
-        "",
-        f"output folder: {run_dir}" + (f", resuming from {checkpoint}" if checkpoint else ""),
-    ]
-    return "\n".join(lines)
+        lines.append(f"  {redact(path)}: {counts}")
+    lines.append(f"  {data.sample_bytes / 1e3:.0f} kB per panorama, {samples / per_step:.1f} steps per epoch, {epochs}")
+    return "\n".join([*lines, *output])

@@ -1,6 +1,7 @@
 """Exports a trained module as a pipeline folder that `CubeDiffPipeline.from_pretrained` loads."""
 
 import copy
+import stat
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,5 +50,14 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
                 pipeline.save_pretrained(part)
                 record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
                 write_json(part / "training.json", record)
+                _follow_umask(part, part / "training.json")
         finally:
             setattr(pipeline, name, network)
+
+
+def _follow_umask(folder: Path, example: Path) -> None:
+    """Gives all files the permissions of a new one: safetensors writes files that only their owner can read."""
+    mode = stat.S_IMODE(example.stat().st_mode)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,19 +18,20 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from cubediff.training.logged_metrics import Curves
 from cubediff.utils.files import set_aside, write_atomic
+from cubediff.utils.text import redact, redact_values
 
 LOSSES = ("train/loss", "val/loss")
 
 
 def log_config(loggers: Sequence[Logger], config: Mapping[str, object], record: Mapping[str, object]) -> None:
-    """Logs the run's config to every logger, with its record under the key "run".
+    """Logs the run's config to every logger, without secrets, with its record under the key "run".
 
     Args:
         loggers: The run's loggers.
         config: The resolved config as a plain container.
         record: The content of run.json.
     """
-    settings = {**config, "run": record}
+    settings = cast(dict[str, object], redact_values({**config, "run": record}))
     for logger in loggers:
         logger.log_hyperparams(settings)
         if isinstance(logger, TensorBoardLogger):  # its hyper-parameters show no nested values
@@ -178,6 +180,17 @@ class WandbRun(WandbLogger):
         _store_id(id_file, options["id"])
         self._wandb_init.pop("anonymous", None)  # Lightning passes None, which wandb warns about
         self.log_export = log_export
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, which records the command line without secrets when it starts."""
+        words = sys.argv[1:]
+        sys.argv[1:] = map(redact, words)
+        try:
+            return super().experiment
+        finally:
+            sys.argv[1:] = words  # Lightning starts the other ranks with them
 
     @rank_zero_only
     def log_pipeline(self, folder: Path) -> None:

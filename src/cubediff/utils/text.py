@@ -52,3 +52,19 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_values(value: object) -> object:
+    """A config or record with all its texts redacted; `value` is a plain container and stays as it is."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redact_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_values(inner) for inner in value]
+    return value
+
+
+def error_line(error: object) -> str:
+    """An error as a command prints it: without secrets, and with control characters escaped."""
+    return "error: " + printable(redact(str(error)), keep="\n\t")

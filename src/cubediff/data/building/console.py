@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from cubediff.data.building.preview import Preview
 from cubediff.data.format.manifest import REJECTED, REPORT, Manifest
+from cubediff.utils.text import printable
 
 ItemT = TypeVar("ItemT")
 
@@ -38,7 +39,7 @@ def build_summary(output: Path, manifest: Manifest) -> str:
 def preview_lines(preview: Preview) -> Iterator[str]:
     """The text of a dry run: the first rejections, then one line of totals."""
     for rejection in preview.rejected[:_MAX_LISTED]:
-        yield f"left out: {rejection.file}: {rejection.reason}"
+        yield f"left out: {printable(rejection.file)}: {printable(rejection.reason)}"
     if len(preview.rejected) > _MAX_LISTED:
         yield f"left out: {len(preview.rejected) - _MAX_LISTED} more"
     yield (

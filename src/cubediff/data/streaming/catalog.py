@@ -73,6 +73,11 @@ def names_tars(path: str) -> bool:
     return path.startswith("pipe:") or (bool(re.search(r"\.tar(\?.*)?$", path)) and not Path(path).is_dir())
 
 
+def needs_fetching(path: str) -> bool:
+    """Whether `open_dataset` runs a command or downloads a shard, because a remote tar has no manifest."""
+    return is_remote(path.removeprefix("file://")) and names_tars(path.removeprefix("file://"))
+
+
 def _index_shard(tar: str, cache: Cache) -> Shard:
     try:
         with cache.open(tar) if is_remote(tar) else open_regular(Path(tar)) as file:

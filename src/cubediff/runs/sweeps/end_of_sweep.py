@@ -7,6 +7,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cubediff.runs.sweeps.results import RESULT, read_results
+from cubediff.utils.text import error_line
 
 
 class Summary(Callback):
@@ -17,7 +18,7 @@ class Summary(Callback):
         try:
             results = read_results(folder)
         except ValueError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(error_line(error))
         if not results:
             return
         unfinished = {job: result for job, result in results.items() if result.status != "done"}

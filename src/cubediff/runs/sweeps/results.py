@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
 from cubediff.training.logged_metrics import Curves
 from cubediff.utils.files import write_atomic
+from cubediff.utils.text import redact_values
 
 RESULT = "result.json"
 
@@ -46,7 +48,8 @@ class Result:
             name: [(step, value if value is not None and math.isfinite(value) else None) for step, value in points]
             for name, points in self.curves.items()
         }
-        text = json.dumps({**asdict(self), "curves": curves}, indent=1, allow_nan=False)
+        content = cast(dict[str, object], redact_values(asdict(self)))
+        text = json.dumps({**content, "curves": curves}, indent=1, allow_nan=False)
         write_atomic(run_dir / RESULT, text + "\n", sync=True)
 
 
