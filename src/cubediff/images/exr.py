@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import open_regular
+from cubediff.utils.files import open_regular, text_path
 
 if TYPE_CHECKING:
     import OpenEXR
@@ -126,8 +126,9 @@ def _open(path: Path, header_only: bool = False, separate: bool = False) -> "Ope
     except ImportError:
         raise DataError(".exr needs the OpenEXR package: pip install 'cubediff[exr]', or save it as .hdr") from None
     open_regular(path).close()  # a FIFO would block
+    name = text_path(path)
     try:
-        file = OpenEXR.File(str(path), header_only=header_only, separate_channels=separate)
+        file = OpenEXR.File(name, header_only=header_only, separate_channels=separate)
         parts = len(file.parts)
     except Exception as error:
         raise DataError(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import text_path
 
 _HDR_HEADER = 1 << 16  # bytes; a Radiance header is expected to end within them
 _HDR_MAGIC = (b"#?RADIANCE", b"#?RGBE")
@@ -84,10 +85,10 @@ def read_radiance(path: Path) -> Float[np.ndarray, "h w 3"]:
     """Reads the pixels of a Radiance file.
 
     Raises:
-        DataError: If OpenCV cannot decode it.
+        DataError: If OpenCV cannot decode it, or its path is not text.
     """
     try:  # not imdecode, which writes Radiance bytes to a temporary file
-        image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
+        image = cv2.imread(text_path(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         image = None
     if image is None or image.dtype != np.float32:

@@ -180,6 +180,19 @@ def read_limited(path: Path, limit: int) -> bytes:
     return content
 
 
+def text_path(path: Path) -> str:
+    """A path for libraries that end the process if it is not text (OpenCV 5.0, OpenEXR 3.5).
+
+    Raises:
+        DataError: If it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError("the name of its folder is not UTF-8 text: rename the folder") from None
+    return str(path)
+
+
 def sha256_file(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file; raises the errors of `open_regular`."""
     digest = hashlib.sha256()

@@ -340,3 +340,20 @@ def test_a_folder_with_unreadable_names_only_is_rejected_name_by_name(tmp_path: 
     with pytest.raises(DataError, match=r"no panorama can be used .*latin\\xe9\.jpg.*rename it"):
         build_shards(tmp_path / "in", tmp_path / "out")
     assert rejections(tmp_path / "out") == [("latin\\xe9.jpg", "its name is not UTF-8 text: rename it")]
+
+
+def test_panoramas_in_a_folder_whose_own_name_is_no_text(tmp_path: Path) -> None:
+    """OpenCV and OpenEXR end the process on such a path."""
+    if sys.platform != "linux":
+        pytest.skip("the file system takes text only")
+    source = tmp_path / LATIN
+    source.mkdir()
+    picture(0).save(source / "a.jpg")
+    for name in ("b.hdr", "c.exr"):
+        write_radiance(tmp_path / name, 1)
+        (tmp_path / name).rename(source / name)
+    lines = [{"file": name, "caption": "c"} for name in ("a.jpg", "b.hdr", "c.exr")]
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert build_shards(source, tmp_path / f"out {LATIN}")["samples"] == 1
+    reason = "the name of its folder is not UTF-8 text: rename the folder"
+    assert rejections(tmp_path / f"out {LATIN}") == [("b.hdr", reason), ("c.exr", reason)]
