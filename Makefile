@@ -49,7 +49,7 @@ clean: ## remove caches, wheels and the demo; keep .venv and other runs
 	find src tests conf -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: expected Python 3.10 or newer, got $$($(PYTHON) --version); run make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: expected Python 3.11 or newer, got $$($(PYTHON) --version); run make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@[ -x $(PY) ] || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing cubediff and its dependencies into .venv (a few minutes)"
 	@$(PY) -m pip install --no-compile -c constraints.txt -e '.[test,dev]' | awk \

@@ -5,11 +5,12 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import NotRequired
 
 import lightning as L
 import torch
 from omegaconf import DictConfig
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from cubediff.data.format.manifest import MANIFEST
 from cubediff.data.format.validation import MAX_MANIFEST

@@ -9,7 +9,7 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isinf
-from typing import Literal, Protocol, TypedDict, cast
+from typing import Literal, NotRequired, Protocol, TypedDict, cast
 
 import lightning as L
 import numpy as np
@@ -20,7 +20,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from typing_extensions import NotRequired, Unpack
+from typing_extensions import Unpack
 
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.diffusion.objective import Example, Objective

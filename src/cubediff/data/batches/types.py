@@ -3,8 +3,9 @@
 B is the number of panoramas of one device.
 """
 
+from typing import NotRequired
+
 from torch import Tensor
-from typing_extensions import NotRequired
 
 from cubediff.data.batches.conditioning_photos import PhotoCamera
 from cubediff.data.streaming.stream import StreamBatch

@@ -1,9 +1,7 @@
 """The files of a dataset folder and the JSON that they hold (documented for users in data/README.md)."""
 
 import re
-from typing import TypedDict
-
-from typing_extensions import NotRequired
+from typing import NotRequired, TypedDict
 
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"

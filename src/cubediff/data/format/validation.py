@@ -8,9 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NoReturn, TypedDict, cast
-
-from typing_extensions import NotRequired
+from typing import NoReturn, NotRequired, TypedDict, cast
 
 from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, LatentsRecord, SplitManifest
 from cubediff.utils.errors import DataError, check_version

@@ -8,10 +8,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Generic, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
+from typing import Generic, NotRequired, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
 import webdataset as wds
-from typing_extensions import NotRequired
 from webdataset.utils import PipelineStage
 
 from cubediff.data.streaming.order import Mixture
