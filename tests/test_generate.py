@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -16,6 +17,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import safetensors.torch
 import torch
 from click.testing import Result
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -28,6 +30,7 @@ from cubediff.generate import app
 from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
 from cubediff.geometry.photos import Photo
+from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.loading import tiny_random
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
@@ -358,6 +361,8 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
         (("--prompt", "a", "--device", "abacus"), "--device abacus: not available on this machine"),
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
         (("--prompt", "a", "--steps", "5000"), "5000"),
+        (("--prompt", "a", "--guidance-scale", "nan"), "guidance_scale=nan: expected a finite number"),
+        (("--prompt", "a", "--image", str(SAMPLES / "courtyard.jpg"), "--image-guidance-scale", "inf"), "inf"),
         (("--prompt", "a", "--sampler", "magic"), "sampler='magic': use one of ddim, dpm, euler"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "a photo's fov is 180.0°"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "use a photo with a larger fov"),
@@ -477,6 +482,24 @@ def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path) -> None:
             (folder / "model_index.json").write_text("{")
         refused(run(folder, tmp_path / "out", prompt="a"), str(folder))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_model_with_weights_that_are_not_finite_is_refused(model, tmp_path, part) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    file = next((folder / part).glob("*.safetensors"))
+    weights = safetensors.torch.load_file(file)
+    name = sorted(weights)[1]
+    weights[name].view(-1)[0] = math.inf
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    result = run(folder, tmp_path / "out", prompt="a")
+    refused(result, f"{folder}/{part}: 1 of {weights[name].numel()} values of ")
+    assert "are NaN or infinite" in result.stderr
+
+
+def test_values_that_overflow_in_sampling_are_an_error(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(StableDiffusion, "decode", lambda self, latents: torch.full((1, 6, 3, 64, 64), torch.nan))
+    refused(run(model, tmp_path / "out", prompt="a"), "NaN or infinite")
 
 
 def test_an_unwritable_output_is_refused_before_sampling(model, tmp_path, monkeypatch) -> None:

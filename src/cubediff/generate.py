@@ -115,7 +115,7 @@ def generate(
             resume=jobs is not None,
         ):
             typer.echo(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(error_line(error), err=True)
         raise typer.Exit(1) from error
 

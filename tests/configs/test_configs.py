@@ -267,6 +267,14 @@ def test_error_of_an_invalid_value_names_its_key(override: str, message: str) ->
         build(config.model)
 
 
+@pytest.mark.parametrize("key", ["model.optimizer.lr", "callbacks.samples.guidance_scale", "seed", "data.weights.0"])
+def test_a_config_value_that_is_nan_is_refused_by_its_key(key: str) -> None:
+    override = "data.weights=[nan]" if key.endswith(".0") else f"++{key}=nan"
+    name = "data.weights[0]" if key.endswith(".0") else key
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}=nan: expected a number$"):
+        check(composed("model=tiny_random", DATA, override))
+
+
 def test_error_of_a_missing_model_folder_names_the_override(tmp_path: Path) -> None:
     config: DictConfig = composed("model=sd15", DATA, f"model.pipeline.path={tmp_path / 'sd15'}")
     with pytest.raises(ValueError, match=r"model\.pipeline\.path=.*sd15 cannot be loaded(?s:.*)path=FOLDER"):

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import math
 import os
 import re
 import shutil
@@ -284,6 +285,25 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", run_dir=run_dir), run_dir)
     return run_dir
+
+
+@pytest.mark.parametrize("where", ["state_dict", "callbacks", "optimizer_states"])
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused_with_their_place(
+    begun: Path, tiny_shards: Path, tmp_path: Path, where: str
+) -> None:
+    run_dir = Path(shutil.copytree(begun, tmp_path / "run", symlinks=True))
+    file = next(iter(list_checkpoints(run_dir / "checkpoints").values()))
+    content = torch.load(file, weights_only=True)
+    tensors = {
+        "state_dict": content["state_dict"],
+        "callbacks": content["callbacks"]["UNetEMA"]["shadow_params"],
+        "optimizer_states": content["optimizer_states"][0]["state"][3],
+    }[where]
+    key = next(iter(tensors)) if isinstance(tensors, dict) else 0
+    tensors["exp_avg" if where == "optimizer_states" else key].view(-1)[-1] = math.nan
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=rf"{file.name}: {where}\..* is NaN or infinite: remove this checkpoint"):
+        fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", run_dir=run_dir), run_dir)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cubediff.configs.arguments import check_types
+from cubediff.configs.arguments import check_no_nan, check_types
 from cubediff.configs.targets import rename_targets_, without_added_nulls
 from cubediff.configs.trainer import canonical_precision, check_trainer
 
@@ -31,17 +31,18 @@ CONFIG_DIR = _find_config_dir()
 
 
 def check(config: DictConfig) -> None:
-    """Checks, before anything is loaded, that no value is missing and that the Trainer's arguments are supported.
+    """Checks, before anything is loaded, that no value is missing or NaN, and the Trainer's arguments.
 
     Raises:
-        ValueError: If a mandatory value is missing, or `run_dir` in a run whose processes are started by a launcher; or
-            as `check_trainer`.
+        ValueError: If a mandatory value is missing or a number is NaN; if `run_dir` is missing in a run whose processes
+            are started by a launcher; or as `check_trainer`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
         raise ValueError("data.path is missing: set data.path=SHARDS, a folder that `cubediff prepare` wrote")
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
+    check_no_nan(config)
     check_trainer(config.trainer)
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     overrides: list[str] = []

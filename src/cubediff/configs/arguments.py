@@ -1,6 +1,7 @@
 """Checks config values against the type annotations of their targets, before anything is instantiated."""
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hydra.utils import get_method
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, Node
 from typing_extensions import Unpack
 
 from cubediff.configs.targets import ADDED
@@ -47,6 +48,21 @@ def check_types(config: DictConfig) -> None:
     for value in config.values():
         if isinstance(value, DictConfig):
             check_types(value)
+
+
+def check_no_nan(config: DictConfig | ListConfig) -> None:
+    """Checks that no number in a config is NaN.
+
+    Raises:
+        ValueError: If one is; names its key.
+    """
+    for key in range(len(config)) if isinstance(config, ListConfig) else list(config):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig | ListConfig):
+            if not (node._is_none() or node._is_missing() or node._is_interpolation()):
+                check_no_nan(node)
+        elif isinstance(value := node._value() if isinstance(node, Node) else None, float) and math.isnan(value):
+            raise ValueError(f"{config._get_full_key(key)}=nan: expected a number")
 
 
 def _argument_annotations(target: Callable[..., object]) -> dict[str, Annotation]:

@@ -4,6 +4,7 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,10 +66,17 @@ def make_guidance(
         image_scale: Guidance scale of the image (InstructPix2Pix, equation 3); None for one scale over both.
         rescale: See `Guidance`.
 
+    Raises:
+        ValueError: If a scale is NaN or infinite.
+
     Example:
         >>> [branch.weight for branch in make_guidance(text=True, image=False, scale=3.5).branches]
         [-2.5, 3.5]
     """
+    scales = {"guidance_scale": scale, "image_guidance_scale": image_scale, "guidance_rescale": rescale}
+    for name, value in scales.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected a finite number")
     if not (text or image):
         return Guidance((Branch(False, False, 1.0),), rescale)
     if text and image and image_scale is not None:

@@ -21,6 +21,7 @@ from cubediff.geometry.photos import Photo
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.prompts import six_prompts
+from cubediff.utils.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _exists(folder: Path, request: dict[str, object]) -> bool:
     if not path.is_file():
         return False
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):

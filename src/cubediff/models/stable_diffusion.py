@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x as a `Backbone`: a UNet that attends to six faces, a VAE, a CLIP text encoder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
@@ -20,6 +19,7 @@ from cubediff.models.inflation import inflate_, widen_conv_in_
 from cubediff.models.inputs import face_attention_mask, input_channels, unet_input
 from cubediff.models.presets import PRESETS, ModelConfigs
 from cubediff.models.tokenizer import byte_tokenizer
+from cubediff.utils.json_text import parse_json
 
 TEXT = "text"  # the conditioning's only tensor, (B, 6, L, D)
 
@@ -192,4 +192,4 @@ def _model_configs(path: str | Path) -> ModelConfigs:
             f"model.pipeline.path={path} is neither a local model folder ({missing[0]} does not exist) nor one of "
             f"{', '.join(PRESETS)}: use one of these"
         )
-    return cast(ModelConfigs, {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items()})
+    return cast(ModelConfigs, {part: parse_json(file.read_text(encoding="utf-8")) for part, file in files.items()})

@@ -22,6 +22,7 @@ from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput
+from cubediff.models.finite import NonFiniteWeightsError, check_finite
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
@@ -89,8 +90,9 @@ class CubePipeline(DiffusionPipeline, ABC):
                 training panoramas without text, without image, and without both, or None if unknown.
 
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: If a setting is out of range, or a weight is not finite.
         """
+        check_finite(components)
         if settings["image_drop"] not in ("noise", "attention"):
             raise ValueError(f"image_drop={settings['image_drop']!r}: use 'noise' or 'attention'")
         self.register_modules(**components)
@@ -150,6 +152,7 @@ class CubePipeline(DiffusionPipeline, ABC):
 
         Raises:
             ValueError: If an argument is out of range, or the numbers of panoramas differ.
+            FloatingPointError: If a generated value is not finite, with output_type="pil".
         """
         if output_type not in ("pil", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: use 'pil', 'pt' or 'latent'")
@@ -183,6 +186,11 @@ class CubePipeline(DiffusionPipeline, ABC):
         self.maybe_free_model_hooks()
         if output_type == "pt":
             return CubeDiffOutput(panoramas=panoramas, faces=faces)
+        if not faces.isfinite().all():
+            raise FloatingPointError(
+                f"the model has generated values that are NaN or infinite: {faces.dtype} may have overflowed; use "
+                "float32, or another model"
+            )
         return CubeDiffOutput(panoramas=to_pil(panoramas), faces=[to_pil(six) for six in faces])
 
     def _noise(
@@ -285,7 +293,10 @@ class CubePipeline(DiffusionPipeline, ABC):
             folder = Path(cls.download(folder.as_posix(), use_safetensors=True, trust_remote_code=False, **kwargs))
         packages = {kind.__module__.partition(".")[0] for kind in cls.__mro__ if issubclass(kind, CubePipeline)}
         check_components(folder, cls._get_signature_keys(cls)[0], packages - {"cubediff"})
-        pipeline = super().from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False, **kwargs)
+        try:
+            pipeline = super().from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False, **kwargs)
+        except NonFiniteWeightsError as error:
+            raise NonFiniteWeightsError(f"{folder}/{error}") from None
         backbone = pipeline.backbone
         dtype = next(backbone.network.parameters()).dtype
         for module in backbone.frozen_components().values():

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.geometry.conventions import FACE_FOV
+from cubediff.models.finite import NonFiniteWeightsError
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
 from cubediff.pipelines.folders import check_folder
@@ -119,7 +120,10 @@ class CubeDiffPipeline(CubePipeline):
         path = _checked(path)
         components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding", "uv"))
         noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
-        return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)
+        try:
+            return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)
+        except NonFiniteWeightsError as error:
+            raise NonFiniteWeightsError(f"{path}/{error}") from None
 
     @classmethod
     def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "CubeDiffPipeline":

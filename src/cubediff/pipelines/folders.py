@@ -1,11 +1,11 @@
 """Finds model folders."""
 
-import json
 from pathlib import Path
 from typing import cast
 
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_limited
+from cubediff.utils.json_text import parse_json
 
 # Holds experiments/ with the small models when the package runs from a checkout; does not exist for an installed wheel.
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -53,7 +53,7 @@ def read_config(file: Path) -> dict[str, object]:
         OSError: If it cannot be read, or is larger than a config.
     """
     try:
-        content: object = json.loads(read_limited(file, _MAX_CONFIG))
+        content: object = parse_json(read_limited(file, _MAX_CONFIG))
     except DataError as error:
         raise ValueError(f"{file} {error}") from None
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,6 @@ The lock is a file that names its holder. A heartbeat sets its modification time
 file in the folder, so that the clocks of the machines do not matter.
 """
 
-import json
 import os
 import socket
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cubediff.utils.files import write_json
+from cubediff.utils.json_text import parse_json
 from cubediff.utils.ranks import is_first_rank
 
 LOCK = "run.lock"
@@ -173,7 +173,7 @@ def _stop(folder: Path, holder: Holder) -> None:
 def _read(folder: Path) -> Holder | None:
     """The holder of the lock; None if there is no lock, ValueError if the file is damaged."""
     try:
-        content = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        content = parse_json((folder / LOCK).read_text(encoding="utf-8"))
         holder = Holder(**content)
     except FileNotFoundError:
         return None

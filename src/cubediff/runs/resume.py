@@ -1,12 +1,14 @@
 """Resuming a run: finding its checkpoint, and refusing checkpoints of other runs."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from cubediff.models.finite import is_finite
 from cubediff.runs.identity import RunIdentity, differing_settings
 from cubediff.training.checkpoint_io import (
     FORMAT,
@@ -102,7 +104,8 @@ def read_saved_run(path: Path) -> SavedRun:
     """Reads what a checkpoint says about its run; its tensors stay on disk.
 
     Raises:
-        CheckpointError: If the file was not written by this package, or cannot be read.
+        CheckpointError: If the file was not written by this package, cannot be read, or holds a value that is not
+            finite.
         DataError: If it was written by a newer version.
     """
     try:
@@ -120,7 +123,25 @@ def read_saved_run(path: Path) -> SavedRun:
             "run's export instead, model.pipeline.path=RUN/export"
         ) from error
     check_version(version, FORMAT_VERSION, path)
+    if place := next(_non_finite(saved), None):
+        raise CheckpointError(
+            f"{path}: {place} is NaN or infinite: remove this checkpoint to resume from an older one, or start another "
+            "run_dir"
+        )
     return SavedRun(saved[IDENTITY], saved["state_dict"], saved["global_step"])
+
+
+def _non_finite(value: object, place: str = "") -> Iterator[str]:
+    """The places of tensors and numbers in nested containers that are NaN or infinite, as dotted keys."""
+    if isinstance(value, Tensor):
+        if not is_finite(value):
+            yield place
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield place
+    elif isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _non_finite(inner, f"{place}.{key}" if place else str(key))
 
 
 def _check_types(saved: Mapping[str, object]) -> None:

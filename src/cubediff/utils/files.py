@@ -14,6 +14,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from cubediff.utils.errors import DataError
+from cubediff.utils.json_text import parse_json
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO (named pipe)",
@@ -235,7 +236,7 @@ def read_json_lines(text: str) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                value: object = json.loads(line)
+                value: object = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: not JSON ({error})") from error
             yield number, value

@@ -61,7 +61,10 @@ def test_the_threads_end_with_the_loader() -> None:
     assert not named()
 
 
-def test_a_stalled_batch_logs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_stalled_batch_logs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
     monkeypatch.setattr(loader, "_STALL_WARNING", 0.05)
     come = threading.Event()
 
@@ -71,5 +74,5 @@ def test_a_stalled_batch_logs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog:
 
     threading.Timer(0.2, come.set).start()
     with caplog.at_level(logging.WARNING):
-        assert len(list(Loader(make, [7], 1))) == 1
+        assert len(list(Loader(make, [7], threads))) == 1
     assert "waiting for the batch at position 7 for 0 s" in caplog.records[0].getMessage()

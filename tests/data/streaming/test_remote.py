@@ -9,10 +9,12 @@ import multiprocessing
 import random
 import socket
 import threading
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -22,13 +24,13 @@ from support.panoramas import data, keys, shards
 
 from cubediff.data import DataError
 from cubediff.data.format.index import index_tar
-from cubediff.data.streaming import catalog, remote
+from cubediff.data.streaming import catalog, remote, retrying
 from cubediff.data.streaming.remote import Cache
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(retrying, "FIRST_DELAY", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def test_the_error_for_a_missing_remote_shard_names_it(
 ) -> None:
     loader = data(server.url, batch_size=1, cache_dir=tmp_path, num_workers=2).train_dataloader()
     monkeypatch.setattr(Handler, "translate_path", lambda self, path: "/nowhere")
-    with pytest.raises(DataError, match=r"^http://127.*train-0000\d\d\.tar cannot be read after 6 attempts \(FileNotF"):
+    with pytest.raises(DataError, match=r"^http://127.*train-0000\d\d\.tar cannot be read \(FileNotF"):
         keys(loader)
     assert list(tmp_path.glob("*.tar")) == []
 
@@ -213,13 +215,89 @@ def test_the_error_for_a_deleted_local_shard_names_it(tmp_path: Path) -> None:
     path = shards(tmp_path, 4)
     module = data(path)
     (path / "train-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"^/.*train-000000\.tar cannot be read after 6 attempts"):
+    with pytest.raises(DataError, match=r"^/.*train-000000\.tar cannot be read \(FileNotF"):
         keys(module.train_dataloader())
 
 
+class Response:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class HubError(OSError):
+    """As huggingface_hub and httpx raise it."""
+
+    def __init__(self, status: int) -> None:
+        self.response = Response(status)
+
+
+class S3Error(Exception):
+    """As botocore raises it."""
+
+    def __init__(self, status: int) -> None:
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class GoogleError(Exception):
+    """As gcsfs raises it."""
+
+    def __init__(self, status: int) -> None:
+        self.code = str(status)
+
+
+@pytest.mark.parametrize("kind", [HubError, S3Error, GoogleError])
+@pytest.mark.parametrize(("status", "passes"), [(403, False), (404, False), (401, False), (429, True), (503, True)])
+def test_only_errors_that_may_pass_are_retried(kind: Callable[[int], Exception], status: int, passes: bool) -> None:
+    errors = [kind(status)]
+
+    def read() -> str:
+        if errors:
+            raise errors.pop()
+        return "content"
+
+    if passes:
+        assert retrying.retried(read, "hf://datasets/me/panoramas") == "content"
+    else:
+        with pytest.raises(DataError, match=r"panoramas cannot be read \("):
+            retrying.retried(read, "hf://datasets/me/panoramas")
+
+
+def test_retries_last_as_long_as_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waits = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    def fail() -> None:
+        raise ConnectionResetError("by peer")
+
+    monkeypatch.setattr(retrying, "FIRST_DELAY", 1.0)
+    monkeypatch.setattr(retrying, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    for minutes in (3.0, retrying.RETRY_MINUTES):
+        now[0], waits[:] = 0.0, []
+        with pytest.raises(DataError, match=r"after \d+ attempts \(ConnectionResetError: by peer"):
+            retrying.retried(fail, "https://host/x.tar", minutes)
+        assert 60 * minutes - 31 < sum(waits) <= 60 * minutes
+    assert retrying.RETRY_MINUTES == 10.0
+
+
+def test_a_refused_permission_is_an_error_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(Handler, method, lambda self: self.send_error(403))
+    began = time.monotonic()
+    with pytest.raises(DataError, match="403"):
+        data(server.url, cache_dir=tmp_path)
+    assert time.monotonic() - began < 5
+
+
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pipe:exit 3 .*\.tar cannot be read after 6 attempts \(OSError.*3"):
-        data("pipe:exit 3 # x.tar", cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"pipe:exit 3 .*\.tar cannot be read after \d+ attempts \(OSError.*3"):
+        data("pipe:exit 3 # x.tar", cache_dir=tmp_path, retry_minutes=0.01)
+    with pytest.raises(DataError, match=r"no_such_command .*\.tar cannot be read \(OSError"):
+        data("pipe:no_such_command # x.tar", cache_dir=tmp_path)
 
 
 def test_a_shard_with_another_size_or_checksum_is_not_used(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Decodes a sample's JPEG and JSON record to a panorama of a fixed size, and collates panoramas to a batch."""
 
-import json
 import math
 import random
 import zlib
@@ -19,6 +18,7 @@ from cubediff.data.format.validation import caption_text
 from cubediff.data.streaming.stream import Sample
 from cubediff.geometry.conventions import FACES
 from cubediff.images.jpeg import decode_jpeg
+from cubediff.utils.json_text import parse_json
 
 _MAX_RECORD = 1 << 22  # bytes of a sample's json
 
@@ -57,7 +57,7 @@ def read_record(sample: Sample) -> Mapping[str, object]:
     if isinstance(record, bytes | str):
         if len(record) > _MAX_RECORD:
             raise ValueError(f"its json has {len(record)} bytes, more than {_MAX_RECORD}")
-        record = json.loads(record)
+        record = parse_json(record)
     if not isinstance(record, Mapping):
         raise TypeError(f"its json must be an object, got a {type(record).__name__}")
     return record

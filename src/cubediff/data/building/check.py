@@ -1,7 +1,6 @@
 """Verifies the bytes and pixels of finished shards against their manifest, and summarises the dataset."""
 
 import hashlib
-import json
 import zlib
 from collections import Counter
 from functools import partial
@@ -19,6 +18,7 @@ from cubediff.geometry.conventions import FACES
 from cubediff.images.jpeg import decode_jpeg
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, read_limited, sha256_file
+from cubediff.utils.json_text import parse_json
 
 
 class ShardCheck(NamedTuple):
@@ -158,7 +158,7 @@ def _check_shard(folder: Path, captioned: bool, task: tuple[ShardSummary, ShardI
 def _check_sample(sample: dict[str, bytes], captioned: bool) -> SampleRecord:
     if set(sample) != {"jpg", "json"}:
         raise ValueError(f"has the members {', '.join(sorted(sample))}, expected jpg and json")
-    record = cast(SampleRecord, json.loads(sample["json"]))
+    record = cast(SampleRecord, parse_json(sample["json"]))
     if missing := [k for k in ("file", "caption", "scene", "width", "height", "crc32") if k not in record]:
         raise ValueError(f"its JSON has no {', '.join(missing)}")
     caption = caption_text(record["caption"], "caption")

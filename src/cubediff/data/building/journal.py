@@ -10,6 +10,7 @@ from cubediff.data.building.duplicates import hash_jpeg
 from cubediff.data.sources import Entry, Rejection, Source
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
+from cubediff.utils.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def accept(source: Source, folder: Path, max_width: int, quality: int, entry: En
 def _load_record(record_path: Path, copy: Path, stamp: str, entry: Entry) -> Accepted | Rejection | None:
     """None for a panorama that is not recorded yet, or whose record was lost in a power failure."""
     try:
-        record = json.loads(record_path.read_bytes())
+        record = parse_json(record_path.read_bytes())
         if record.pop("stamp") != stamp:
             return None
         if "reason" in record:

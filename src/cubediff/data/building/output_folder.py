@@ -1,13 +1,13 @@
 """The output folder of a build: which files in it this project wrote, and the refusal of all others, so that no build
 overwrites or removes a file of the user's."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from cubediff.data.format.folders import foreign_files, name_some
 from cubediff.data.format.manifest import DUPLICATES, FORMAT, INDEX, MANIFEST, REJECTED, REPORT
 from cubediff.utils.errors import DataError
+from cubediff.utils.json_text import parse_json
 
 BUILDING = ".building"  # folder of an unfinished build, inside OUTPUT
 PLAN = "plan.json"  # in BUILDING: everything that the bytes of the build depend on
@@ -84,7 +84,7 @@ def listed_files(output: Path) -> set[str]:
     if names > moved:
         return names  # what was replaced is gone
     try:
-        replaced: object = json.loads((build / REPLACED).read_bytes())
+        replaced: object = parse_json((build / REPLACED).read_bytes())
     except (OSError, ValueError):
         replaced = []
     return names | ({name for name in replaced if isinstance(name, str)} if isinstance(replaced, list) else set())
@@ -126,7 +126,7 @@ def _is_build_folder(folder: Path) -> bool:
 def _read_object(path: Path) -> dict[str, object] | None:
     """The JSON object in a file; None if there is no such file, or something else in it."""
     try:
-        value: object = json.loads(path.read_bytes())
+        value: object = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -141,7 +141,7 @@ def _read_lines(path: Path) -> list[dict[str, object]]:
         return [{}]
     for line in content[: content.rfind(b"\n") + 1].splitlines():
         try:
-            value: object = json.loads(line)
+            value: object = parse_json(line)
         except ValueError:
             value = None
         lines.append(value if isinstance(value, dict) else {})

@@ -11,6 +11,7 @@ from cubediff.data.building.output_folder import PLAN, REPLACED, listed_files, r
 from cubediff.data.format.manifest import DUPLICATES, INDEX, MANIFEST, REJECTED, REPORT, SHARD, Manifest
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import sync_folder, write_atomic
+from cubediff.utils.json_text import parse_json
 
 Plan = TypedDict(
     "Plan",
@@ -41,7 +42,7 @@ def begin_build(build: Path, plan: Plan, overwrite: bool) -> None:
         DataError: If the folder holds a build with another plan and `overwrite` is off.
     """
     try:
-        previous = json.loads((build / PLAN).read_bytes())
+        previous = parse_json((build / PLAN).read_bytes())
     except (OSError, ValueError):
         previous = None
     if previous is not None and previous != plan and not overwrite:
@@ -79,7 +80,7 @@ def publish(build: Path, output: Path) -> Manifest:
         DataError: If `output` holds other files; the finished build is kept.
     """
     refuse_foreign_files(output)
-    manifest = cast(Manifest, json.loads((build / MANIFEST).read_bytes()))
+    manifest = cast(Manifest, parse_json((build / MANIFEST).read_bytes()))
     shards = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
     replaced = _record_replaced(build)
     if (output / MANIFEST).exists():

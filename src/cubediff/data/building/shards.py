@@ -13,6 +13,7 @@ from cubediff.data.format.manifest import IndexLine, SampleRecord, ShardSummary
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
 from cubediff.data.sources import Entry
 from cubediff.utils.files import write_atomic
+from cubediff.utils.json_text import parse_json
 
 Split = Literal["train", "val"]
 
@@ -51,7 +52,7 @@ def write_shard(folder: Path, shard: tuple[str, list[Sample]]) -> WrittenShard:
     texts = [json.dumps(_sample_record(sample), ensure_ascii=False).encode() for sample in samples]
     members = hashlib.sha256(repr([(s.key, text) for s, text in zip(samples, texts, strict=True)]).encode()).hexdigest()
     try:
-        record = json.loads(record_path.read_bytes())
+        record = parse_json(record_path.read_bytes())
         if record["members"] == members and path.stat().st_size == record["summary"]["bytes"]:
             return WrittenShard(record["summary"], record["places"])
     except (OSError, ValueError):  # not written yet, or interrupted

@@ -3,7 +3,6 @@
 Every value that reading needs has its type, and every name stays inside the folder.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import NoReturn, NotRequired, TypedDict, cast
 from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, LatentsRecord, SplitManifest
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_json_lines
+from cubediff.utils.json_text import parse_json
 
 MAX_MANIFEST = 1 << 26  # bytes; a shard takes about 150
 MAX_INDEX = 1 << 30  # bytes; a sample takes about 30
@@ -53,7 +53,7 @@ def parse_manifest(content: bytes, file: str) -> ReadableManifest:
         DataError: If it is not JSON, has another format or version, or a value has the wrong type; names the key.
     """
     try:
-        manifest: object = json.loads(content)
+        manifest: object = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error}): build the shards again") from None
     checked = _Values(manifest, file)

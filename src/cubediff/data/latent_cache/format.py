@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cubediff.data.format.index import index_tar, read_sample
+from cubediff.utils.json_text import parse_json
 
 _END_OF_TAR = bytes(1024)  # two blocks of zeros follow the last member
 
@@ -61,7 +62,7 @@ def find_fault(tar: Path, keys: Collection[str]) -> str:
                 return "it ends early"
             for key, (start, end) in zip(index.keys, pairwise(index.offsets), strict=True):
                 sample = read_sample(file.fileno(), start, end)
-                if zlib.crc32(sample["safetensors"]) != json.loads(sample["json"])["crc32"]:
+                if zlib.crc32(sample["safetensors"]) != parse_json(sample["json"])["crc32"]:
                     return f"the checksum of {key} differs"
     except Exception as error:  # tarfile and json raise many types on damaged bytes
         return f"{type(error).__name__}: {error}"

@@ -35,6 +35,7 @@ from cubediff.models.backbone import Backbone
 from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
+from cubediff.utils.json_text import parse_json
 
 SETTINGS = "settings.json"  # in the output of an unfinished run
 
@@ -199,7 +200,7 @@ def check_output(output: Path, record: LatentsRecord, shards: Mapping[str, Cache
 
 def _differing_settings(file: Path, record: LatentsRecord) -> list[str]:
     try:
-        earlier: object = json.loads(file.read_text(encoding="utf-8"))
+        earlier: object = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         earlier = None
     if not isinstance(earlier, dict):

@@ -7,6 +7,7 @@ from pathlib import Path
 from cubediff.data.sources.base import Entry
 from cubediff.geometry.conventions import FACES
 from cubediff.utils.errors import DataError
+from cubediff.utils.json_text import parse_json
 
 
 def parse_object(text: str) -> dict[str, object]:
@@ -16,7 +17,7 @@ def parse_object(text: str) -> dict[str, object]:
         DataError: If it is something else; the message is the reason.
     """
     try:
-        record: object = json.loads(text, parse_constant=_refuse_constant)
+        record: object = parse_json(text)
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError("half a surrogate pair, which is not Unicode text") from None
@@ -25,10 +26,6 @@ def parse_object(text: str) -> dict[str, object]:
     if not isinstance(record, dict):
         raise DataError("expected an object {…}")
     return record
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def entry_from(file: str, record: dict[str, object], captioned: bool = True) -> Entry:

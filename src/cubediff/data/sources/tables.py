@@ -11,6 +11,7 @@ from cubediff.data.sources.captions import parse_lines
 from cubediff.data.sources.parquet_files import open_parquet
 from cubediff.data.sources.records import parse_object, read_text
 from cubediff.utils.errors import DataError
+from cubediff.utils.json_text import parse_json
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -69,7 +70,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
         record: Record = {key: value for key, value in row.items() if value not in (None, "")}
         if "faces" in record:
             try:
-                record["faces"] = json.loads(str(record["faces"]))
+                record["faces"] = parse_json(str(record["faces"]))
             except ValueError as error:
                 yield rows.line_num, DataError(f"its faces are not JSON: {error}")
                 continue

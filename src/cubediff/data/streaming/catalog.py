@@ -1,7 +1,6 @@
 """The catalog of a dataset: its shards, local or remote, with or without a manifest, and its samples."""
 
 import hashlib
-import json
 import re
 import tarfile
 from contextlib import suppress
@@ -19,6 +18,7 @@ from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, ReadableMan
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, read_limited
+from cubediff.utils.json_text import parse_json
 from cubediff.utils.text import printable, redact
 
 _REMEDY = "copy the folder again, or build the shards again"
@@ -65,7 +65,7 @@ def open_dataset(path: str, cache: Cache) -> Catalog:
     if names_tars(path):
         tars = [path] if Path(path).is_file() else expand_urls(path)  # a name may contain braces
         return Catalog({"train": [_index_shard(tar, cache) for tar in tars], "val": []})
-    return _read_catalog(path.rstrip("/"))
+    return _read_catalog(path.rstrip("/"), cache.retry_minutes)
 
 
 def names_tars(path: str) -> bool:
@@ -113,15 +113,15 @@ def _is_ours(sample: dict[str, bytes]) -> bool:
     if "json" not in sample:
         return False
     try:
-        record: object = json.loads(sample["json"])
+        record: object = parse_json(sample["json"])
     except (ValueError, RecursionError):
         return True  # counted as damaged when it is read
     return isinstance(record, dict) and "crc32" in record
 
 
-def _read_catalog(folder: str) -> Catalog:
-    manifest = _read_manifest(folder)
-    index = _read_index(folder, manifest)
+def _read_catalog(folder: str, retry_minutes: float) -> Catalog:
+    manifest = _read_manifest(folder, retry_minutes)
+    index = _read_index(folder, manifest, retry_minutes)
     splits: dict[str, list[Shard]] = {"train": [], "val": []}
     for split, shards in splits.items():
         for entry in manifest["splits"][split]["shards"]:
@@ -135,20 +135,22 @@ def _read_catalog(folder: str) -> Catalog:
     return Catalog(splits, manifest.get("latents"), manifest.get("shapes"))
 
 
-def _read_manifest(folder: str) -> ReadableManifest:
+def _read_manifest(folder: str, retry_minutes: float) -> ReadableManifest:
     """The checked manifest of a folder or URL."""
     if not is_remote(folder) and not (Path(folder) / MANIFEST).exists():
         raise DataError(
             f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and set data.path=OUTPUT"
         )
     file = f"{folder}/{MANIFEST}"
-    return parse_manifest(_read_file(file, MAX_MANIFEST), redact(file))
+    return parse_manifest(_read_file(file, MAX_MANIFEST, retry_minutes), redact(file))
 
 
-def _read_index(folder: str, manifest: ReadableManifest) -> dict[str, tuple[list[str], list[int]]]:
+def _read_index(
+    folder: str, manifest: ReadableManifest, retry_minutes: float
+) -> dict[str, tuple[list[str], list[int]]]:
     """The keys and offsets of the samples, by shard."""
     file = f"{folder}/{INDEX}"
-    content = _read_file(file, MAX_INDEX)
+    content = _read_file(file, MAX_INDEX, retry_minutes)
     if hashlib.sha256(content).hexdigest() != manifest["index"]["sha256"]:
         raise DataError(f"{redact(file)} does not belong to {MANIFEST} (sha256 differs): {_REMEDY}")
     return parse_index(content, redact(file))
@@ -161,9 +163,9 @@ def _check_size(shard: Path, expected: int) -> None:
         raise DataError(f"{shard} {found}: {_REMEDY}")
 
 
-def _read_file(file: str, limit: int) -> bytes:
+def _read_file(file: str, limit: int, retry_minutes: float) -> bytes:
     if is_remote(file):
-        return read_bytes(file, limit)
+        return read_bytes(file, limit, retry_minutes)
     try:
         return read_limited(Path(file), limit)
     except (OSError, DataError) as error:

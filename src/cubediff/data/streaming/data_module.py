@@ -82,7 +82,7 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         self.latents: list[LatentsRecord] = []  # one per dataset of latents
         self.shapes: list[dict[str, list[int]]] = []  # of a sample's tensors; of each dataset whose manifest has them
         cache_dir = settings.cache_dir or platformdirs.user_cache_path("cubediff") / "shards"
-        self._cache = Cache(Path(cache_dir), settings.cache_gb * 1e9)
+        self._cache = Cache(Path(cache_dir), settings.cache_gb * 1e9, float(settings.retry_minutes))
         self._datasets: list[dict[str, list[Shard]]] = []
         self._streams: dict[str, Stream[SampleT, BatchT]] = {}
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from cubediff.data.format.index import read_sample
 from cubediff.data.streaming.catalog import Shard
-from cubediff.data.streaming.remote import Cache, is_remote, retried
+from cubediff.data.streaming.remote import Cache, is_remote
+from cubediff.data.streaming.retrying import retried
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
 
@@ -98,7 +99,7 @@ class ShardReader:
 
     def _open(self, shard: Shard) -> int:
         if not is_remote(shard.name):
-            return retried(lambda: _open_local(shard), shard.name)
+            return retried(lambda: _open_local(shard), shard.name, self.cache.retry_minutes)
         with self.cache.open(shard.name, shard.size, shard.sha256) as file:
             return os.dup(file.fileno())
 

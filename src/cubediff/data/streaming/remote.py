@@ -6,32 +6,23 @@ Files are fetched as a whole and verified, failures are retried, and the least r
 import hashlib
 import logging
 import os
-import random
 import re
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import fsspec
 from filelock import FileLock, Timeout
 from webdataset.gopen import gopen
 
-from cubediff.utils.errors import DataError
+from cubediff.data.streaming.retrying import RETRY_MINUTES, DamagedTransferError, TooLargeError, retried
 from cubediff.utils.files import sha256_file, write_atomic
-from cubediff.utils.text import printable, redact
+from cubediff.utils.text import redact
 
 log = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
-
-ATTEMPTS = 6
-FIRST_DELAY = 1.0  # seconds, doubled from attempt to attempt
 _MAX_BYTES = 10**11  # of a shard whose size no manifest tells
 _READ_TIMEOUT = 60.0  # seconds without a byte before an HTTP request fails
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_jitter = random.SystemRandom()  # leaves the run's global generator alone
 
 
 def is_remote(path: str) -> bool:
@@ -39,12 +30,13 @@ def is_remote(path: str) -> bool:
     return path.startswith("pipe:") or "://" in path
 
 
-def read_bytes(url: str, limit: int) -> bytes:
+def read_bytes(url: str, limit: int, retry_minutes: float = RETRY_MINUTES) -> bytes:
     """The content of a small remote file.
 
     Args:
         url: Of the file.
         limit: Its largest size, in bytes.
+        retry_minutes: See `retried`.
 
     Raises:
         DataError: If it cannot be fetched, or is larger.
@@ -56,42 +48,7 @@ def read_bytes(url: str, limit: int) -> bytes:
             _fetch_file(url, part, limit)
             return part.read_bytes()
 
-    return retried(read, url)
-
-
-def retried(action: Callable[[], ResultT], source: str) -> ResultT:
-    """Calls `action` until it succeeds, with exponential backoff.
-
-    Args:
-        action: Reads from a disk or a network.
-        source: The path or URL, for messages.
-
-    Raises:
-        DataError: If all attempts fail, or a package is missing.
-    """
-    protocol, source = source.partition("://")[0], printable(redact(source))
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return action()
-        except DataError as error:
-            raise DataError(f"{source} {error}") from error
-        except _TooLargeError as error:
-            raise DataError(
-                f"{source} is larger than expected ({error}): build or copy its folder again, or choose another"
-            ) from None
-        except ImportError as error:
-            extra = f"pip install 'cubediff[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
-            raise DataError(f"{source} needs another package ({error}): {extra}") from error
-        except Exception as error:  # every filesystem has its own exceptions
-            cause = printable(redact(f"{type(error).__name__}: {error}"))
-            if attempt == ATTEMPTS:
-                raise DataError(
-                    f"{source} cannot be read after {ATTEMPTS} attempts ({cause}): check that it exists and that this "
-                    "machine may read it"
-                ) from error
-            log.warning("%s: attempt %d of %d failed (%s)", source, attempt, ATTEMPTS, cause)
-            time.sleep(FIRST_DELAY * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1.0))
-    raise AssertionError("the last attempt returns or raises")
+    return retried(read, url, retry_minutes)
 
 
 class Cache:
@@ -103,10 +60,11 @@ class Cache:
     Args:
         folder: Created when the first file is fetched.
         limit: Size limit, in bytes, of complete and partial files; a single larger file is kept nevertheless.
+        retry_minutes: See `retried`.
     """
 
-    def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: float, retry_minutes: float = RETRY_MINUTES) -> None:
+        self.folder, self.limit, self.retry_minutes = folder, limit, retry_minutes
         self._locks, self._parts, self._sums = folder / "locks", folder / "part", folder / "sums"
         self._verified: set[str] = set()
 
@@ -155,7 +113,7 @@ class Cache:
     def _fetch(self, url: str, file: Path, size: int | None, digest: str | None) -> BinaryIO:
         part = self._parts / file.name
         try:
-            retried(lambda: _fetch(url, part, size, digest), url)
+            retried(lambda: _fetch(url, part, size, digest), url, self.retry_minutes)
             if digest is None:
                 write_atomic(self._sums / file.name, sha256_file(part))
             opened = part.open("rb")  # before another process can see and evict it
@@ -205,9 +163,9 @@ def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
         _fetch_file(url, part, limit)
     found = part.stat().st_size
     if size is not None and found != size:
-        raise OSError(f"{found} bytes arrived instead of {size}")
+        raise DamagedTransferError(f"{found} bytes arrived instead of {size}")
     if digest is not None and sha256_file(part) != digest:
-        raise OSError("the file arrived damaged (sha256 differs)")
+        raise DamagedTransferError("the file arrived damaged (sha256 differs)")
 
 
 def _fetch_output(url: str, part: Path, limit: int) -> None:
@@ -221,21 +179,14 @@ def _fetch_output(url: str, part: Path, limit: int) -> None:
         if size <= limit:
             raise  # else the command failed because nothing reads it any more
     if size > limit:
-        raise _TooLargeError(limit)
+        raise TooLargeError(limit)
 
 
 def _fetch_file(url: str, part: Path, limit: int) -> None:
     filesystem, path = _filesystem(url)
     filesystem.get_file(path, str(part), callback=_Limit(limit))
     if part.stat().st_size > limit:  # of a file system that reports no progress
-        raise _TooLargeError(limit)
-
-
-class _TooLargeError(Exception):
-    """More bytes arrive than expected."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"more than {limit} bytes")
+        raise TooLargeError(limit)
 
 
 class _Limit(fsspec.Callback):
@@ -249,7 +200,7 @@ class _Limit(fsspec.Callback):
         """Counts bytes that have arrived."""
         super().relative_update(inc)
         if self.value > self.limit:
-            raise _TooLargeError(self.limit)
+            raise TooLargeError(self.limit)
 
 
 @runtime_checkable

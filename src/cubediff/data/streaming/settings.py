@@ -8,6 +8,7 @@ from typing import TypedDict, cast, get_type_hints
 
 from webdataset.utils import PipelineStage
 
+from cubediff.data.streaming.retrying import RETRY_MINUTES
 from cubediff.data.streaming.stream import Stage
 
 
@@ -23,6 +24,7 @@ class StreamOptions(TypedDict, total=False):
     max_skipped_share: float
     seed: int
     stages: Sequence[Stage] | None
+    retry_minutes: float | int
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class StreamSettings:
         stages: Stages of a `webdataset.DataPipeline`, such as `webdataset.map(function)` or
             `webdataset.select(predicate)`, applied in this order to every sample before it is decoded; see
             `Stream.source` for a sample's keys. A filtered sample is skipped like a damaged one.
+        retry_minutes: How long a read is repeated that fails for a reason that may pass, such as a connection; a
+            missing file or a refused permission is an error at once.
 
     Raises:
         ValueError: If a value is out of range.
@@ -55,6 +59,7 @@ class StreamSettings:
     max_skipped_share: float = 0.01
     seed: int = 0
     stages: Sequence[Stage] | None = None
+    retry_minutes: float | int = RETRY_MINUTES
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
@@ -65,6 +70,8 @@ class StreamSettings:
             raise ValueError(f"limit_val must be at least 1, or null for all samples, got {self.limit_val}")
         if self.cache_gb <= 0:
             raise ValueError(f"cache_gb must be above 0, got {self.cache_gb}")
+        if self.retry_minutes < 0:
+            raise ValueError(f"retry_minutes must be at least 0, got {self.retry_minutes}")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share must be in [0, 1], got {self.max_skipped_share}")
         for stage in self.stages or ():

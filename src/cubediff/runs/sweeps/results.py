@@ -9,6 +9,7 @@ from typing import cast
 
 from cubediff.training.logged_metrics import Curves
 from cubediff.utils.files import write_atomic
+from cubediff.utils.json_text import parse_json
 from cubediff.utils.text import redact_values
 
 RESULT = "result.json"
@@ -70,7 +71,7 @@ def read_result(file: Path) -> Result:
         ValueError: If it is damaged.
     """
     try:
-        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        content = parse_json(file.read_bytes())
         if not isinstance(content, dict):
             raise TypeError("expected an object")
         known = {name: content[name] for name in (each.name for each in fields(Result)) if name in content}
@@ -84,10 +85,6 @@ def read_result(file: Path) -> Result:
         return Result(**known | numbers, curves=curves)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it and run the job again") from error
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
 
 
 def _is_number(value: object) -> bool:
