@@ -1,7 +1,7 @@
 """ICC profiles: their transforms to sRGB, for images of 8 and 16 bits (ICC.1, by LittleCMS through Pillow)."""
 
 import io
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 
 import numpy as np
@@ -93,13 +93,14 @@ def _interpolated(
 ) -> UInt8[np.ndarray, "h w 3"]:
     low = (levels // 257).astype(np.uint8)  # 65535 = 255 · 257
     share = (levels % 257).astype(np.float32) / 257
-    high = np.minimum(low, 254) + 1
+    ends, weights = (low, np.minimum(low, 254) + 1), (1 - share, share)
+    channels = range(levels.shape[2])
     result = np.zeros((*levels.shape[:2], 3), np.float32)
-    for corner in product((False, True), repeat=levels.shape[2]):
-        weight = np.where(corner, share, 1 - share).prod(-1, keepdims=True)
-        colours = np.where(corner, high, low)
-        image = Image.fromarray(colours[..., 0] if colours.shape[2] == 1 else colours)
-        result += weight * apply(transform, image)
+    for corner in product((0, 1), repeat=len(channels)):  # of the cell of 8-bit colours around each pixel
+        colours = np.stack([ends[corner[c]][..., c] for c in channels], -1)
+        weight = reduce(np.multiply, [weights[corner[c]][..., c] for c in channels])
+        image = Image.fromarray(colours[..., 0] if len(channels) == 1 else colours)
+        result += weight[..., None] * apply(transform, image)
     return np.asarray(np.round(result), np.uint8)
 
 
