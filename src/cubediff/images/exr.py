@@ -1,30 +1,20 @@
 """OpenEXR images as linear radiance with sRGB's primaries: RGB, luminance, and luminance with subsampled chroma
 (OpenEXR, "Technical Introduction")."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
+from cubediff.images.colour import SRGB, rgb_to_xyz, to_srgb_primaries
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, text_path
 
 if TYPE_CHECKING:
     import OpenEXR
 
-_BT709 = (
-    0.64,
-    0.33,
-    0.3,
-    0.6,
-    0.15,
-    0.06,
-    0.3127,
-    0.329,
-)  # x, y of red, green, blue and white: sRGB's, and the default
-_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _OPAQUE = 0.999
 
 
@@ -57,11 +47,10 @@ def read_exr(
     check(width, height)
     with _open(path, separate=True) as file:
         channels = {name: np.asarray(channel.pixels, np.float32) for name, channel in file.channels().items()}
-        primaries = tuple(map(float, file.header().get("chromaticities", _BT709)))
-    rgb_to_xyz = _rgb_to_xyz(primaries)
-    radiance = _radiance(channels, (height, width), rgb_to_xyz[1])
-    if not np.allclose(primaries, _BT709, atol=1e-3):
-        matrix = np.linalg.inv(_rgb_to_xyz(_BT709)) @ _adapted(primaries[6:]) @ rgb_to_xyz
+        primaries = tuple(map(float, file.header().get("chromaticities", SRGB)))
+    matrix = to_srgb_primaries(primaries)
+    radiance = _radiance(channels, (height, width), rgb_to_xyz(primaries)[1])
+    if matrix is not None:
         radiance = radiance @ matrix.T.astype(np.float32)
     alpha = channels.get("A")
     return np.ascontiguousarray(radiance), None if alpha is None else alpha >= _OPAQUE
@@ -95,29 +84,6 @@ def _upsampled(channel: Float[np.ndarray, "y x"], size: tuple[int, int]) -> Floa
         share = share[:, None] if axis == 0 else share
         channel = channel.take(first, axis) * (1 - share) + channel.take(second, axis) * share
     return channel
-
-
-def _rgb_to_xyz(chromaticities: Sequence[float]) -> Float64[np.ndarray, "3 3"]:
-    """XYZ of linear RGB, with white at Y = 1, by the chromaticities of red, green, blue and white."""
-    xy = np.reshape(np.asarray(chromaticities, np.float64), (4, 2))
-    if not (np.isfinite(xy).all() and (xy[:, 1] != 0).all()):
-        raise DataError(f"its chromaticities are {tuple(chromaticities)}: write those of its colour space")
-    red, green, blue, white = np.stack([xy[:, 0] / xy[:, 1], np.ones(4), (1 - xy.sum(1)) / xy[:, 1]], -1)
-    columns = np.stack([red, green, blue], -1)
-    try:
-        scales = np.linalg.solve(columns, white)
-    except np.linalg.LinAlgError:
-        raise DataError(f"its chromaticities are {tuple(chromaticities)}: write those of its colour space") from None
-    matrix: Float64[np.ndarray, "3 3"] = columns * scales
-    return matrix
-
-
-def _adapted(white: Sequence[float]) -> Float64[np.ndarray, "3 3"]:
-    """Bradford's chromatic adaptation of XYZ from a white point to sRGB's."""
-    xyz = [np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in (white, _BT709[6:])]
-    gains = (_BRADFORD @ xyz[1]) / (_BRADFORD @ xyz[0])
-    matrix: Float64[np.ndarray, "3 3"] = np.linalg.inv(_BRADFORD) @ np.diag(gains) @ _BRADFORD
-    return matrix
 
 
 def _open(path: Path, header_only: bool = False, separate: bool = False) -> "OpenEXR.File":

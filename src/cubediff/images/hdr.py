@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from cubediff.images.colour import encode_srgb
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import text_path
 
@@ -56,13 +57,12 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     white = max(1.0, float(np.quantile(exposed, 0.999)))
     mapped = exposed * (1 + exposed / white**2) / (1 + exposed)
     linear = np.clip(radiance * (mapped / np.maximum(luminance, 1e-12))[..., None], 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     record: ToneMap = {
         "curve": "reinhard_extended",
         "exposure": float(f"{exposure:.6g}"),
         "white": float(f"{white:.6g}"),
     }
-    return np.round(srgb * 255).astype(np.uint8), record
+    return np.round(encode_srgb(linear) * 255).astype(np.uint8), record
 
 
 def radiance_size(file: BufferedReader | BytesIO) -> tuple[int, int]:
