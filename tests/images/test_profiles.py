@@ -1,6 +1,7 @@
 """An ICC profile counts by its transform, not its name; a profile that cannot be used is ignored with a note."""
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -167,3 +168,54 @@ def test_a_png_whose_profile_has_a_wrong_checksum_is_read(tmp_path: Path) -> Non
     path.write_bytes(data[:end] + bytes([data[end] ^ 1]) + data[end + 1 :])
     np.testing.assert_array_equal(read(path), np.asarray(picture()))
     assert load_panorama(path).record["notes"] == ["its ICC profile is damaged: ignored"]
+
+
+def gama(gamma: float) -> dict[bytes, bytes]:
+    return {b"gAMA": struct.pack(">I", round(gamma * 100_000))}
+
+
+def chrm(*red_green_blue_white: float) -> dict[bytes, bytes]:
+    values = (*red_green_blue_white[6:], *red_green_blue_white[:6])
+    return {b"cHRM": struct.pack(">8I", *(round(value * 100_000) for value in values))}
+
+
+SRGB_CHROMATICITIES = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)
+P3_CHROMATICITIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("gamma", [1.0, 0.55556])
+def test_the_gamma_of_a_png_without_profile_counts(tmp_path: Path, gamma: float, channels: int, bits: int) -> None:
+    full = 2**bits - 1
+    levels = np.random.default_rng(0).integers(0, full + 1, (32, 64, channels)).astype(f"uint{bits}")
+    path = png(
+        tmp_path / "a.png", levels[..., 0] if channels == 1 else levels, gama(gamma) | chrm(*SRGB_CHROMATICITIES)
+    )
+    expected = in_srgb(np.broadcast_to(levels, (32, 64, 3)), SRGB, 1 / gamma, full)
+    np.testing.assert_allclose(read(path), expected, atol=0.6)
+
+
+def test_the_primaries_of_a_png_without_profile_count(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    path = png(tmp_path / "a.png", levels, gama(0.45455) | chrm(*P3_CHROMATICITIES))
+    np.testing.assert_allclose(read(path), in_srgb(levels, DISPLAY_P3, 2.2), atol=1.5)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        gama(0.45455),
+        gama(0.45),
+        gama(0.45455) | chrm(*SRGB_CHROMATICITIES),
+        gama(1.0) | {b"sRGB": b"\0"},
+        gama(1.0) | {b"iCCP": b"x\0\0" + zlib.compress(SRGB_PROFILE)},
+        gama(0),
+        gama(0.45455) | chrm(*[0.0] * 8),
+    ],
+)
+def test_other_chunks_of_a_png_change_nothing(tmp_path: Path, chunks: dict[bytes, bytes]) -> None:
+    path = png(tmp_path / "a.png", np.asarray(picture()), chunks)
+    np.testing.assert_array_equal(read(path), np.asarray(picture()))
+    nonsense = chunks in (gama(0), gama(0.45455) | chrm(*[0.0] * 8))
+    assert ("notes" in load_panorama(path).record) == nonsense

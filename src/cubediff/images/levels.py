@@ -4,14 +4,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8, UInt16
+from jaxtyping import Bool, Float, Float64, UInt8, UInt16
 from PIL import Image, ImageCms, ImageFile
 
 from cubediff.images import exif, profiles
+from cubediff.images.colour import levels_of_gamma, to_srgb_primaries
 from cubediff.images.tiff import decode_tiff
 from cubediff.utils.errors import DataError
 
 _GREY = ("1", "L", "LA", "La")
+_SRGB_GAMMA = 0.45455  # as programs write it into sRGB files without an sRGB chunk
+_SAME_GAMMA = 0.02
 
 
 class DecodedImage(NamedTuple):
@@ -52,18 +55,23 @@ def decode_levels(image: ImageFile.ImageFile, data: bytes) -> DecodedImage:
     is_16_bit = image.mode.startswith("I;16")
     is_grey = is_16_bit or image.mode in _GREY or "LA;16" in raw_modes
     transform, profile_note = _transform(image, is_grey)
-    needs_16_bit = transform is not None or image.has_transparency_data
+    gamma, gamma_note = _png_gamma(image)
+    needs_16_bit = transform is not None or gamma is not None or image.has_transparency_data
     if is_16_bit or (";16" in raw_modes and needs_16_bit and image.mode != "CMYK"):
         deep, opaque = _levels_16_bit(image, data, stored, is_grey)
-        pixels = profiles.apply_16_bit(transform, deep)
+        if gamma is None:
+            pixels = profiles.apply_16_bit(transform, deep)
+        else:
+            pixels = levels_of_gamma(np.repeat(deep, 3, -1) if is_grey else deep, *gamma)
     else:
         pixels, opaque = _levels_8_bit(image, transform)
+        pixels = pixels if gamma is None else levels_of_gamma(pixels, *gamma)
     baseline = image.format == "JPEG" and image.mode == "RGB" and not image.info.get("progressive")
     return DecodedImage(
         exif.upright(pixels, turned),
         None if opaque is None else exif.upright(opaque, turned),
         data if baseline and turned == 1 and transform is None else None,
-        tuple(note for note in (exif_note, profile_note) if note),
+        tuple(note for note in (exif_note, profile_note, gamma_note) if note),
     )
 
 
@@ -101,6 +109,25 @@ def _transform(image: Image.Image, is_grey: bool) -> tuple[ImageCms.ImageCmsTran
     if not profile:
         return None, None
     return profiles.srgb_transform(profile, "L" if is_grey else "CMYK" if image.mode == "CMYK" else "RGB")
+
+
+def _png_gamma(image: Image.Image) -> tuple[tuple[float, Float64[np.ndarray, "3 3"] | None] | None, str | None]:
+    """The gamma of a PNG without colour profile, and the matrix of its primaries to sRGB's; None if they are sRGB's.
+
+    The second result is why its chunks are ignored, if they are.
+    """
+    if image.format != "PNG" or image.info.keys() & {"icc_profile", "srgb"}:
+        return None, None
+    gamma: float = image.info.get("gamma", _SRGB_GAMMA)
+    white_first: tuple[float, ...] | None = image.info.get("chromaticity")
+    try:
+        matrix = to_srgb_primaries((*white_first[2:], *white_first[:2])) if white_first else None
+        if not 0.1 < gamma < 10:
+            raise ValueError(gamma)
+    except ValueError:  # includes DataError
+        return None, "its gAMA or cHRM chunk is invalid: read as sRGB"
+    is_srgb = matrix is None and abs(gamma - _SRGB_GAMMA) < _SAME_GAMMA
+    return None if is_srgb else (gamma, matrix), None
 
 
 def _levels_16_bit(

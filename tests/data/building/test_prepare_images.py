@@ -25,6 +25,8 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
     linear = np.where(srgb <= 0.04045 * 255, srgb / 255 / 12.92, ((srgb / 255 + 0.055) / 1.055) ** 2.4)
     chunk = {b"iCCP": b"x\0\0" + zlib.compress(icc(SRGB, 1.0, "sRGB in name only"))}
     png(source / "linear.png", np.round(linear * 65535).astype(np.uint16), chunk)
+    promised("gamma and primaries of a PNG without ICC profile (gAMA, cHRM) | converted to sRGB")
+    png(source / "gamma.png", np.round(linear * 65535).astype(np.uint16), {b"gAMA": struct.pack(">I", 100_000)})
     Image.fromarray(srgb).save(source / "turned.png", exif=exif_block(0x0112, 3, struct.pack("<H", 3)))
     Image.fromarray(srgb).save(source / "damaged.png", icc_profile=bytes(200), exif=b"Exif\0\0nothing")
     picture(4, 128, 64).save(source / "part.jpg", xmp=gpano(PARTIAL_SPHERE))
@@ -45,6 +47,7 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
     assert prepare(source, tmp_path / "out").returncode == 0
     built = {record["file"]: (record, shown(jpeg)) for record, jpeg in samples(tmp_path / "out")}
     assert np.abs(built["linear.png"][1] - srgb).mean() < 3
+    assert np.abs(built["gamma.png"][1] - srgb).mean() < 3
     assert np.abs(built["turned.png"][1] - srgb[::-1, ::-1]).mean() < 3
     assert np.abs(built["damaged.png"][1] - srgb).mean() < 3
     assert len(built["damaged.png"][0]["record"]["notes"]) == 2
