@@ -85,6 +85,7 @@ def build(
     from cubediff.data.building.output_folder import check_output, check_separate
     from cubediff.data.building.preview import preview_build
     from cubediff.data.building.write import build_shards
+    from cubediff.data.format.folders import folder_lock
     from cubediff.data.sources import open_source
     from cubediff.utils.errors import DataError
 
@@ -100,9 +101,10 @@ def build(
         check_output(output, overwrite)  # before captioning, which takes long
         if caption is not None:
             file, batch = output / "captions.jsonl", caption_batch
-            opened = caption_source(
-                opened, file, caption, batch=batch, limit=limit, max_width=max_width, progress=progress_bar
-            )
+            with folder_lock(output):
+                opened = caption_source(
+                    opened, file, caption, batch=batch, limit=limit, max_width=max_width, progress=progress_bar
+                )
         manifest = build_shards(
             opened,
             output,

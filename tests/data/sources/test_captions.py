@@ -85,6 +85,9 @@ def test_prompts_txt_goes_line_by_line_with_the_sorted_files(tmp_path: Path) -> 
     (tmp_path / "short.txt").write_text("zero\none\n")
     with pytest.raises(DataError, match=r"short\.txt has 2 lines but there are 3 panoramas.*from a/z\.jpg to c\.png"):
         read(source, tmp_path / "short.txt")
+    (source / "d.heic").touch()
+    with pytest.raises(DataError, match=r"from a/z\.jpg to c\.png; rejected files have no line: d\.heic$"):
+        read(source, tmp_path / "short.txt")
 
 
 def test_sidecar_files_caption_their_panoramas(tmp_path: Path) -> None:

@@ -104,8 +104,11 @@ def test_everything_in_a_folder_is_built_or_rejected(tmp_path: Path, layout: str
     for path in source.glob("damaged*"):
         path.write_bytes(path.read_bytes()[:40])
     (source / f"dangling{suffix}").symlink_to(tmp_path / "nowhere")
+    (source / "phone.HEIC").write_bytes(b"of a format that is not read")
     texts = {stem: f"caption of {stem}" for stem in (*good, "damaged")} | {"empty caption": " \n", "orphan": "of none"}
     named["orphan"] = "orphan" if layout in SCHEMES else f"orphan{suffix}"
+    texts |= {"phone": "of an image that is rejected anyway"}
+    named["phone"] = "phone.HEIC"
     write_captions(source, captions if layout != "imagefolder" else "metadata", texts, named)
 
     manifest = build_shards(open_source(source, kind=kind), tmp_path / "out", max_width=64)
@@ -117,7 +120,7 @@ def test_everything_in_a_folder_is_built_or_rejected(tmp_path: Path, layout: str
     rejected = rejections(tmp_path / "out")
     orphan = "orphan.txt" if captions == "sidecars" else named["orphan"]
     expected = {"link/loop": "a link to a folder that contains it", orphan: ""}
-    expected |= {f"dangling{suffix}": "a link to a file that is missing"}
+    expected |= {f"dangling{suffix}": "a link to a file that is missing", "phone.HEIC": ".HEIC is not supported"}
     expected |= {named["damaged"]: "", named["no caption"]: "no", named["empty caption"]: "empty caption"}
     if LATIN in bad:
         tokens = [f"_{names[0]}" for names in SCHEMES[layout]] if layout in SCHEMES else [""]

@@ -5,6 +5,7 @@ A panorama has one caption, and optionally one for each face (arXiv 2501.17162).
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from cubediff.data.format.folders import name_some
 from cubediff.data.sources.base import Entry, Listing, Rejection
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.records import entry_from, parse_object, read_text
@@ -35,10 +36,10 @@ def read_captions(source: Path, names: FileNames, captions: Path | None = None, 
     elif not captions.is_file():
         raise DataError(f"captions file {captions} does not exist")
     if captions is None:
-        return read_sidecars(source, names.files, captioned)
+        return read_sidecars(source, names, captioned)
     lines = read_text(captions).split("\n")
     if captions.suffix.lower() == ".txt":
-        return _read_prompts(captions, lines, names.files, captioned)
+        return _read_prompts(captions, lines, names, captioned)
     return match_records(captions.name, parse_lines(lines), names, captioned=captioned)
 
 
@@ -117,11 +118,13 @@ def match_records(
     return [entries[file] for file in sorted(entries)], rejected
 
 
-def _read_prompts(captions: Path, lines: list[str], files: Sequence[str], captioned: bool) -> Listing:
+def _read_prompts(captions: Path, lines: list[str], names: FileNames, captioned: bool) -> Listing:
+    files = names.files
     while lines and not lines[-1].strip():
         lines.pop()
     if len(lines) != len(files):
         span = f", from {files[0]} to {files[-1]}" if files else ""
+        span += f"; rejected files have no line: {name_some(names.refused)}" if names.refused else ""
         raise DataError(
             f"{captions} has {len(lines)} lines but there are {len(files)} panoramas: write one line for each, "
             f"in sorted file order{span}"

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
 from cubediff.geometry.conventions import FACES
@@ -20,7 +20,7 @@ from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
 from cubediff.images.levels import DecodedImage
 from cubediff.images.panorama import MIN_WIDTH, check_opaque, encode_panorama
-from cubediff.images.reading import IMAGE_SUFFIXES, decode
+from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
 
@@ -82,7 +82,7 @@ class Cubemaps:
 
     @cached_property
     def _listing(self) -> tuple[dict[str, Group], dict[str, str], list[str], list[Rejection]]:
-        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
+        files, rejected = list_images(self.path)
         groups, broken, images = group_files(files, self.scheme)
         return {group.name: group for group in groups}, broken, images, rejected
 

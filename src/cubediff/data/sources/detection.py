@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.captions import find_captions_file
 from cubediff.data.sources.imagefolder import list_tables
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.parquet import list_parquet
 from cubediff.data.sources.schemes import group_files, is_layout
 from cubediff.data.sources.trees import tree_of
@@ -30,7 +30,7 @@ def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used:
     """
     if path.is_file() and path.suffix.lower() == ".tar":
         return "webdataset"
-    images, refused = list_files(path, IMAGE_SUFFIXES)
+    images, refused = list_images(path)
     tars = Shards(path, skipped=output).tars()[0]
     if any(map(is_used, images + tars)):  # otherwise the globs are wrong, which the source says
         images, tars = list(filter(is_used, images)), list(filter(is_used, tars))

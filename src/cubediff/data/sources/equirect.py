@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cubediff.data.sources.base import Entry, Listing, Panorama
 from cubediff.data.sources.captions import read_captions
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
@@ -32,7 +32,7 @@ class EquirectFolder:
         return f"{type(self).__qualname__}(path={self.path!r}, {options})"
 
     def entries(self) -> Listing:
-        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
+        files, rejected = list_images(self.path)
         if not files and not rejected:
             raise DataError(f"{self.path} holds no panorama ({', '.join(IMAGE_SUFFIXES)})")
         names = FileNames(files, self.path, rejected)

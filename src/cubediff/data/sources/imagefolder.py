@@ -6,12 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import match_records
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import list_files, list_images
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.splits import keep_declared_splits
 from cubediff.data.sources.tables import TABLES, read_table
 from cubediff.images.panorama import load_panorama
-from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
 
@@ -35,7 +34,7 @@ class ImageFolder:
         return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
     def entries(self) -> Listing:
-        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
+        files, rejected = list_images(self.path)
         tables = list_tables(self.path)
         if not tables or (not files and not rejected):
             raise DataError(f"{self.path} holds no {'panorama' if tables else ' and no '.join(TABLES)}")

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cubediff.data.sources.base import Rejection
+from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
 _SURROGATE = re.compile(
@@ -20,6 +21,22 @@ class _Found(NamedTuple):
     name: str
     fault: str
     is_folder: bool = False
+
+
+# Images of formats that are not read, so that none is left out without a reason.
+OTHER_IMAGES = (".bmp", ".dds", ".dng", ".gif", ".heic", ".heif", ".insp", ".jp2", ".jxl", ".jxr", ".psd", ".tga")
+
+
+def list_images(source: Path) -> tuple[list[str], list[Rejection]]:
+    """Lists the images below a folder as `list_files` does, and rejects those of formats that are not supported."""
+    names, rejected = list_files(source, (*IMAGE_SUFFIXES, *OTHER_IMAGES))
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    known = set(images)
+    for name in names:
+        if name not in known:
+            suffix = PurePosixPath(name).suffix
+            rejected.append(Rejection(name, f"{suffix} is not supported: convert it to {', '.join(IMAGE_SUFFIXES)}"))
+    return images, rejected
 
 
 def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[Rejection]]:

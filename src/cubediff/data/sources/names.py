@@ -29,7 +29,8 @@ class FileNames:
         self.files = files
         self._folder = folder
         self._known = set(files)
-        self._refused = {normal_form(rejection.file) for rejection in rejected}
+        self.refused = [rejection.file for rejection in rejected]
+        self._refused = set(map(normal_form, self.refused))
         self._normal: defaultdict[str, list[str]] = defaultdict(list)
         for file in files:
             self._normal[normal_form(file)].append(file)

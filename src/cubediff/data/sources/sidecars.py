@@ -1,12 +1,11 @@
 """Captions in a .json or .txt file with the name of each panorama (a sidecar)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from cubediff.data.sources.base import Entry, Listing, Rejection
-from cubediff.data.sources.listing import list_files
-from cubediff.data.sources.names import normal_form
+from cubediff.data.sources.listing import OTHER_IMAGES, list_files
+from cubediff.data.sources.names import FileNames, normal_form
 from cubediff.data.sources.records import entry_from, has_caption, parse_object, read_text
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
@@ -15,12 +14,12 @@ _SUFFIXES = (".json", ".txt")
 _NO_CAPTIONS = ("readme", "license", "licence", "copying", "credits")  # texts about a folder
 
 
-def read_sidecars(source: Path, files: Sequence[str], captioned: bool) -> Listing:
+def read_sidecars(source: Path, names: FileNames, captioned: bool) -> Listing:
     """Matches panoramas with the sidecars next to them, in any case of the suffix and any Unicode normal form.
 
     Args:
         source: The folder of the panoramas.
-        files: Names of the panoramas, or of cubemaps.
+        names: Names of the panoramas, or of cubemaps.
         captioned: As in `read_captions`.
 
     Returns:
@@ -29,6 +28,7 @@ def read_sidecars(source: Path, files: Sequence[str], captioned: bool) -> Listin
     Raises:
         DataError: If `captioned` is on and there are no sidecars at all.
     """
+    files = names.files
     found: dict[str, dict[str, str]] = defaultdict(dict)  # names of sidecars by stem and suffix
     for name in list_files(source, _SUFFIXES)[0]:
         suffix = PurePosixPath(name).suffix
@@ -50,14 +50,14 @@ def read_sidecars(source: Path, files: Sequence[str], captioned: bool) -> Listin
         except DataError as error:
             rejected.append(Rejection(file, str(error)))
     if captioned:
-        rejected += _unmatched(files, found)
+        rejected += _unmatched(names, found)
     return entries, rejected
 
 
-def _unmatched(files: Sequence[str], found: dict[str, dict[str, str]]) -> list[Rejection]:
+def _unmatched(names: FileNames, found: dict[str, dict[str, str]]) -> list[Rejection]:
     """Sidecars without a panorama of their name, in folders with panoramas."""
-    stems = {normal_form(_stem(file)) for file in files}
-    examples = {str(PurePosixPath(normal_form(file)).parent): _stem(file) for file in reversed(files)}
+    stems = {normal_form(_stem(file)) for file in (*names.files, *names.refused)}
+    examples = {str(PurePosixPath(normal_form(file)).parent): _stem(file) for file in reversed(names.files)}
     rejected = []
     for stem in sorted(set(found) - stems):
         path = PurePosixPath(stem)
@@ -72,7 +72,7 @@ def _unmatched(files: Sequence[str], found: dict[str, dict[str, str]]) -> list[R
 
 def _stem(file: str) -> str:
     suffix = PurePosixPath(file).suffix
-    return file.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else file
+    return file.removesuffix(suffix) if suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_IMAGES) else file
 
 
 def _read_record(source: Path, sidecar: dict[str, str]) -> dict[str, object]:
