@@ -154,7 +154,12 @@ def test_a_grey_jpeg_with_a_profile_of_colours_is_read_as_srgb(tmp_path: Path) -
     assert "is for RGB (class mntr), its pixels are L" in str(load_panorama(tmp_path / "a.jpg").record["notes"])
 
 
-@pytest.mark.parametrize("content", [b"x", b"x\0\0junk", b"x\0\0" + zlib.compress(SRGB_PROFILE)[:-40]])
+DAMAGED = zlib.compress(SRGB_PROFILE, 0)[:-20] + b"\xff" * 20  # the checksum at its end is wrong
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", b"x\0\0junk", b"x\0\0" + zlib.compress(SRGB_PROFILE)[:-40], b"x\0\0" + DAMAGED]
+)
 def test_a_damaged_profile_chunk_of_a_png_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = png(tmp_path / "a.png", np.asarray(picture()), {b"iCCP": content})
     np.testing.assert_array_equal(read(path), np.asarray(picture()))

@@ -1,11 +1,21 @@
 """Atomic files: complete or unchanged, without leftovers."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from cubediff.utils.files import atomic_file, atomic_folder, json_lines, read_json_lines, write_atomic, write_json
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import (
+    atomic_file,
+    atomic_folder,
+    json_lines,
+    open_regular,
+    read_json_lines,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -107,3 +117,29 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
         (part / "index").write_text("new")
     assert (tmp_path / "export").is_symlink()
     assert contents(tmp_path / "disk") == {"index": "new"}
+
+
+def test_only_regular_files_are_opened_and_none_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"content"
+    for name, kind in (("fifo", r"a FIFO \(named pipe\)"), ("device", "a device")):
+        with pytest.raises(DataError, match=f"{tmp_path / name} is {kind}: expected a regular file"):
+            open_regular(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing")
+
+
+def test_a_fifo_that_replaces_a_checked_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    regular = os.stat(tmp_path / "file")
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    with pytest.raises(DataError, match="is a FIFO"):
+        open_regular(tmp_path / "fifo")

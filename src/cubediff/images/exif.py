@@ -21,7 +21,7 @@ def orientation(image: Image.Image) -> tuple[int, str | None]:
         return 1, _DAMAGED
     if isinstance(value, int) and 1 <= value <= 8:
         return value, None
-    return 1, None if value == 0 else f"its EXIF orientation is {value!r}, expected 1 to 8: taken as upright"
+    return 1, None if value == 0 else f"its EXIF orientation is {value!r:.40}, expected 1 to 8: taken as upright"
 
 
 def upright(pixels: Shaped[np.ndarray, "h w *c"], turned: int) -> Shaped[np.ndarray, "h2 w2 *c"]:

@@ -10,6 +10,7 @@ _NAMESPACE = "http://ns.google.com/photos/1.0/panorama"
 _SIZES = ("CroppedAreaImageWidthPixels", "CroppedAreaImageHeightPixels", "FullPanoWidthPixels", "FullPanoHeightPixels")
 _OFFSETS = ("CroppedAreaLeftPixels", "CroppedAreaTopPixels")
 _MAX_PIXELS = 10**7
+_MAX_VALUE = 40  # characters of a tag that are read; longer ones are not those of a size or projection
 _REMEDY = "correct the tags, or remove them if the image shows the full sphere"
 
 
@@ -76,5 +77,5 @@ def _read_tags(xmp: bytes) -> dict[str, str]:
         for name, value in (*element.attrib.items(), (element.tag, element.text or "")):
             space, _, local = name.rpartition("}")
             if space.strip("{").rstrip("/") == _NAMESPACE and value.strip():
-                found.setdefault(local, value.strip())
+                found.setdefault(local, value.strip()[:_MAX_VALUE])
     return found

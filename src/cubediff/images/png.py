@@ -5,6 +5,7 @@ import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_MAX_PROFILE = 1 << 20  # bytes; Pillow refuses larger ones
 _CONTENTS = {b"eXIf": "EXIF block", b"iCCP": "ICC profile"}
 
 
@@ -37,7 +38,7 @@ def _is_intact(kind: bytes, chunk: bytes) -> bool:
         return True
     _, separator, compressed = chunk[8:-4].partition(b"\0")
     try:
-        zlib.decompressobj().decompress(compressed[1:], 1)
+        zlib.decompressobj().decompress(compressed[1:], _MAX_PROFILE)
     except zlib.error:
         return False
     return bool(separator and compressed)

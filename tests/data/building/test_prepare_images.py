@@ -8,11 +8,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 from support.builds import panoramas
 from support.image_files import EPS, PARTIAL_SPHERE, SRGB, exif_block, exr, gpano, icc, png
 from support.pictures import picture, shown
 from support.prepare import prepare, promised, rejections, samples
+
+from cubediff.data.building.write import build_shards
+from cubediff.utils.errors import DataError
 
 
 def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
@@ -77,3 +81,9 @@ def test_files_that_are_not_images_are_rejected_without_a_program_or_a_wait(tmp_
     assert done.returncode == 0
     assert sorted({line["file"] for line in rejections(tmp_path / "out")}) == sorted(names)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("width", [0, 31, 32769])
+def test_a_limit_of_the_width_that_training_could_not_read_is_refused(tmp_path: Path, width: int) -> None:
+    with pytest.raises(DataError, match=f"--max-width {width}: expected 32 to 32768 pixels"):
+        build_shards(panoramas(tmp_path / "in", 1), tmp_path / "out", max_width=width)
