@@ -284,6 +284,77 @@ def test_a_damaged_sample_is_skipped_and_counted(folder: Path, tmp_path: Path) -
     assert "skipped" in output
 
 
+# ---- training --------------------------------------------------------------------------------------------------
+
+
+@promise(
+    "docs/training.md",
+    "Every argument of Lightning's `Trainer` is a key `trainer.NAME` and does what Lightning documents, or is refused "
+    "in one sentence that names the key and the remedy.",
+)
+def test_arguments_of_the_trainer_are_refused_in_one_sentence(folder: Path) -> None:
+    refused = {
+        "trainer.reload_dataloaders_every_n_epochs=1": "is not supported: the data stream continues",
+        "trainer.precision=16-mixed": "needs a GPU, but trainer.accelerator=cpu: set trainer.precision=bf16-mixed",
+        "trainer.max_steps=few": "expected an integer",
+    }
+    for override, reason in refused.items():
+        last = run(*TRAIN, "run_dir=refused", override, cwd=folder, code=1).splitlines()[-1]
+        assert last.startswith(f"error: {override}")
+        assert reason in last
+
+
+@promise(
+    "docs/training.md",
+    "one batch of training and validation: no checkpoints, no logs, no export, and nothing is resumed",
+)
+@promise("docs/training.md", "| no progress bar, no checkpoints, no loggers |")
+def test_a_trial_leaves_nothing_that_the_next_run_resumes_from(folder: Path) -> None:
+    words = (*TRAIN, "run_dir=trial", "trainer.max_steps=2")
+    run(*words, "trainer.fast_dev_run=true", cwd=folder)
+    left = {path.split("/")[0] for path in contents(folder / "trial")}
+    assert not left & {"checkpoints", "logs", "samples", "export", "run.json"}
+    quiet = ("trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false", "trainer.logger=false")
+    output = run(*words, *quiet, cwd=folder)
+    assert "resuming from" not in output
+    assert "training:" not in output
+    left = {path.split("/")[0] for path in contents(folder / "trial")}
+    assert "export" in left
+    assert not left & {"checkpoints", "logs"}
+
+
+@promise("docs/training.md", "the largest gradient norm; `0` or `null` turns clipping off")
+def test_a_clipping_value_of_zero_trains_as_null_does(folder: Path) -> None:
+    weights = "export/unet/diffusion_pytorch_model.safetensors"
+    words = (*TRAIN, "trainer.max_steps=2", "callbacks.ema=null", "model.optimizer.lr=0.01")
+    for value in ("0", "null", "1e-9"):
+        run(*words, f"run_dir=clip_{value}", f"trainer.gradient_clip_val={value}", cwd=folder)
+    zero, null, small = ((folder / f"clip_{value}" / weights).read_bytes() for value in ("0", "null", "1e-9"))
+    assert zero == null != small
+
+
+@promise("docs/training.md", "size of the faces in pixels, which samples, export and generation keep")
+def test_generate_makes_faces_of_the_trained_size(folder: Path) -> None:
+    run(*TRAIN, "run_dir=large", "trainer.max_steps=1", "face_size=96", cwd=folder)
+    words = ("--prompt", "a hall", "--steps", 1, "--save-faces", "--output", "large_faces")
+    run("generate", "--model", "large/export", *words, cwd=folder)
+    with Image.open(folder / "large_faces/faces/front.png") as face:
+        assert face.size == (96, 96)
+
+
+@promise(
+    "docs/training.md",
+    "Augmentations that an experiment sets were drawn when the latents were cached; other values are ignored with a "
+    "warning.",
+)
+def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentations(folder: Path) -> None:
+    tiny = ("experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "cache.turns=2")
+    run("cache", *tiny, "cache.output=latents", cwd=folder)
+    words = ("experiment=cubediff_tiny", "model=tiny_random", "data=latents", "data.path=latents", "data.batch_size=2")
+    output = run("train", *words, "run_dir=cached", "trainer.max_steps=1", cwd=folder)
+    assert "data.face_caption_probability=0.3 has no effect: the latents of latents were cached with 0.5" in output
+
+
 @pytest.mark.parametrize(("page", "sentence"), promises)
 def test_every_promise_is_in_its_page(page: str, sentence: str) -> None:
     text = " ".join((ROOT / page).read_text().split())

@@ -15,6 +15,7 @@ from support.step_memory import BATCH, TINY, module_and_batch
 from torch import nn
 
 from cubediff.planning.cost import cost, largest_batch
+from cubediff.planning.report import report
 
 TINY_SD = Path(__file__).parents[2] / "experiments" / "tiny_sd" / "model"
 FULL = (*TINY, "model.trainable=full")
@@ -190,3 +191,9 @@ def test_errors_of_unsupported_configs_name_the_key(override: str, message: str)
     config = composed("model=tiny", "trainer=cpu", "data.path=SHARDS", f"model.pipeline.path={TINY_SD}", override)
     with pytest.raises(ValueError, match=message):
         cost(config, 1)
+
+
+def test_a_plan_refuses_what_training_refuses() -> None:
+    config = composed(*TINY, "trainer.precision=16-mixed")
+    with pytest.raises(ValueError, match=r"^trainer\.precision=16-mixed needs a GPU, but trainer\.accelerator=cpu"):
+        report(config)

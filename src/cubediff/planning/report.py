@@ -5,6 +5,7 @@ import math
 from omegaconf import DictConfig
 
 from cubediff.configs import build
+from cubediff.configs.trainer import check_trainer
 from cubediff.data.streaming.catalog import needs_fetching
 from cubediff.planning.cost import CUDA_RESERVE, GIB, Cost, cost, devices, largest_batch
 from cubediff.planning.gpus import GPUS
@@ -19,8 +20,9 @@ def report(config: DictConfig) -> str:
         config: The config of `cubediff plan`.
 
     Raises:
-        ValueError: If the config cannot be counted; see `cost`.
+        ValueError: If the config cannot be counted, see `cost`, or its Trainer is not supported, see `check_trainer`.
     """
+    check_trainer(config.trainer)
     counted = cost(config, config.data.batch_size)
     lines = [_recipe(config), "", *_memory(config, counted), "", *_compute(config, counted)]
     disk = f"disk: {counted.checkpoint / 1e9:.2f} GB a checkpoint, {counted.exported / 1e9:.2f} GB the exported network"
