@@ -276,7 +276,7 @@ def test_of_processes_that_start_together_one_gets_the_lock(tmp_path: Path, stal
 @pytest.mark.slow
 def test_two_runs_together_and_one_after_the_other_ten_times(tiny_shards: Path, tmp_path: Path) -> None:
     """One trains, the other names the holder, changes nothing and ends with an error."""
-    words = (*ONE, "trainer.max_steps=10000", "callbacks.ema=null")
+    words = (*ONE, "trainer.max_steps=10000", "callbacks.ema=null", "callbacks.checkpoint.keep=10000")
     for number in range(10):
         run_dir = tmp_path / str(number)
         runs = [Run(tiny_shards, run_dir, *words, log=tmp_path / f"{number}_first.txt")]
