@@ -129,7 +129,7 @@ def test_a_run_on_latents_needs_no_encoders_and_exports_a_complete_model(
             devices.extend(p.device.type for m in (encoders.vae, encoders.text_encoder) for p in m.parameters())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cubediff.runs.fit.build", lambda c, **o: build(c, **watched(o, Look())))
+        patch.setattr("cubediff.runs.trainer.build", lambda c, **o: build(c, **watched(o, Look())))
         fit(config, tmp_path / "run")
     assert set(devices) == {"meta"}
     assert "no samples are generated" in capsys.readouterr().out
