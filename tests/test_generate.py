@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
 from cubediff.generate import app
+from cubediff.generation.jobs import read_jobs
 from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
 from cubediff.geometry.photos import Photo
@@ -307,8 +308,12 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is not a folder name"),
         ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is not a folder name"),
         ({"prompt": "a", "name": "000001"}, "several jobs are named 000001"),
-        ({"prompt": "a", "seed": -1}, "line 2: seed must be a non-negative integer, got -1"),
-        ({"prompt": "a", "seed": True}, "line 2: seed must be a non-negative integer, got True"),
+        ({"prompt": "a", "seed": -1}, "line 2: seed must be a non-negative integer of 63 bits, got -1"),
+        (
+            {"prompt": "a", "seed": 2**63},
+            "line 2: seed must be a non-negative integer of 63 bits",
+        ),
+        ({"prompt": "a", "seed": True}, "line 2: seed must be a non-negative integer of 63 bits, got True"),
         ({"image": {"fov": 60}}, "line 2: image must be a file name or an object with a file, got {'fov': 60}"),
         ({"image": {"file": "p.png", "zoom": 2}}, "line 2: image with zoom 2: use fov, yaw, pitch, roll"),
         ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw 'left'"),
@@ -318,6 +323,26 @@ def test_an_invalid_job_is_refused_with_its_line(model, tmp_path, line, message)
     jobs = jobs_file(tmp_path, {"prompt": "a hall"}, line)
     refused(run(model, tmp_path / "out", "--jobs", jobs), message)
     assert not (tmp_path / "out").exists()
+
+
+def test_jobs_are_utf8_with_or_without_a_byte_order_mark(tmp_path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "caf\xc3\xa9"}\r\n')
+    assert [job.prompt for job in read_jobs(path, 0)] == ["café"]
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"jobs\.jsonl, line 2: not UTF-8 text .*: save the file as UTF-8"):
+        read_jobs(path, 0)
+
+
+@pytest.mark.parametrize("prompt", ["caf\udce9", "\ud83d"])
+def test_a_prompt_that_is_no_valid_text_is_refused(model, tmp_path, prompt) -> None:
+    refused(run(model, tmp_path / "out", "--prompt", prompt), "is no valid Unicode text: type it in UTF-8")
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_model_loads(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        refused(run(tmp_path / "no model", output, "--prompt", "a"), "file is a file: choose a folder")
 
 
 def test_a_file_without_jobs_is_refused(model, tmp_path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cubediff.generation.jobs import Job, PhotoFile, read_jobs
+from cubediff.generation.jobs import MAX_SEED, Job, PhotoFile, read_jobs
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,7 +61,7 @@ def generate(
     paste_image: Annotated[
         bool, typer.Option("--paste-image", help="Keep the photos' own pixels, in place of the decoded ones.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 0,
     height: Annotated[
         int | None,
         typer.Option(min=2, help="Height of the panorama, in pixels.", show_default="twice a face's"),

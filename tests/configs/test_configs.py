@@ -294,3 +294,9 @@ def test_cfg_job_takes_under_two_seconds_of_cpu_and_imports_no_torch(tmp_path: P
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
     assert "path: stable-diffusion-v1-5/stable-diffusion-v1-5" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_error_of_a_seed_that_numpy_refuses_names_the_key(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed={seed}: expected 0 to 4294967295"):
+        check(composed("model=tiny_random", DATA, f"seed={seed}"))

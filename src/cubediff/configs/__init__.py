@@ -43,6 +43,8 @@ def check(config: DictConfig) -> None:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
     check_no_nan(config)
+    if not 0 <= config.get("seed", 0) < 2**32:
+        raise ValueError(f"seed={config.seed}: expected 0 to {2**32 - 1}, which numpy accepts")
     check_trainer(config.trainer)
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     overrides: list[str] = []

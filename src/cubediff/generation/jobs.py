@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
 
+MAX_SEED = 2**63 - 1  # of torch.Generator
+
 _JOB_KEYS = ("prompt", "image", "name", "seed")
 _CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
 _FOLDER_NAME = re.compile(r"[^\W_][\w.-]{0,199}(?<!\.)")  # neither hidden nor a path
@@ -78,7 +80,11 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         ValueError: If a line is invalid (the message names it), there are no jobs, or two jobs have the same name.
     """
     jobs: list[Job] = []
-    lines = read_json_lines(path.read_text(encoding="utf-8"))
+    try:
+        lines = read_json_lines(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from None
     while True:
         try:
             number, value = next(lines)
@@ -108,8 +114,8 @@ def _parse_job(value: object, where: str, folder: Path, name: str, seed: int) ->
             f"{where}: name {name!r} is not a folder name on every system: use up to 200 letters, digits, '.', '-' and "
             "'_', and no device name of Windows"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"{where}: seed must be a non-negative integer, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{where}: seed must be a non-negative integer of 63 bits, got {seed!r}")
     return Job(name, _parse_prompt(value.get("prompt"), where), _parse_photos(value.get("image"), folder, where), seed)
 
 

@@ -79,6 +79,8 @@ def generate(
         print(f"{len(jobs) - len(pending)} of {len(jobs)} panoramas exist already", file=sys.stderr)
     else:
         pending = list(jobs)
+    if (existing := next(path for path in (output, *output.parents) if path.exists())).is_file():
+        raise ValueError(f"--output {output}: {existing} is a file: choose a folder")
     device = _usable_device(device)
     pipeline = load_for_generation(model).to(device)
     if sampling.sampler is not None:
