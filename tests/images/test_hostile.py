@@ -1,7 +1,9 @@
 """Files that are not the images they pretend to be start no program, do not block and are not decoded."""
 
 import io
+import json
 import os
+import resource
 import socket
 import stat
 import struct
@@ -14,6 +16,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 from support.image_files import EPS, chunk, tiff
 from support.pictures import picture
+from support.prepare import prepare, rejections, samples
 
 from cubediff.images.panorama import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES, read_image, read_size
@@ -146,3 +149,47 @@ def test_damaged_files_raise_no_other_exception(tmp_path: Path, suffix: str) -> 
             except DataError:
                 refused += 1
     assert refused
+
+
+@pytest.mark.slow
+def test_hundreds_of_hostile_images_reach_nothing(tmp_path: Path) -> None:
+    """PostScript, sizes without pixels, bits changed at random, and images of other formats under every suffix.
+
+    Each is built or rejected; no program is started, nothing is written outside of OUTPUT, and memory is bounded.
+    """
+    source, programs, canary = tmp_path / "in", tmp_path / "programs", tmp_path / "canary"
+    source.mkdir()
+    programs.mkdir()
+    for name in ("gs", "convert", "djpeg", "cjpeg", "ffmpeg", "sh"):
+        (programs / name).write_text(f"#!/bin/bash\necho {name} >> {canary}\nexit 1\n")
+        (programs / name).chmod(0o755)
+    rng = np.random.default_rng(0)
+    picture(9).save(source / "good.jpg")
+    for number, suffix in enumerate(IMAGE_SUFFIXES):
+        (source / f"eps{number}{suffix}").write_bytes(EPS)
+        (source / f"both{number}{suffix}").write_bytes((source / "good.jpg").read_bytes()[:100] + EPS)
+        for kind in ("ICO", "PPM", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "PDF", "BMP", "GIF", "EPS", "ICNS"):
+            picture().save(source / f"{kind}{number}{suffix}", kind)
+        if suffix in (".png", ".jpg", ".tif", ".hdr"):
+            for width, height in ((60_000, 30_000), (65_000, 32_500), (16_384, 8192)):
+                (source / f"bomb{width}{suffix}").write_bytes(bomb(suffix, width, height))
+        if suffix not in (".hdr", ".exr"):
+            picture().save(source / f"whole{number}{suffix}")
+            content = np.frombuffer((source / f"whole{number}{suffix}").read_bytes(), np.uint8)
+            for copy in range(50):
+                damaged = content.copy()
+                damaged[rng.integers(len(content), size=4)] = rng.integers(256, size=4)
+                (source / f"damaged{number}-{copy}{suffix}").write_bytes(damaged.tobytes())
+    files = sorted(path.name for path in source.iterdir())
+    assert len(files) > 450
+    (source / "captions.jsonl").write_text("".join(json.dumps({"file": f, "caption": "c"}) + "\n" for f in files))
+    before = set(tmp_path.iterdir())
+    done = prepare(source, tmp_path / "out", env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    built = [record["file"] for record, _ in samples(tmp_path / "out")]
+    refused = [line["file"] for line in rejections(tmp_path / "out")]
+    assert sorted(built + refused) == files
+    assert "good.jpg" in built
+    assert not any(file.startswith(("eps", "both", "bomb6")) for file in built)
+    assert set(tmp_path.iterdir()) == {*before, tmp_path / "out"}
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 << 20  # KiB
