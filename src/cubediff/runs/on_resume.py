@@ -36,6 +36,7 @@ ON_RESUME: dict[str, OnResume] = {
     "data.cache_dir": _IRRELEVANT,
     "data.cache_gb": _IRRELEVANT,
     "data.max_skipped_share": _IRRELEVANT,
+    "data.retry_minutes": _IRRELEVANT,
     "data.batch_size": _ANNOUNCED,
     "data.face_size": _ANNOUNCED,
     "data.fov": _ANNOUNCED,
