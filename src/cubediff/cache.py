@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command
+from cubediff.utils.errors import storage_message
 from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.signals import Stopped
 from cubediff.utils.text import error_line
@@ -21,6 +22,8 @@ def main(config: DictConfig) -> None:
         manifest = cache(config)
     except (ValueError, FloatingPointError) as error:
         sys.exit(error_line(error))
+    except OSError as error:
+        sys.exit(error_line(storage_message(error)))
     except Stopped as stop:
         if is_first_rank():
             print(f"stopped by a signal: the same command caches the shards that {config.cache.output} lacks")

@@ -1,6 +1,5 @@
 """Trains CubeDiff: cubediff train [experiment=NAME] data.path=SHARDS [key=value …]."""
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
 from cubediff.training.logged_metrics import Curves
+from cubediff.utils.errors import storage_message
 from cubediff.utils.text import error_line
 
 
@@ -46,13 +46,12 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except Exception as error:
         is_wandb = type(error).__module__.startswith("wandb.")
-        is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        is_fixable = is_wandb or is_disk_full or isinstance(error, ValueError | FloatingPointError)
+        is_fixable = is_wandb or isinstance(error, OSError | ValueError | FloatingPointError)
         if not is_fixable or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         remedy = "\nset logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
-        remedy = "\nfree disk space, then the same command resumes from the last checkpoint" if is_disk_full else remedy
-        sys.exit(f"{error_line(error)}{remedy}")
+        message = storage_message(error) if isinstance(error, OSError) else error
+        sys.exit(f"{error_line(message)}{remedy}")
 
 
 if __name__ == "__main__":

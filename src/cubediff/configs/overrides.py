@@ -1,17 +1,22 @@
 """Hydra command lines with hints: the nearest key for an unknown one, the extra that installs a missing plugin."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import hydra
+import hydra._internal.utils as hydra_utils
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
+from cubediff.utils.errors import storage_message
 from cubediff.utils.ranks import is_started_by_first_rank
 from cubediff.utils.signals import Stopped, stop_signals
+from cubediff.utils.text import error_line
 
 # Hydra's plugins of the extra "sweep".
 PLUGINS = (
@@ -34,7 +39,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
 
         def main() -> None:
             try:
-                with stop_signals():
+                with stop_signals(), _storage_errors_in_one_line():
                     start()
             except SystemExit as end:
                 if isinstance(end, Stopped) and is_started_by_first_rank():
@@ -47,6 +52,31 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
         return main
 
     return decorate
+
+
+@contextmanager
+def _storage_errors_in_one_line() -> Iterator[None]:
+    """Hydra creates the output folder before it calls the task, and prints a traceback if it cannot."""
+    hydras, name = vars(hydra_utils), "run_and_report"
+    report = hydras[name]
+
+    def report_in_one_line(action: Callable[[], object]) -> object:
+        def act() -> object:
+            try:
+                return action()
+            except OSError as error:
+                if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                sys.exit(error_line(storage_message(error)))
+
+        reported: object = report(act)
+        return reported
+
+    hydras[name] = report_in_one_line
+    try:
+        yield
+    finally:
+        hydras[name] = report
 
 
 def error_hint(error: Exception) -> str | None:

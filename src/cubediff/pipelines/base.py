@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
@@ -24,6 +25,7 @@ from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput
 from cubediff.models.finite import NonFiniteWeightsError, check_finite
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
+from cubediff.pipelines.completeness import complete_weights
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
 from cubediff.pipelines.trust import check_components
@@ -294,9 +296,13 @@ class CubePipeline(DiffusionPipeline, ABC):
         packages = {kind.__module__.partition(".")[0] for kind in cls.__mro__ if issubclass(kind, CubePipeline)}
         check_components(folder, cls._get_signature_keys(cls)[0], packages - {"cubediff"})
         try:
-            pipeline = super().from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False, **kwargs)
+            with complete_weights():
+                pipeline = super().from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False, **kwargs)
         except NonFiniteWeightsError as error:
             raise NonFiniteWeightsError(f"{folder}/{error}") from None
+        except (OSError, SafetensorError) as error:
+            cause = str(error).strip().splitlines()[0]
+            raise OSError(f"{folder} is incomplete or damaged ({cause}): copy or export the model again") from error
         backbone = pipeline.backbone
         dtype = next(backbone.network.parameters()).dtype
         for module in backbone.frozen_components().values():

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers import SchedulerMixin
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
@@ -118,7 +119,10 @@ class CubeDiffPipeline(CubePipeline):
             ValueError: If the weights are pickled, or the UNet is not that of a 2D text-to-image model.
         """
         path = _checked(path)
-        components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding", "uv"))
+        try:
+            components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding", "uv"))
+        except SafetensorError as error:
+            raise OSError(f"{path} is incomplete or damaged ({error}): copy the model again") from error
         noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
         try:
             return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)

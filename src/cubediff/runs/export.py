@@ -2,14 +2,17 @@
 
 import copy
 import stat
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import ExportWeights
+from cubediff.utils.errors import DataError, storage_message
 from cubediff.utils.files import atomic_folder, write_json
 
 
@@ -31,6 +34,7 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
         return
     is_writer = module.global_rank == 0
     with (
+        _storage_errors(folder),
         weights.averaged(module) if weights else nullcontext(),
         atomic_folder(folder) if is_writer else nullcontext(folder) as part,
     ):
@@ -61,3 +65,15 @@ def _follow_umask(folder: Path, example: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        cause = storage_message(error) if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"the export {folder} cannot be written ({cause}): the checkpoints are undamaged, and the same command "
+            "exports again"
+        ) from error

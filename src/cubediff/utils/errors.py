@@ -1,8 +1,33 @@
 """Errors that a user can fix."""
 
+import errno
+
+_REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free disk space; the same command resumes, a run from its last checkpoint"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose another folder, or change its permissions"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder is expected: choose another one"),
+    errno.ENOENT: "check the name, and whether it was removed or renamed during the run",
+}
+
 
 class DataError(ValueError):
     """Invalid input data. Its message is one line: what was expected, what was found, what to do."""
+
+
+def storage_message(error: OSError) -> str:
+    """The message of an error of a file or a disk: the file, the cause, and what to do.
+
+    Example:
+        >>> storage_message(FileNotFoundError(2, "No such file or directory", "shards"))
+        'shards: No such file or directory: check the name, and whether it was removed or renamed during the run'
+    """
+    if error.errno is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno)
+    return f"{place}{error.strerror}" + (f": {remedy}" if remedy else "")
 
 
 def check_version(version: object, newest: int, where: object) -> None:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from webdataset.gopen import gopen
 
 from cubediff.data.streaming.retrying import RETRY_MINUTES, DamagedTransferError, TooLargeError, retried
+from cubediff.utils.errors import DataError, storage_message
 from cubediff.utils.files import sha256_file, write_atomic
 from cubediff.utils.text import redact
 
@@ -77,15 +78,14 @@ class Cache:
             digest: Its expected SHA-256, hexadecimal, if known.
 
         Raises:
-            DataError: If it cannot be fetched, or differs from what is expected.
+            DataError: If it cannot be fetched, or differs from what is expected, or the folder cannot be used.
         """
         shown = redact(url).partition("?")[0].rpartition("/")[2]
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", shown)[-60:]
         file = self.folder / f"{hashlib.sha256(f'{url} {digest}'.encode()).hexdigest()[:24]}-{name}"
         if file.name in self._verified and (opened := _opened(file)):
             return opened
-        for folder in (self._locks, self._parts, self._sums):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         with FileLock(self._locks / file.name):
             if (opened := self._open_undamaged(file, size, digest)) is None:
                 self._make_room(file.name, size or 0)
@@ -93,6 +93,15 @@ class Cache:
         self._verified.add(file.name)
         self._make_room(file.name)
         return opened
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (self._locks, self._parts, self._sums):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"data.cache_dir={self.folder} cannot be used ({storage_message(error)}): set data.cache_dir=FOLDER"
+            ) from error
 
     def _open_undamaged(self, file: Path, size: int | None, digest: str | None) -> BinaryIO | None:
         """The cached file if it is as it arrived; a damaged one is removed."""

@@ -93,18 +93,26 @@ def _run_locked(config: DictConfig, task: Task, result: Result, run_dir: Path, i
         print(f"job {result.job} failed: {result.error}", file=sys.stderr)
         return FAILED
     finally:
-        result.seconds = round(time.time() - result.started, 1)
-        if is_first_rank():
-            result.write(run_dir)
+        _write_end(result, run_dir)
         if is_sweep:
             gc.collect()  # Lightning's objects form cycles, which would keep this job's model in memory
 
 
 def _record_hard_exit(result: Result, run_dir: Path, message: str) -> None:
     result.status, result.error = "failed", message
+    _write_end(result, run_dir)
+
+
+def _write_end(result: Result, run_dir: Path) -> None:
     result.seconds = round(time.time() - result.started, 1)
-    if is_first_rank():
+    if not is_first_rank():
+        return
+    try:
         result.write(run_dir)
+    except OSError as error:
+        if result.status == "done":
+            raise
+        print(f"WARNING: {RESULT} cannot be written ({error})", file=sys.stderr)  # the run's own error follows
 
 
 def _previous(run_dir: Path, rename_damaged: bool = False) -> Result | None:
