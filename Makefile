@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## create .venv and install cubediff with all extras for development, pinned by constraints.txt
+setup: $(INSTALLED) ## create .venv and install cubediff with all extras for development, with the checksums of requirements.lock
 
 demo: $(DEMO)/text/viewer.html $(DEMO)/photo/viewer.html ## train the tiny model on data/samples, then generate a panorama from a text and one from a photo
 	@echo
@@ -48,11 +48,15 @@ clean: ## remove caches, wheels and the demo; keep .venv and other runs
 	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO)
 	find src tests conf -name __pycache__ -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: expected Python 3.11 or newer, got $$($(PYTHON) --version); run make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@[ -x $(PY) ] || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing cubediff and its dependencies into .venv (a few minutes)"
-	@$(PY) -m pip install --no-compile -c constraints.txt -e '.[test,dev]' | awk \
+	@# torch comes after the lock, so that its own dependencies are verified too. It and its CUDA libraries are not, because
+	@# they differ by index.
+	@{ $(PY) -m pip install --no-compile --no-deps --require-hashes -r requirements.lock && \
+		$(PY) -m pip install --no-compile -c constraints.txt torch && \
+		$(PY) -m pip install --no-compile --no-deps --no-build-isolation -e .; } | awk \
 		'/^Collecting/ && ++n % 20 == 0 {print "  " n " packages collected"; fflush()} \
 		 /^Installing collected/ {print "  installing packages"; fflush()} \
 		 /^Successfully installed/ {print "  installed"}'
