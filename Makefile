@@ -48,12 +48,12 @@ clean: ## remove caches, wheels and the demo; keep .venv and other runs
 	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO)
 	find src tests conf -name __pycache__ -prune -exec rm -rf {} +
 
+# torch comes after the lock, so that its own dependencies are verified too. It and its CUDA libraries are not, because they
+# differ by index.
 $(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: expected Python 3.11 or newer, got $$($(PYTHON) --version); run make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@[ -x $(PY) ] || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing cubediff and its dependencies into .venv (a few minutes)"
-	@# torch comes after the lock, so that its own dependencies are verified too. It and its CUDA libraries are not, because
-	@# they differ by index.
 	@{ $(PY) -m pip install --no-compile --no-deps --require-hashes -r requirements.lock && \
 		$(PY) -m pip install --no-compile -c constraints.txt torch && \
 		$(PY) -m pip install --no-compile --no-deps --no-build-isolation -e .; } | awk \

@@ -22,7 +22,7 @@ PAGES = sorted(
     [
         README,
         *(ROOT / "docs").glob("*.md"),
-        *(ROOT / name for name in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *(ROOT / name for name in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
         *(ROOT / "experiments").glob("*/README.md"),
     ]
 )

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -141,6 +142,31 @@ def test_constraints_pin_every_dependency_of_the_development_installation() -> N
                 assert need.specifier.contains(str(here[key].specifier)[2:], prereleases=True), f"{name}: {need}"
                 if (item := (key, frozenset({*need.extras, ""}))) not in seen:
                     queue.append(item)
+
+
+def test_the_lock_holds_the_versions_of_the_constraints_with_checksums() -> None:
+    """All but torch, whose builds differ by index; packages that other systems need are not in the constraints."""
+    text = (ROOT / "requirements.lock").read_text()
+    blocks = [block for block in text.replace("\\\n", " ").splitlines() if not block.startswith("#")]
+    locked = {canonicalize_name(Requirement(block.split("--hash")[0]).name): block for block in blocks}
+    assert all(re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", block) for block in blocks)
+    assert not {name for name in locked if name == "torch" or name.startswith(("nvidia", "cuda", "triton"))}
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, lines))}
+    for name, block in locked.items():
+        if name in pins:
+            assert f"=={str(pins[name].specifier)[2:]} " in block
+    needed = {"cubediff"}
+    queue = [("cubediff", frozenset({"test", "dev", ""}))]
+    while queue:
+        name, extras = queue.pop()
+        for line in distribution(name).requires or []:
+            need = Requirement(line)
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
+                if (key := canonicalize_name(need.name)) not in needed and key != "torch":
+                    queue.append((key, frozenset({*need.extras, ""})))
+                needed.add(key)
+    assert needed - {"cubediff", "torch", "pip"} <= set(locked)
 
 
 def run_every_step(python: Path, folder: Path) -> None:

@@ -355,6 +355,58 @@ def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentatio
     assert "data.face_caption_probability=0.3 has no effect: the latents of latents were cached with 0.5" in output
 
 
+# ---- docs/security.md ------------------------------------------------------------------------------------------
+
+
+@promise(
+    "docs/security.md",
+    "The class of every component must be one of diffusers, transformers or the package of a registered backbone, and "
+    "this is checked before diffusers reads the folder.",
+)
+@promise("docs/security.md", "pickled weights are refused with a command that converts them.")
+def test_a_hostile_model_folder_is_refused_by_every_command(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "experiments/cubediff_tiny/model", tmp_path / "model")
+    index = tmp_path / "model/model_index.json"
+    undamaged = index.read_text()
+    index.write_text(json.dumps(json.loads(undamaged) | {"vae": ["canary_module", "X"]}))
+    (tmp_path / "canary_module.py").write_text("open('canary', 'w').close()")
+    generate = ("generate", "--model", "model", "--prompt", "a hall", "--steps", 1, "--output", "out")
+    path = f"data.path={folder / 'shards'}"
+    train = ("train", "experiment=tiny_cpu", "model.pipeline.path=model", path, "run_dir=run", "trainer.max_steps=1")
+    for words in (generate, train):
+        output = run(*words, cwd=tmp_path, code=1, PYTHONPATH=str(tmp_path))
+        assert "vae is 'canary_module', 'X': expected a class of diffusers or transformers" in output
+    index.write_text(undamaged)
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    assert "convert them with" in run(*generate, cwd=tmp_path, code=1)
+    assert not (tmp_path / "canary").exists()
+
+
+@promise(
+    "docs/security.md",
+    "A manifest with a value of the wrong type is refused by its key, and so is a shard whose name is absolute or "
+    "contains `..`.",
+)
+@promise("docs/security.md", "`cubediff plan` and `dry_run=true` run no command and download no shard.")
+def test_manifests_and_commands_of_others(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "shards", tmp_path / "shards")
+    file = tmp_path / "shards/manifest.json"
+    manifest = json.loads(file.read_text())
+    for key, value in {"file": "../train-000000.tar", "samples": "3"}.items():
+        changed = json.loads(json.dumps(manifest))
+        changed["splits"]["train"]["shards"][0][key] = value
+        file.write_text(json.dumps(changed))
+        words = (*TRAIN, f"run_dir=run-{key}", "trainer.max_steps=1")
+        assert f"splits.train.shards[0].{key} must be" in run(*words, cwd=tmp_path, code=1)
+        assert f"splits.train.shards[0].{key} must be" in run("prepare", "check", "shards", cwd=tmp_path, code=1)
+    command = "data.path='pipe:touch canary # x.tar'"
+    run("plan", "experiment=tiny_cpu", "model=tiny_random", command, cwd=tmp_path)
+    run("train", "experiment=tiny_cpu", "model=tiny_random", command, "dry_run=true", "run_dir=dry", cwd=tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize(("page", "sentence"), promises)
 def test_every_promise_is_in_its_page(page: str, sentence: str) -> None:
     text = " ".join((ROOT / page).read_text().split())

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
-from cubediff.data.format.index import sample_members
+from cubediff.data.format.index import MAX_SAMPLE, Headers, is_outside, sample_members
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.listing import list_files, printable
 from cubediff.data.sources.names import normal_form
@@ -18,6 +18,7 @@ from cubediff.images.decoding import decoding
 from cubediff.images.panorama import as_panorama, check_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
+from cubediff.utils.files import open_regular
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has is its panorama
 
@@ -164,9 +165,9 @@ def _read_index(path: Path, size: int, mtime: int) -> _Index:
     refused: list[tuple[str, str]] = []
     fault = ""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=cast(BinaryIO, Headers(file)), mode="r:") as tar:
             for key, extension, member in sample_members(tar):
-                if member.issparse():
+                if member.issparse() or is_outside(member.name):
                     continue
                 if not blocks or normal_form(blocks[-1][0]) != normal_form(key):
                     blocks.append((key, []))
@@ -185,6 +186,8 @@ def _unusable(member: tarfile.TarInfo) -> str:
     """Why an image in a tar is no sample; "" for all other members."""
     if PurePosixPath(member.name).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS or member.isdir():
         return ""
+    if is_outside(member.name):
+        return "its name lies outside of the tar: store it under a relative name without .."
     if member.issparse():
         return "a sparse file in the tar: store it without --sparse"
     return "" if member.isreg() else "a link or device in the tar: store the file itself (tar --hard-dereference -h)"
@@ -218,7 +221,9 @@ def _join_blocks(
 
 def _read(tar: Path, content: Range) -> bytes:
     offset, size = content
-    with tar.open("rb") as file:
+    if not 0 <= size <= MAX_SAMPLE:
+        raise DataError(f"a member of {size} bytes: expected at most {MAX_SAMPLE}")
+    with open_regular(tar) as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
