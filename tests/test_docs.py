@@ -124,7 +124,10 @@ def test_other_commands_start_files_and_targets_that_exist() -> None:
             elif words[0].startswith(".venv/"):
                 continue
             else:
-                assert words[0] in {"cubediff", "python", "pytest", "wandb", *OTHERS} or "=" in words[0], (page, words)
+                assert words[0] in {"cubediff", "pip", "python", "pytest", "wandb", *OTHERS} or "=" in words[0], (
+                    page,
+                    words,
+                )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

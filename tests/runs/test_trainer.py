@@ -162,7 +162,7 @@ REFUSED = {
     "logger=true": r"logger=True is not supported: choose loggers with logger=csv",
     "gradient_clip_algorithm=value": r"gradient_clip_algorithm=value is not supported: set norm",
     "gradient_clip_val=-1": r"gradient_clip_val=-1: expected at least 0",
-    "gradient_clip_val=.nan": r"gradient_clip_val=nan: expected at least 0",
+    "gradient_clip_val=.nan": r"gradient_clip_val=nan: expected a number",
     "accumulate_grad_batches=0": r"accumulate_grad_batches=0: expected at least 1",
     "log_every_n_steps=-1": r"log_every_n_steps=-1: expected at least 0",
     "num_nodes=0": r"num_nodes=0: expected at least 1",
