@@ -231,7 +231,7 @@ def test_an_io_error_stops_the_build_which_resumes_later(tmp_path: Path, monkeyp
     """The panorama is not at fault and must not be missing from the dataset."""
     source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
 
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
