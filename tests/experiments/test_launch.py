@@ -81,7 +81,7 @@ def test_every_command_composes_to_steps_of_64_panoramas_on_the_requested_gpus(
 ) -> None:
     name, config = start
     trainer = config.trainer
-    nodes = trainer.get("num_nodes", 1)
+    nodes = trainer.num_nodes or 1
     assert config.data.batch_size * trainer.devices * nodes * trainer.accumulate_grad_batches == PAPER_BATCH
     assert trainer.accelerator == "gpu"
     assert trainer.strategy["_target_"].endswith("DDPStrategy")

@@ -175,6 +175,6 @@ def test_errors_of_other_layouts_name_the_right_loader(folder, tmp_path):
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     UNet2DConditionModel(**config | {"in_channels": 4}).save_pretrained(tmp_path / "unet")
-    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match=r"7 input channels, as the public CubeDiff checkpoints have, got 4.*from_2d"):
         CubeDiffPipeline.from_opencubediff(tmp_path)

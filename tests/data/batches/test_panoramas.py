@@ -361,7 +361,7 @@ def test_a_folder_without_a_complete_dataset_is_refused_before_training(tmp_path
         data(tmp_path / "copy")
     manifest = tmp_path / "copy" / "manifest.json"
     manifest.write_text('{"format": "cubediff-shards", "version": 99}')
-    with pytest.raises(DataError, match="version 99"):
+    with pytest.raises(DataError, match=r"format 99, this one reads up to 2\): upgrade cubediff"):
         data(tmp_path / "copy")
     manifest.write_text("{")
     with pytest.raises(DataError, match="not JSON"):

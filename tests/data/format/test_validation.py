@@ -61,7 +61,8 @@ def test_every_value_of_the_wrong_type_is_refused_by_its_key(path: tuple[Any, ..
             assert message.startswith("m.json"), message
             assert message.isascii() or "×" in message
             assert len(message) < 300
-            assert str(next(key for key in reversed(path) if isinstance(key, str))) in message
+            key = next(key for key in reversed(path) if isinstance(key, str))
+            assert key in message or "is not a finite number" in message  # JSON has no NaN, at any key
     assert refused >= 8 or path in UNUSED
 
 

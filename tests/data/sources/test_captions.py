@@ -68,7 +68,7 @@ def test_json_lines_and_files_that_do_not_match_are_listed(tmp_path: Path) -> No
         "captions.jsonl:16": "not a JSON object",
         "captions.jsonl:17": "expected an object",
         "captions.jsonl:18": "half a surrogate pair",
-        "captions.jsonl:19": "NaN is not a number in JSON",
+        "captions.jsonl:19": "NaN is not a finite number",
         "captions.jsonl:20": "not a JSON object",
         "pano 5.jpg": "has no caption in captions.jsonl",
     }.items():
