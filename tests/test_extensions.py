@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.processes import python
 
 from cubediff.configs import CONFIG_DIR
 from cubediff.data import create_example_dataset
@@ -39,11 +40,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cubediff(package: Path, *words: object, cwd: Path) -> str:
     """Runs a command in a fresh process that has the package installed; returns its output."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "cubediff.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    return python("-m", "cubediff.cli", *words, cwd=cwd, PYTHONPATH=path).stdout
 
 
 @pytest.fixture(scope="module")

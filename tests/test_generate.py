@@ -23,6 +23,7 @@ from click.testing import Result
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from support.awake import awaken_
 from support.image_files import chunk, exif_block, icc, png
+from support.promises import promised
 from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
@@ -37,12 +38,6 @@ from cubediff.pipelines.loading import tiny_random
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
 PROMPT = 'a hall with "arches" & <light>'
-
-
-def promised(sentence: str) -> None:
-    """Fails if docs/generation.md does not have the sentence."""
-    page = Path(__file__).parents[1] / "docs" / "generation.md"
-    assert sentence in " ".join(page.read_text(encoding="utf-8").split()), "update the test together with the sentence"
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +421,10 @@ def read_as_srgb(model, photo, tmp_path_factory) -> np.ndarray:
 def test_photos_are_read_upright_and_converted_to_srgb(
     model, photo, read_as_srgb, tmp_path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    promised("read upright and converted to sRGB by their ICC profile. A damaged EXIF block or profile is ignored")
+    promised(
+        "docs/generation.md",
+        "read upright and converted to sRGB by their ICC profile. A damaged EXIF block or profile is ignored",
+    )
     image, path = PIL.Image.open(photo), tmp_path / "photo.png"
     levels = np.asarray(image) / 255
     if kind == "16 bits and linear":
@@ -444,7 +442,10 @@ def test_photos_are_read_upright_and_converted_to_srgb(
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "JPEG", "AVIF", "GIF"])
 def test_photos_of_every_format_are_read_by_any_name(model, photo, read_as_srgb, tmp_path, kind: str) -> None:
-    promised("Photos are JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF files (of several frames, the first counts)")
+    promised(
+        "docs/generation.md",
+        "Photos are JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF files (of several frames, the first counts)",
+    )
     image, path = PIL.Image.open(photo), tmp_path / "photo"
     lossless = {"WEBP": {"lossless": True}, "GIF": {"save_all": True, "append_images": [PIL.ImageOps.invert(image)]}}
     image.save(path, kind, **lossless.get(kind, {"quality": 95} if kind in ("JPEG", "AVIF") else {}))
@@ -455,7 +456,10 @@ def test_photos_of_every_format_are_read_by_any_name(model, photo, read_as_srgb,
 
 def test_transparent_pixels_of_a_photo_are_generated(model, photo, tmp_path) -> None:
     """Which colour is hidden below them does not matter, and that they are transparent does."""
-    promised("Transparent pixels are no part of the photo: they are generated. Semi-transparent pixels are, too.")
+    promised(
+        "docs/generation.md",
+        "Transparent pixels are no part of the photo: they are generated. Semi-transparent pixels are, too.",
+    )
     levels = np.asarray(PIL.Image.open(photo))
     results = {}
     for name, hidden, alpha in (("a", 0, 0), ("b", 255, 0), ("c", 255, 128), ("opaque", 255, 255)):

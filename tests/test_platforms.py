@@ -1,11 +1,9 @@
 """The commands without what Windows lacks: POSIX modules, functions and signals, and processes that start by fork."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.processes import python
 
 SUPPORT = Path(__file__).parent / "support/no_posix"
 IMPORT_ALL = """
@@ -15,8 +13,6 @@ for module in pkgutil.walk_packages(cubediff.__path__, "cubediff."):
         importlib.import_module(module.name)
 """
 TRY_HIDDEN = """
-import runpy, sys
-sys.modules.pop("cubediff.probe", None)
 source = '''
 import os, signal
 missing = [hasattr(os, "pread"), hasattr(signal, "SIGUSR1")]
@@ -35,11 +31,7 @@ print(namespace["missing"], hasattr(os, "pread"))
 
 def without_posix(*arguments: object, cwd: Path) -> str:
     """Runs Python with the reduced modules; returns its output."""
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return python(*arguments, cwd=cwd, PYTHONPATH=str(SUPPORT)).stdout
 
 
 def test_the_support_module_hides_names_from_cubediff_alone(tmp_path: Path) -> None:

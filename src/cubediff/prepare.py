@@ -10,6 +10,7 @@ from typing import Annotated, cast
 
 import typer
 
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.utils.text import error_line, printable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,8 +62,8 @@ def build(
     caption_batch: Annotated[int, typer.Option(help="Batch size of the captioning model.", min=1)] = 8,
     val_fraction: Annotated[float, typer.Option(help="Fraction of scenes for the validation split.")] = 0.1,
     shard_size: Annotated[int, typer.Option(help="Maximum number of panoramas in a shard.")] = 256,
-    max_width: Annotated[int, typer.Option(help="Reject panoramas wider than this, in pixels.")] = 16384,
-    quality: Annotated[int, typer.Option(help="JPEG quality of re-encoded panoramas.", min=1, max=100)] = 95,
+    max_width: Annotated[int, typer.Option(help="Reject panoramas wider than this, in pixels.")] = MAX_WIDTH,
+    quality: Annotated[int, typer.Option(help="JPEG quality of re-encoded panoramas.", min=1, max=100)] = QUALITY,
     limit: Annotated[int | None, typer.Option(help="Use only the first panoramas.", show_default="all")] = None,
     workers: Workers = 0,
     engine: Annotated[

@@ -1,4 +1,4 @@
-"""`cubediff prepare` as a process, what it writes, and what data/README.md promises of it."""
+"""`cubediff prepare` as a process, and what it writes."""
 
 import json
 import subprocess
@@ -7,18 +7,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
-
 
 def prepare(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process with one worker."""
     command = [sys.executable, "-m", "cubediff", "prepare", *map(str, words), "--workers", "1"]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, timeout=300)
-
-
-def promised(sentence: str) -> None:
-    """Fails if data/README.md does not have the sentence."""
-    assert sentence in " ".join(README.split()), "update the test together with the sentence"
 
 
 def samples(folder: Path) -> list[tuple[dict[str, Any], bytes]]:

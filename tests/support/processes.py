@@ -70,6 +70,15 @@ class Run:
             self.process.kill()
 
 
+def python(*words: object, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with arguments and further environment variables; fails if it ends with another exit code."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == code, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
 def alive(pid: int) -> bool:
     """Whether the process exists."""
     try:

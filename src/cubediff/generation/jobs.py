@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -95,8 +96,8 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         jobs.append(_parse_job(value, f"{path}, line {number}", path.parent, f"{number:06d}", seed))
     if not jobs:
         raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
-    names = [job.name.casefold() for job in jobs]  # file systems of Windows and macOS ignore the case
-    if repeated := sorted({job.name for job in jobs if names.count(job.name.casefold()) > 1}):
+    names = Counter(job.name.casefold() for job in jobs)  # file systems of Windows and macOS ignore the case
+    if repeated := sorted({job.name for job in jobs if names[job.name.casefold()] > 1}):
         raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: use a unique name for every job")
     return jobs
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from cubediff.geometry.conventions import face_rays, rotation_matrix
 from cubediff.geometry.perspective import perspective_to_cube
+from cubediff.images.exif import EXIF_IFD
 from cubediff.images.levels import fill_transparent, to_srgb
 from cubediff.utils.errors import DataError
 
 PhotoImage = PIL.Image.Image | Tensor
 
-EXIF_IFD, FOCAL_LENGTH_35MM = 0x8769, 0xA405
+FOCAL_LENGTH_35MM = 0xA405  # tag of the EXIF data
 _OPAQUE = 0.98  # on [−1, 1]; a projected pixel between an opaque and a transparent one is not covered
 DIAGONAL_35MM = math.hypot(36, 24)  # mm, of the film that a "focal length in 35 mm film" refers to
 
@@ -152,14 +153,15 @@ def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:
     if isinstance(picture, PIL.Image.Image):
         try:
             levels, opaque, note = to_srgb(picture)
-            if opaque is not None and not opaque.all():
+            opaque = None if opaque is None or opaque.all() else opaque
+            if opaque is not None:
                 levels = fill_transparent(levels, opaque)
         except DataError as error:
             raise DataError(f"image has {error}") from None
         if note is not None:
             log.warning("image: %s", note)
         pixels = torch.from_numpy(np.array(levels)).permute(2, 0, 1).float().div_(127.5).sub_(1)
-        if opaque is None or opaque.all():
+        if opaque is None:
             return pixels
         return torch.cat([pixels, torch.from_numpy(opaque)[None] * 2.0 - 1])
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.numel() == 0:

@@ -1,6 +1,7 @@
 """Linear RGB of any primaries in sRGB's primaries, and the transfer function of sRGB (IEC 61966-2-1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float64, UInt8, UInt16
@@ -8,6 +9,8 @@ from jaxtyping import Float, Float64, UInt8, UInt16
 from cubediff.utils.errors import DataError
 
 SRGB = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)  # x, y of red, green, blue and white
+
+Levels: TypeAlias = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"]
 
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _STRIP = 1 << 20  # pixels that are converted at a time
@@ -67,10 +70,16 @@ def levels_of_gamma(
         matrix: Of `to_srgb_primaries`.
     """
     full = np.float32(np.iinfo(levels.dtype).max)
-    rows = max(1, _STRIP // levels.shape[1])
-    strips = []
-    for start in range(0, len(levels), rows):
-        linear = (levels[start : start + rows] / full) ** np.float32(1 / gamma)
+
+    def convert(strip: Levels) -> UInt8[np.ndarray, "h w 3"]:
+        linear = (strip / full) ** np.float32(1 / gamma)
         linear = linear if matrix is None else (linear @ matrix.T.astype(np.float32)).clip(0, 1)
-        strips.append(np.round(255 * encode_srgb(linear)).astype(np.uint8))
-    return np.concatenate(strips)
+        return np.round(255 * encode_srgb(linear)).astype(np.uint8)
+
+    return in_strips(convert, levels)
+
+
+def in_strips(convert: Callable[[Levels], UInt8[np.ndarray, "h w 3"]], levels: Levels) -> UInt8[np.ndarray, "h w 3"]:
+    """Converts an image strip by strip, so that intermediate results stay small."""
+    rows = max(1, _STRIP // levels.shape[1])
+    return np.concatenate([convert(levels[start : start + rows]) for start in range(0, len(levels), rows)])

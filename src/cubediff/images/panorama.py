@@ -9,14 +9,11 @@ from jaxtyping import Bool, Float, UInt8
 from cubediff.images import hdr
 from cubediff.images.decoding import decoding
 from cubediff.images.levels import DecodedImage
+from cubediff.images.limits import MAX_WIDTH, MIN_WIDTH, QUALITY
 from cubediff.images.reading import decode
 from cubediff.images.writing import encode_jpeg
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
-
-MIN_WIDTH = 32  # pixels; smaller images are icons
-MAX_WIDTH = 16384  # pixels; wider panoramas need a setting
-MAX_WIDTH_LIMIT = 32768  # pixels; the largest value of that setting, see `jpeg.MAX_PIXELS`
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Panorama:
     record: dict[str, object] = field(default_factory=dict)
 
 
-def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = 95) -> Panorama:
+def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
     """Reads and checks an equirectangular image file.
 
     A baseline sRGB JPEG keeps its bytes. Other images are encoded without chroma subsampling; radiance is tone-mapped.

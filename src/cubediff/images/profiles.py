@@ -1,19 +1,20 @@
 """ICC profiles: their transforms to sRGB, for images of 8 and 16 bits (ICC.1, by LittleCMS through Pillow)."""
 
 import io
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from itertools import product
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageCms
 
+from cubediff.images.colour import in_strips
+
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile → Pillow's mode
 _DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe the colours of an image
 _SAME = 2  # levels; a transform that changes no colour by more is that of sRGB, up to rounding
 _MIN_RANGE = 64  # levels between black and white; with less, the curves of a profile are damaged
 _RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
-_STRIP = 1 << 20  # pixels that are transformed at a time, where a copy of 16-bit levels would be large
 
 
 @lru_cache(maxsize=16)
@@ -83,9 +84,7 @@ def apply_16_bit(
     """
     if transform is None:
         return np.repeat((levels >> 8).astype(np.uint8), 3 // levels.shape[2], axis=2)
-    rows = max(1, _STRIP // levels.shape[1])
-    strips = [_interpolated(transform, levels[start : start + rows]) for start in range(0, len(levels), rows)]
-    return np.concatenate(strips)
+    return in_strips(partial(_interpolated, transform), levels)
 
 
 def _interpolated(

@@ -54,8 +54,8 @@ def read_config(file: Path) -> dict[str, object]:
     """
     try:
         content: object = parse_json(read_limited(file, _MAX_CONFIG))
-    except DataError as error:
-        raise ValueError(f"{file} {error}") from None
+    except DataError:  # it is not a regular file
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}): copy or export the model again") from error
     if not isinstance(content, dict):

@@ -1,7 +1,6 @@
 """Prompts and photos of a pipeline call in one form: six prompts and a list of photos for each panorama."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
@@ -10,13 +9,11 @@ from torch import Tensor
 
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.photos import Photo, PhotoImage
-from cubediff.utils.text import printable
+from cubediff.utils.text import is_unicode, printable
 
 Prompt: TypeAlias = str | Sequence[str] | Mapping[str, str]  # of one panorama
 Prompts: TypeAlias = Prompt | Sequence[Sequence[str] | Mapping[str, str]]  # of one or of several
 Image: TypeAlias = PhotoImage | Photo | Sequence[PhotoImage | Photo] | Sequence[Sequence[PhotoImage | Photo]]
-
-_SURROGATES = re.compile("[\ud800-\udfff]")  # as Python decodes arguments that are not UTF-8
 
 
 def prompts_by_panorama(prompt: Prompts | None) -> list[list[str]]:
@@ -58,7 +55,7 @@ def six_prompts(prompt: Prompt) -> list[str]:
     if any(not text.strip() for text in texts):
         raise ValueError("a prompt is empty: describe the panorama, or set prompt=None for no text")
     for text in texts:
-        if _SURROGATES.search(text):
+        if not is_unicode(text):
             raise ValueError(f"the prompt {printable(text)!r} is no valid Unicode text: type it in UTF-8")
     return texts
 

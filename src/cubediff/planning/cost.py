@@ -141,9 +141,7 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
             parameters=sum(p.numel() for p in module.network.parameters()),
             trained=sum(p.numel() for p in trained),
             weights=weights // shards,
-            unsharded=_unsharded_bytes(module.network, blocks, canonical_precision(config.trainer))
-            if shards > 1
-            else 0,
+            unsharded=_unsharded_bytes(module.network, blocks, precision) if shards > 1 else 0,
             encoders=encoders,
             gradients=gradients,
             optimizer=optimizer // shards,

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from cubediff.utils.files import write_json
@@ -205,17 +205,13 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started; None if there is none or it has ended, empty if the system does not say."""
+    """When a process started; None if there is none or it has ended."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if status[0] in "ZX" else status[19]
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
-    try:
-        psutil = import_module("psutil")  # optional, and needed without /proc only
-    except ImportError:
-        return ""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())

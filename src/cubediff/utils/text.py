@@ -3,6 +3,7 @@
 import re
 
 # C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _REDACTED = "***"
@@ -30,6 +31,21 @@ def printable(text: str, keep: str = "") -> str:
         'a\\x1b[2Jb'
     """
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no surrogates, which stand for bytes that are not UTF-8, or are half of a pair."""
+    return _SURROGATE.search(text) is None
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Escapes what is no Unicode text, such as bytes that are not UTF-8 in the name of a file, and nothing else.
+
+    Example:
+        >>> escape_surrogates("caf\udce9.jpg")
+        'caf\\xe9.jpg'
+    """
+    return _SURROGATE.sub(lambda match: _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:

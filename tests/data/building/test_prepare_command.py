@@ -5,11 +5,12 @@ import unicodedata
 from pathlib import Path
 
 from support.builds import contents, panoramas
-from support.prepare import prepare, promised
+from support.prepare import prepare
+from support.promises import promised
 
 
 def test_no_file_of_the_user_is_lost(tmp_path: Path) -> None:
-    promised("other files in it are refused before anything is written, also with `--overwrite`.")
+    promised("data/README.md", "other files in it are refused before anything is written, also with `--overwrite`.")
     source = panoramas(tmp_path / "in", 2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_text("of someone else")
@@ -22,8 +23,8 @@ def test_no_file_of_the_user_is_lost(tmp_path: Path) -> None:
 
 
 def test_everything_in_the_source_is_built_or_listed_with_a_reason(tmp_path: Path) -> None:
-    promised("Every panorama and every caption in SOURCE is either built or listed with a reason")
-    promised("Names in captions match those of files in any Unicode normal form")
+    promised("data/README.md", "Every panorama and every caption in SOURCE is either built or listed with a reason")
+    promised("data/README.md", "Names in captions match those of files in any Unicode normal form")
     source, linked = tmp_path / "in", panoramas(tmp_path / "elsewhere", 2)
     source.mkdir()
     (source / "set").symlink_to(linked)
@@ -40,7 +41,7 @@ def test_everything_in_the_source_is_built_or_listed_with_a_reason(tmp_path: Pat
 
 
 def test_a_hugging_face_folder_keeps_its_splits_and_globs_select_from_it(tmp_path: Path) -> None:
-    promised("folders and Parquet files named `train`, `validation` or `test` declare the split")
+    promised("data/README.md", "folders and Parquet files named `train`, `validation` or `test` declare the split")
     source = tmp_path / "in"
     for folder, count in (("train", 3), ("validation", 2)):
         (panoramas(source / folder, count) / "captions.jsonl").unlink()

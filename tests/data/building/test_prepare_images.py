@@ -13,23 +13,27 @@ from PIL import Image
 from support.builds import panoramas
 from support.image_files import EPS, PARTIAL_SPHERE, SRGB, exif_block, exr, gpano, icc, png
 from support.pictures import picture, shown
-from support.prepare import prepare, promised, rejections, samples
+from support.prepare import prepare, rejections, samples
+from support.promises import promised
 
 from cubediff.data.building.write import build_shards
 from cubediff.utils.errors import DataError
 
 
 def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
-    promised("converted to sRGB by the profile's transform, not its name; 16-bit images in 16 bits")
-    promised("ignored, with a note in the sample's JSON under `record.notes`")
-    promised("GPano tags of a part of a sphere or another projection, or that contradict each other | rejected")
-    promised("black; white, without an effect on the exposure")
+    promised("data/README.md", "converted to sRGB by the profile's transform, not its name; 16-bit images in 16 bits")
+    promised("data/README.md", "ignored, with a note in the sample's JSON under `record.notes`")
+    promised(
+        "data/README.md",
+        "GPano tags of a part of a sphere or another projection, or that contradict each other | rejected",
+    )
+    promised("data/README.md", "black; white, without an effect on the exposure")
     source, srgb = tmp_path / "in", np.asarray(picture(3, 128, 64))
     source.mkdir()
     linear = np.where(srgb <= 0.04045 * 255, srgb / 255 / 12.92, ((srgb / 255 + 0.055) / 1.055) ** 2.4)
     chunk = {b"iCCP": b"x\0\0" + zlib.compress(icc(SRGB, 1.0, "sRGB in name only"))}
     png(source / "linear.png", np.round(linear * 65535).astype(np.uint16), chunk)
-    promised("gamma and primaries of a PNG without ICC profile (gAMA, cHRM) | converted to sRGB")
+    promised("data/README.md", "gamma and primaries of a PNG without ICC profile (gAMA, cHRM) | converted to sRGB")
     png(source / "gamma.png", np.round(linear * 65535).astype(np.uint16), {b"gAMA": struct.pack(">I", 100_000)})
     Image.fromarray(srgb).save(source / "turned.png", exif=exif_block(0x0112, 3, struct.pack("<H", 3)))
     Image.fromarray(srgb).save(source / "damaged.png", icc_profile=bytes(200), exif=b"Exif\0\0nothing")
@@ -38,13 +42,15 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
         radiance = linear.astype(np.float32)
         radiance[5, 7:9] = hot
         cv2.imwrite(str(source / name), radiance)
-    promised("OpenEXR luminance and chroma, chromaticities | converted to RGB with the primaries of sRGB")
+    promised(
+        "data/README.md", "OpenEXR luminance and chroma, chromaticities | converted to RGB with the primaries of sRGB"
+    )
     radiance = 0.1 + linear
     luminance = radiance @ (0.2126, 0.7152, 0.0722)
     chroma = {name: radiance[..., i] / luminance - 1 for name, i in (("RY", 0), ("BY", 2))}
     exr(source / "colours.exr", {name: radiance[..., i] for i, name in enumerate("RGB")})
     exr(source / "chroma.exr", {"Y": luminance} | {name: values[::2, ::2] for name, values in chroma.items()})
-    promised("alpha | dropped if fully opaque, else rejected: part of the sphere is missing")
+    promised("data/README.md", "alpha | dropped if fully opaque, else rejected: part of the sphere is missing")
     Image.fromarray(np.dstack([srgb, np.full((64, 128), 200, np.uint8)])).save(source / "clear.png")
     for path in list(source.iterdir()):
         path.with_suffix(".txt").write_text("a cloud")
@@ -64,7 +70,10 @@ def test_images_are_read_by_the_rules_of_the_table(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_images_are_rejected_without_a_program_or_a_wait(tmp_path: Path) -> None:
-    promised("Other formats under such a name, FIFOs, sockets and devices are rejected, and no program is started.")
+    promised(
+        "data/README.md",
+        "Other formats under such a name, FIFOs, sockets and devices are rejected, and no program is started.",
+    )
     source, programs = panoramas(tmp_path / "in", 2), tmp_path / "programs"
     programs.mkdir()
     (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'canary'}\n")

@@ -20,6 +20,7 @@ from cubediff.data.sources import Entry, Panorama, Rejection, Source
 from cubediff.data.sources.records import entry_from
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import equirect_to_cube
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import read_json_lines, write_atomic
 
@@ -60,7 +61,7 @@ class Captioned:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         return self.source.load(entry, max_width, quality)
 
 
@@ -109,7 +110,7 @@ def write_captions(
     *,
     batch: int = 8,
     limit: int | None = None,
-    max_width: int = 16384,
+    max_width: int = MAX_WIDTH,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -196,7 +197,7 @@ def _parse_captions(file: Path, content: bytes) -> dict[str, dict[str, object]]:
 def _questions(source: Source, entry: Entry, settings: CaptionSettings, max_width: int) -> Iterator[Question]:
     """One question for each view of a panorama; none if it cannot be read, which the build then rejects."""
     try:
-        panorama = source.load(entry, max_width, 95)
+        panorama = source.load(entry, max_width)
     except DataError:
         return
     with Image.open(io.BytesIO(panorama.jpeg), formats=("JPEG",)) as opened:

@@ -3,9 +3,9 @@
 import json
 
 from cubediff.data.sources import Entry, Rejection, Source
-from cubediff.data.sources.listing import printable
 from cubediff.data.sources.selection import is_captioned
 from cubediff.utils.errors import DataError
+from cubediff.utils.text import escape_surrogates
 
 
 def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
@@ -22,7 +22,7 @@ def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list
     refused: list[Rejection] = []
     for entry in entries:
         if reason := "listed twice by its source" if entry.file in usable else _unusable(entry, captioned):
-            refused.append(Rejection(printable(entry.file), reason))
+            refused.append(Rejection(escape_surrogates(entry.file), reason))
         else:
             usable[entry.file] = entry
     return list(usable.values())[:limit], [*rejected, *refused]

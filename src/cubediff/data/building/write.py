@@ -41,7 +41,7 @@ from cubediff.data.format.manifest import (
     SettingsRecord,
 )
 from cubediff.data.sources import Entry, Rejection, Source, check_source, open_source
-from cubediff.images.panorama import MAX_WIDTH, MAX_WIDTH_LIMIT, MIN_WIDTH
+from cubediff.images.limits import MAX_WIDTH, MAX_WIDTH_LIMIT, MIN_WIDTH, QUALITY
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import json_lines, sync_folder, write_atomic, write_json
 
@@ -81,7 +81,7 @@ class BuildSettings:
     val_fraction: float = 0.1
     shard_size: int = 256
     max_width: int = MAX_WIDTH
-    quality: int = 95
+    quality: int = QUALITY
     limit: int | None = None
     workers: int = 1
     engine: Engine = "local"

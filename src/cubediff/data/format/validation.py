@@ -13,6 +13,7 @@ from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, Laten
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_json_lines
 from cubediff.utils.json_text import parse_json
+from cubediff.utils.text import is_unicode
 
 MAX_MANIFEST = 1 << 26  # bytes; a shard takes about 150
 MAX_INDEX = 1 << 30  # bytes; a sample takes about 30
@@ -131,7 +132,7 @@ def caption_text(value: object, name: str) -> str:
         raise TypeError(f"its {name} must be a text, got {ascii(value)[:40]}")
     if len(value) > MAX_CAPTION:
         raise ValueError(f"its {name} has {len(value)} characters, more than {MAX_CAPTION}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         raise ValueError(f"its {name} holds a lone surrogate, which is not valid text")
     return value
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import Panorama
 from cubediff.utils.errors import DataError
 
@@ -71,7 +72,7 @@ class Source(Protocol):
         """The files that the panorama is read from; it is read again if their sizes or modification times change."""
         ...
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         """Reads a panorama.
 
         Args:
@@ -84,6 +85,23 @@ class Source(Protocol):
             OSError: If the machine fails to read it.
         """
         ...
+
+
+@dataclass(frozen=True)
+class CaptionedPath:
+    """What sources that contain their captions share.
+
+    Args:
+        path: The folder or file.
+        captioned: Whether panoramas without a caption are rejected.
+    """
+
+    path: Path
+    captioned: bool = True
+
+    @property
+    def identity(self) -> str:
+        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
 
 def check_source(source: object, name: str | None = None) -> Source:

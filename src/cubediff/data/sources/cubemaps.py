@@ -19,7 +19,8 @@ from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
 from cubediff.images.levels import DecodedImage
-from cubediff.images.panorama import MIN_WIDTH, check_opaque, encode_panorama
+from cubediff.images.limits import MAX_WIDTH, MIN_WIDTH, QUALITY
+from cubediff.images.panorama import check_opaque, encode_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
@@ -64,7 +65,7 @@ class Cubemaps:
             return [self.path / entry.file]
         return [self.path / file for file in sorted(next(iter(group.readings.values())).values())]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         group = self._listing[0].get(entry.file)
         with decoding():
             name, cube, notes = (

@@ -4,18 +4,19 @@ metadata.jsonl, .csv or .parquet with file_name and a caption."""
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import match_records
 from cubediff.data.sources.listing import list_files, list_images
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.splits import keep_declared_splits
 from cubediff.data.sources.tables import TABLES, read_table
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import load_panorama
 from cubediff.utils.errors import DataError
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(CaptionedPath):
     """The images below a folder, each listed in the metadata table of its own folder or the nearest one above.
 
     Folders named train, validation or test declare the split. The caption is `caption` or else `text`; `faces` and
@@ -25,13 +26,6 @@ class ImageFolder:
         path: The folder.
         captioned: Whether panoramas without a caption are rejected.
     """
-
-    path: Path
-    captioned: bool = True
-
-    @property
-    def identity(self) -> str:
-        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
     def entries(self) -> Listing:
         files, rejected = list_images(self.path)
@@ -61,7 +55,7 @@ class ImageFolder:
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         return load_panorama(self.path / entry.file, max_width, quality)
 
 

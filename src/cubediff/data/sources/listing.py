@@ -1,7 +1,6 @@
 """The files below a folder by their suffix; links to folders are followed, and what cannot be read is rejected."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -9,10 +8,7 @@ from typing import NamedTuple
 from cubediff.data.sources.base import Rejection
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
-
-_SURROGATE = re.compile(
-    "[\ud800-\udfff]"
-)  # in the name of a file: a byte that is no text in the file system's encoding
+from cubediff.utils.text import escape_surrogates, is_unicode
 
 
 class _Found(NamedTuple):
@@ -61,22 +57,13 @@ def list_files(source: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list
     found = [f for f in _walk(source) if f.is_folder or PurePosixPath(f.name).suffix.lower() in suffixes]
     names, rejected = [], []
     for name, fault, _ in sorted(found):
-        if not fault and _SURROGATE.search(name):
+        if not fault and not is_unicode(name):
             fault = "its name is not UTF-8 text: rename it"
         if fault:
-            rejected.append(Rejection(printable(name), fault))
+            rejected.append(Rejection(escape_surrogates(name), fault))
         else:
             names.append(name)
     return names, rejected
-
-
-def printable(name: str) -> str:
-    r"""A file name in which \xNN stands for each byte that is not text in the file system's encoding."""
-    return _SURROGATE.sub(lambda match: _escape(ord(match[0])), name)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def _walk(source: Path) -> Iterator[_Found]:

@@ -4,13 +4,14 @@ import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.listing import list_files
 from cubediff.data.sources.parquet_files import image_column, open_parquet, path_column, read_image
 from cubediff.data.sources.records import entry_from
 from cubediff.data.sources.splits import keep_declared_splits
 from cubediff.data.sources.tables import TABLES, json_record
 from cubediff.images.decoding import decoding
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import as_panorama, check_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
@@ -19,7 +20,7 @@ _LEVELS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class ParquetRows:
+class ParquetRows(CaptionedPath):
     """The rows of the Parquet files below a folder; entries are named FILE.parquet/ROW.SUFFIX.
 
     The image is a column of bytes, or of records with `bytes`, as the datasets library stores it. The caption is
@@ -29,13 +30,6 @@ class ParquetRows:
         path: The folder.
         captioned: Whether panoramas without a caption are rejected.
     """
-
-    path: Path
-    captioned: bool = True
-
-    @property
-    def identity(self) -> str:
-        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
     def entries(self) -> Listing:
         names, rejected = list_parquet(self.path)
@@ -54,7 +48,7 @@ class ParquetRows:
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / PurePosixPath(entry.file).parent]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         file = PurePosixPath(entry.file)
         path = self.path / file.parent
         with decoding():

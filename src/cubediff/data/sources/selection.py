@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cubediff.data.sources.base import Entry, Listing, Panorama, Source
 from cubediff.data.sources.names import normal_form
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.utils.errors import DataError
 
 NO_CAPTIONS = Path("none")  # --captions none
@@ -54,7 +55,7 @@ class Selected:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         return self.source.load(entry, max_width, quality)
 
 
@@ -84,7 +85,7 @@ class Uncaptioned:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         return self.source.load(entry, max_width, quality)
 
 

@@ -10,15 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
 from cubediff.data.format.index import MAX_SAMPLE, Headers, is_outside, sample_members
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
-from cubediff.data.sources.listing import list_files, printable
+from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.listing import list_files
 from cubediff.data.sources.names import normal_form
 from cubediff.data.sources.records import entry_from, has_caption, parse_object
 from cubediff.images.decoding import decoding
+from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import as_panorama, check_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
+from cubediff.utils.text import escape_surrogates, is_unicode
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has is its panorama
 
@@ -28,7 +30,7 @@ Range = tuple[int, int]  # content of a member: offset in the tar, size in bytes
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shards(CaptionedPath):
     """The tars below a folder, or a single tar; entries are named SHARD.tar/KEY.EXTENSION.
 
     Args:
@@ -37,13 +39,7 @@ class Shards:
         skipped: A folder that is not read if it is below `path`, such as the output of a build.
     """
 
-    path: Path
-    captioned: bool = True
     skipped: Path | None = None
-
-    @property
-    def identity(self) -> str:
-        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
 
     def entries(self) -> Listing:
         tars, rejected = self.tars()
@@ -56,20 +52,20 @@ class Shards:
             except DataError as error:
                 samples, refused, fault = {}, [], str(error)
             rejected += [Rejection(tar, fault)] if fault else []
-            rejected += [Rejection(printable(f"{tar}/{name}"), reason) for name, reason in refused]
+            rejected += [Rejection(escape_surrogates(f"{tar}/{name}"), reason) for name, reason in refused]
             for key, members in samples.items():
                 image = next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
                 file = f"{tar}/{key}.{image}" if image else f"{tar}/{key}"
                 try:
                     entries.append(self._entry(self._tar(tar), file, members, image))
                 except DataError as error:
-                    rejected.append(Rejection(printable(file), str(error)))
+                    rejected.append(Rejection(escape_surrogates(file), str(error)))
         return entries, rejected
 
     def files(self, entry: Entry) -> list[Path]:
         return [self._tar(_split_name(entry.file)[0])]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         tar, key, extension = _split_name(entry.file)
         path = self._tar(tar)
         with decoding():
@@ -96,7 +92,7 @@ class Shards:
     def _entry(self, tar: Path, file: str, members: dict[str, Range], image: str | None) -> Entry:
         if image is None:
             raise DataError(f"a sample without image: use {', '.join(IMAGE_EXTENSIONS)}")
-        if printable(file) != file:
+        if not is_unicode(file):
             raise DataError("its key is not UTF-8 text")
         record: dict[str, object] = {}
         if "json" in members:

@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout  # an alias of the builtin only since Python 3.11
 from functools import partial
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
@@ -99,7 +98,7 @@ def _result(position: PositionT, future: "Future[BatchT | None]") -> BatchT | No
     while True:
         try:
             return future.result(_STALL_WARNING)
-        except FutureTimeout:
+        except TimeoutError:
             if future.done():  # the error was raised by `load`
                 raise
             waited += _STALL_WARNING

@@ -56,8 +56,8 @@ def retried(action: Callable[[], ResultT], source: str, minutes: float = RETRY_M
         attempt += 1
         try:
             return action()
-        except DataError as error:
-            raise DataError(f"{source} {error}") from error
+        except DataError:  # names its file
+            raise
         except TooLargeError as error:
             raise DataError(
                 f"{source} is larger than expected ({error}): build or copy its folder again, or choose another"

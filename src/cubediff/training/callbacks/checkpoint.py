@@ -180,7 +180,7 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), file)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            link_last(self.folder / file_name(trainer.global_step))
+            link_last(file)
             self._remove_old()
         rank_zero_info(f"saved {file} in {self._saved_at - began:.1f} s")
 

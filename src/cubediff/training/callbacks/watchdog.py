@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 import lightning as L
+import psutil
 from lightning.pytorch.callbacks import Callback
 from torch._C._distributed_c10d import Store  # torch.distributed's stubs do not export it
 
@@ -93,7 +94,7 @@ class Watchdog(Callback):
     def lost_rank(self) -> str | None:
         """Names a watched rank of this machine whose process is gone; None if all are there."""
         for rank, (name, host, process) in self._names.items():
-            if host == socket.gethostname() and self._received[rank][0] != _DONE and not _exists(process):
+            if host == socket.gethostname() and self._received[rank][0] != _DONE and not psutil.pid_exists(process):
                 return f"{name} was killed or has crashed, {self._last_activity(rank)}"
         return None
 
@@ -135,13 +136,3 @@ class Watchdog(Callback):
         for process in getattr(trainer.strategy.launcher, "procs", []):
             process.kill()
         hard_exit(f"{message}; the same command resumes from the last checkpoint")
-
-
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
