@@ -96,6 +96,7 @@ def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
         assert panorama.size == (256, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_an_extension_trains_on_two_ranks_of_the_launcher(
     package: Path, shards: Path, trained: tuple[Path, list[float]], tmp_path: Path

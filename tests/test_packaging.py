@@ -191,6 +191,7 @@ def run_every_step(python: Path, folder: Path) -> None:
     assert json.loads((folder / "out/generation.json").read_text())["seed"] == 1
 
 
+@pytest.mark.slow
 def test_wheel_runs_every_step_with_this_environments_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
     """A .pth file adds this environment's libraries; the editable checkout's own .pth file is not followed."""
     venv.create(tmp_path / "venv", with_pip=False)

@@ -69,7 +69,7 @@ def test_a_run_that_fails_prints_no_password(tmp_path: Path) -> None:
     assert SECRET not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["pipe", "url"])
+@pytest.mark.parametrize("kind", ["pipe", pytest.param("url", marks=pytest.mark.slow)])
 def test_a_dry_run_and_a_plan_run_no_command_and_fetch_no_shard(kind: str, url: str, tmp_path: Path) -> None:
     canary, cache = tmp_path / "canary", tmp_path / "cache"
     path = f"pipe:touch {canary} # x.tar" if kind == "pipe" else f"{url}/train-000000.tar"

@@ -201,6 +201,7 @@ def test_a_signal_stops_caching_during_a_stalled_read_and_the_same_command_resum
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_write_the_same_as_one(source: Path, latents: Path, tmp_path: Path) -> None:
     words = [*WORDS, "cache.turns=3", "cache.dtype=float32", "trainer.devices=2", "+trainer.strategy=ddp"]

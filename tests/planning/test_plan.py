@@ -88,9 +88,9 @@ def test_operations_equal_a_count_by_hand() -> None:
     ("way", "words"),
     [
         ("cpu", []),
-        ("cpu", ["model.trainable=full", "trainer.accumulate_grad_batches=2"]),
+        pytest.param("cpu", ["model.trainable=full", "trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
         ("ddp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
-        ("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
+        pytest.param("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"], marks=pytest.mark.slow),
     ],
 )
 def test_the_peak_equals_the_memory_of_a_training_process(way: str, words: list[str], tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def joined_to_nine(tiny_shards: Path, joined: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize(
-    "words", [(*DDP, "model.gradient_checkpointing=true"), FSDP], ids=["DDP with gradient checkpointing", "FSDP"]
+    "words",
+    [
+        pytest.param((*DDP, "model.gradient_checkpointing=true"), id="DDP with gradient checkpointing"),
+        pytest.param(FSDP, id="FSDP", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_reach_the_results_of_one_process_and_each_resumes_the_other(
     tiny_shards: Path, tmp_path: Path, joined: Path, joined_to_nine: Path, words: tuple[str, ...]

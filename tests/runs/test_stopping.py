@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.processes import difference, saved
-from support.runs import QUICK, composed
+from support.runs import QUICK, composed, validations
 
 from cubediff.data.streaming.reader import ShardReader
 from cubediff.diffusion.guidance import Guidance
@@ -81,14 +81,31 @@ def test_a_signal_saves_the_last_finished_step_and_the_run_resumes_bit_by_bit(
     assert checkpoints(tmp_path / "run") == [f"step{step:08d}.ckpt"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert difference(saved(uninterrupted), saved(run())) == []
+    assert validations(tmp_path / "run") == validations(uninterrupted)
 
 
 def test_a_signal_in_the_last_validation_leaves_the_trained_run(run: Run, tmp_path: Path, uninterrupted: Path) -> None:
     with pytest.raises(Stopped):
         run(at("on_validation_batch_end", 5))
     assert checkpoints(tmp_path / "run") == ["step00000004.ckpt"]
+    assert len(validations(tmp_path / "run")) == 1
     same_state(uninterrupted, run())
+    assert len(validations(uninterrupted)) == 2
+    assert validations(tmp_path / "run") == validations(uninterrupted)
     assert (tmp_path / "run/export/training.json").is_file()
+
+
+@pytest.mark.parametrize("moment", [at("on_validation_end", 1), at("on_train_batch_end", 5)])
+def test_a_validation_that_was_not_interrupted_is_not_repeated(
+    run: Run, tmp_path: Path, uninterrupted: Path, moment: str
+) -> None:
+    with pytest.raises(Stopped):
+        run(moment)
+    samples = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/samples").iterdir()}
+    assert samples
+    run()
+    assert {file: file.stat().st_mtime_ns for file in samples} == samples
+    assert validations(tmp_path / "run") == validations(uninterrupted)
 
 
 def test_a_signal_between_denoising_steps_saves_the_trained_weights(
@@ -146,6 +163,21 @@ def test_ctrl_c_and_hangup_stop_a_run_too(run: Run, tmp_path: Path, action: str,
         run(at("on_train_batch_end", 3, action))
     assert stopped.value.code == code
     assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
+
+
+def test_epochs_are_counted_when_each_is_interrupted_after_its_last_batch(
+    run: Run, tiny_shards: Path, tmp_path: Path
+) -> None:
+    epochs = ("trainer.max_steps=-1", "trainer.max_epochs=4", "trainer.limit_train_batches=2")
+    words = (*epochs, "trainer.val_check_interval=2")
+    whole = tmp_path / "whole"
+    fit(composed(*WORDS, f"data.path={tiny_shards}", *words, run_dir=whole), whole)
+    for _ in range(4):
+        with pytest.raises(Stopped):
+            run(*words, at("on_validation_start", 1))
+    assert difference(saved(whole), saved(run(*words))) == []
+    assert saved(whole)["global_step"] == 4
+    assert validations(tmp_path / "run") == validations(whole)
 
 
 EXCEPTIONS = {

@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,21 +18,25 @@ SUPPORT = str(Path(__file__).parents[1])  # for targets of `support`
 
 
 @pytest.fixture(scope="module")
-def reference_runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Uninterrupted runs of one and of two processes."""
+def reference_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Trains without interruption in one process or in two."""
     folder = tmp_path_factory.mktemp("whole")
-    for name, words in (("one", ONE), ("two", TWO)):
-        run = Run(tiny_shards, folder / name, *words, STEPS)
+
+    @cache
+    def train(kind: str) -> Path:
+        run = Run(tiny_shards, folder / kind, *{"one": ONE, "two": TWO}[kind], STEPS)
         assert run.ended() == 0, run.output
-    return {"one": folder / "one", "two": folder / "two"}
+        return folder / kind
+
+    return train
 
 
-TOLD = ["the one process", "rank 1", *(pytest.param(who, marks=pytest.mark.slow) for who in ("rank 0", "both"))]
+TOLD = ["rank 1", *(pytest.param(who, marks=pytest.mark.slow) for who in ("the one process", "rank 0", "both"))]
 
 
 @pytest.mark.parametrize("who", TOLD)
 def test_sigterm_saves_a_checkpoint_exits_with_143_and_the_run_resumes_bit_by_bit(
-    tiny_shards: Path, tmp_path: Path, reference_runs: dict[str, Path], who: str
+    tiny_shards: Path, tmp_path: Path, reference_run: Callable[[str], Path], who: str
 ) -> None:
     kind, words = ("one", ONE) if who == "the one process" else ("two", TWO)
     run = Run(tiny_shards, tmp_path / "run", *words, STEPS).after(3)
@@ -46,11 +52,12 @@ def test_sigterm_saves_a_checkpoint_exits_with_143_and_the_run_resumes_bit_by_bi
     again = Run(tiny_shards, tmp_path / "run", *words, STEPS)
     assert again.ended() == 0, again.output
     assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step{step:08d}.ckpt" in again.output
-    assert difference(saved(reference_runs[kind]), saved(tmp_path / "run")) == []
+    assert difference(saved(reference_run(kind)), saved(tmp_path / "run")) == []
 
 
+@pytest.mark.slow
 def test_a_signal_during_another_ranks_stalled_read_stops_all_ranks(
-    tiny_shards: Path, tmp_path: Path, reference_runs: dict[str, Path]
+    tiny_shards: Path, tmp_path: Path, reference_run: Callable[[str], Path]
 ) -> None:
     """Rank 1 waits for a sample that never arrives, and rank 0, which receives the signal, for rank 1."""
     stall = "data.stages=[{_target_: support.moments.stall_rank_1}]"
@@ -64,9 +71,10 @@ def test_a_signal_during_another_ranks_stalled_read_stops_all_ranks(
     assert '"status": "cut"' in (tmp_path / "run/result.json").read_text()
     again = Run(tiny_shards, tmp_path / "run", *TWO, STEPS, stall, PYTHONPATH=SUPPORT)
     assert again.ended() == 0, again.output
-    assert difference(saved(reference_runs["two"])["state_dict"], saved(tmp_path / "run")["state_dict"]) == []
+    assert difference(saved(reference_run("two"))["state_dict"], saved(tmp_path / "run")["state_dict"]) == []
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_rank_0_saves_its_last_step(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000").after(2)
     (child,) = run.children
@@ -80,6 +88,7 @@ def test_a_killed_rank_is_named_and_rank_0_saves_its_last_step(tiny_shards: Path
     assert '"status": "failed"' in (tmp_path / "run/result.json").read_text()
 
 
+@pytest.mark.slow
 def test_slurms_signal_requeues_the_job(tiny_shards: Path, tmp_path: Path) -> None:
     queue = tmp_path / "scontrol"
     queue.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'queued'}\n")
@@ -124,6 +133,7 @@ def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_uninterrupted_run
     assert difference(saved(tmp_path / "reference"), saved(tmp_path / "run")) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_and_all_processes_end(tiny_shards: Path, tmp_path: Path) -> None:
     run = Run(tiny_shards, tmp_path / "run", *TWO, "trainer.max_steps=1000", "callbacks.watchdog.seconds=4").after(2)
     pids = [run.process.pid, *run.children]
@@ -132,6 +142,18 @@ def test_a_stopped_rank_is_named_and_all_processes_end(tiny_shards: Path, tmp_pa
     assert gone(*pids)
     assert "error: rank 1 (" in run.output
     assert f"process {pids[1]}) has sent no heartbeat for 4 s; its last activity: " in run.output
+
+
+@pytest.mark.slow
+def test_a_removed_run_folder_ends_the_run_with_one_error_and_its_checkpoint(tiny_shards: Path, tmp_path: Path) -> None:
+    run = Run(tiny_shards, tmp_path / "run", *ONE, "trainer.max_steps=1000").after(2)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert run.ended() == 1, run.output
+    error = run.output.strip().splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'run'}/")
+    assert error.endswith("check the name, and whether it was removed or renamed during the run")
+    assert "Traceback" not in run.output
+    assert saved(tmp_path / "run")["global_step"] >= 2
 
 
 @pytest.mark.slow

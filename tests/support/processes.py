@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,19 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "t
 
 
 class Run:
-    """A training process with `TINY` and further overrides; its output goes to `log`, by default `run_dir` and .txt."""
+    """A training process with `settings` and further overrides; its output goes to `log`, by default `run_dir`.txt."""
 
-    def __init__(self, shards: Path, run_dir: Path, *words: str, log: Path | None = None, **environment: str) -> None:
-        command = [sys.executable, "-m", "cubediff.train", *TINY, f"data.path={shards}", f"run_dir={run_dir}", *words]
+    def __init__(
+        self,
+        shards: Path,
+        run_dir: Path,
+        *words: str,
+        settings: Sequence[str] = TINY,
+        log: Path | None = None,
+        **environment: str,
+    ) -> None:
+        paths = (f"data.path={shards}", f"run_dir={run_dir}")
+        command = [sys.executable, "-m", "cubediff.train", *settings, *paths, *words]
         self.checkpoints = run_dir / "checkpoints"
         self.log = log or run_dir.with_suffix(".txt")
         with self.log.open("a") as file:
@@ -100,12 +110,8 @@ def gone(*pids: int, seconds: float = 20.0) -> bool:
 
 
 def saved(run_dir: Path) -> dict[str, Any]:
-    """Loads the last checkpoint of a run.
-
-    Lightning's count of started epochs is left out: it is one more if the run was interrupted at the end of an epoch.
-    """
+    """Loads the last checkpoint of a run."""
     content: dict[str, Any] = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    content["loops"]["fit_loop"].pop("epoch_progress")
     return content
 
 

@@ -1,5 +1,6 @@
 """Composes configs and trains with them in this process, as the command line does."""
 
+import csv
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -40,3 +41,9 @@ def train(shards: Path, run_dir: Path, *overrides: str) -> Path:
     quick = QUICK if "callbacks=none" in overrides else (*QUICK, FEW_SAMPLING_STEPS)
     fit(composed(*quick, f"data.path={shards}", *overrides, run_dir=run_dir), run_dir)
     return run_dir
+
+
+def validations(run_dir: Path) -> list[tuple[str, str]]:
+    """The steps and losses of all validations in metrics.csv."""
+    with (run_dir / "logs/metrics.csv").open(newline="") as file:
+        return [(row["step"], row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]

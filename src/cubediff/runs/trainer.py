@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from cubediff.configs import build
 from cubediff.configs.trainer import canonical_precision
 from cubediff.training.checkpoint_io import AtomicCheckpointIO
+from cubediff.training.fit_loop import ResumingFitLoop
 from cubediff.training.fsdp import ShardedStrategy
 from cubediff.training.protocols import IdentityWriter
 
@@ -49,6 +50,9 @@ def build_trainer(
     )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # trainer.plugins has none
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    loop = trainer.fit_loop
+    trainer.fit_loop = ResumingFitLoop(trainer, loop.min_epochs, loop.max_epochs)
+    trainer.fit_loop.epoch_loop = loop.epoch_loop
     spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)  # the trained EMA would not return
     if spawns or not isinstance(trainer.strategy, STRATEGIES):
         raise ValueError(

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.checkpoint_io import (
@@ -23,13 +24,19 @@ from cubediff.training.checkpoint_io import (
     link_last,
     list_checkpoints,
 )
+from cubediff.training.fit_loop import ResumingFitLoop
 from cubediff.training.protocols import TrainerAttributes
+from cubediff.utils.files import write_json
+from cubediff.utils.json_text import parse_json
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
 from cubediff.utils.signals import Stopped
 
 log = logging.getLogger(__name__)
 
-_EPOCH = "epoch_of"  # key in the checkpoint
+# Keys in the checkpoint.
+_EPOCH = "epoch_of"
+_VALIDATION = "validation_follows"  # whether Lightning validates after the checkpoint's step
+_VALIDATED = "validated.json"  # the step of the last validation that was not interrupted
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,14 @@ class _FinishedStep:
     step: int
     loops: dict[str, Any]
     data: dict[str, Any]
+    validation_follows: bool = False
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> "_FinishedStep":
         data = cast(_Stateful, cast(TrainerAttributes, trainer).datamodule)
-        return cls(trainer.global_step, copy.deepcopy(trainer.fit_loop.state_dict()), data.state_dict())
+        loop, fetcher = trainer.fit_loop, trainer.fit_loop._data_fetcher
+        follows = trainer.enable_validation and fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+        return cls(trainer.global_step, copy.deepcopy(loop.state_dict()), data.state_dict(), follows)
 
 
 class _Stateful(Protocol):
@@ -56,7 +66,7 @@ class RunCheckpoint(Checkpoint):
     """Saves checkpoints `folder`/stepNNNNNNNN.ckpt and keeps the newest; last.ckpt links to the last one.
 
     A run that a signal or an exception ends saves one of its last finished step: micro-batches of a step that is not
-    finished are read again when the run resumes.
+    finished are read again when the run resumes, and a validation that was interrupted is repeated.
 
     Args:
         folder: The folder of the checkpoints.
@@ -131,6 +141,12 @@ class RunCheckpoint(Checkpoint):
         if all_reduce_max(due, self._group) or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
 
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / _VALIDATED, trainer.global_step, sync=True)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step < trainer.global_step:
             self.save(trainer)
@@ -166,6 +182,11 @@ class RunCheckpoint(Checkpoint):
         finally:
             self._substitute = None
 
+    def _validated_step(self) -> object:
+        with suppress(OSError, ValueError):  # no validation yet, or a damaged file
+            return parse_json((self.folder / _VALIDATED).read_bytes())
+        return None
+
     def save(self, trainer: L.Trainer, *, together: bool = True) -> None:
         """Saves a checkpoint of the step that has just ended, then removes those that are not kept.
 
@@ -193,6 +214,7 @@ class RunCheckpoint(Checkpoint):
         checkpoint[IDENTITY] = self._identity
         checkpoint[FORMAT] = FORMAT_VERSION
         checkpoint[_EPOCH] = _epoch_settings(trainer)
+        checkpoint[_VALIDATION] = self._finished is not None and self._finished.validation_follows
         if self._substitute is not None:
             checkpoint["loops"]["fit_loop"] = self._substitute.loops
             data = type(cast(TrainerAttributes, trainer).datamodule).__qualname__
@@ -200,10 +222,13 @@ class RunCheckpoint(Checkpoint):
                 checkpoint[data] = self._substitute.data
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Starts a new epoch if the number of batches per epoch or of micro-batches per step has changed.
+        """Has the validation of the checkpoint's step repeated, if it was interrupted.
 
-        Lightning would resume the old epoch's count. The stream of panoramas resumes at its position either way.
+        Starts a new epoch if the number of batches per epoch or of micro-batches per step has changed: Lightning would
+        resume the old epoch's count. The stream of panoramas resumes at its position either way.
         """
+        if checkpoint.get(_VALIDATION) and self._validated_step() != checkpoint["global_step"]:
+            cast(ResumingFitLoop, trainer.fit_loop).repeats_validation = True
         if checkpoint[_EPOCH] != _epoch_settings(trainer):
             loop = checkpoint["loops"]["fit_loop"]
             progress, total = loop["epoch_loop.batch_progress"], loop["epoch_loop.batch_progress"]["total"]
