@@ -141,7 +141,9 @@ assert not ray.is_initialized()
 @pytest.mark.slow
 def test_ray_gives_the_local_results_errors_and_bytes(tmp_path: Path) -> None:
     """In separate processes: Ray keeps files and threads until the process exits."""
-    subprocess.run([sys.executable, "-c", RAY], check=True, cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(here.parents[1])}  # for `support`, in Ray's workers too
+    subprocess.run([sys.executable, "-c", RAY], check=True, cwd=here, env=environment)
     source = panoramas(tmp_path / "in", 9)
     build_shards(source, tmp_path / "local", val_fraction=0.3, shard_size=2)
     command = [sys.executable, "-m", "cubediff.prepare", "in", "ray", "--engine", "ray", "--workers", "2"]
