@@ -2,24 +2,29 @@
 
 Described: input channels are 4 latents, u, v, mask; u and v are both divided by 2π and shifted by ½, on corner samples
 of 95° faces; faces come front, back, left, right, top, bottom; self-attention is inflated, cross-attention per face,
-the UNet's GroupNorms are plain, the VAE's see all faces; unconditional is: empty prompts, and no query sees a key of
-the front face; one scale over both; DDIM with epsilon; the front latent is put back before every step.
+the UNet's GroupNorms are plain, the VAE's see all faces, except for the photo, which is encoded alone; unconditional
+is: empty prompts, and no query sees a key of the front face; one scale over both; DDIM with epsilon; the front latent
+is put back before every step.
 """
 
+import json
 import math
+import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from support.awake import awaken_
+from support.processes import python
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.geometry import FACES
-from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.tiny import sd_scheduler
-from cubediff.pipelines.loading import tiny_random
+from cubediff.pipelines.cubediff import OPENCUBEDIFF
+from cubediff.pipelines.loading import load_for_generation, load_pipeline, tiny_random
 
 THEIRS = ("front", "back", "left", "right", "up", "down")
 TO_THEIRS = [FACES.index(face) for face in THEIRS]  # indices of their faces among FACES
@@ -46,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> CubeDiffPipeline:
-    pipeline = CubeDiffPipeline.from_opencubediff(folder)
+    pipeline = CubeDiffPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -107,7 +112,7 @@ def theirs(folder: Path) -> tuple[UNet2DConditionModel, TheirAttention]:
 
 
 @torch.no_grad()
-def test_sampling_equals_the_description(pipeline, theirs, photo):
+def test_sampling_equals_the_description(folder, pipeline, theirs, photo):
     unet, attention = theirs
     noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     inputs_of_step: list[Tensor] = []
@@ -116,20 +121,21 @@ def test_sampling_equals_the_description(pipeline, theirs, photo):
         pipeline.unet.register_forward_pre_hook(lambda _, args: inputs_of_step.append(args[0])),
         pipeline.unet.register_forward_hook(lambda _, args, out: answers.append(out[0])),
     ]
-    generated = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=4, output_type="latent").faces
+    generated = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=8, output_type="latent").faces
     for hook in hooks:
         hook.remove()
 
     text = pipeline.backbone.encoders.encode_captions([PROMPTS[i] for i in TO_THEIRS])
     states = torch.cat([pipeline.backbone.encoders.encode_captions([""]).expand_as(text), text])
-    front = pipeline.backbone.encode(project_photos([[Photo(photo)]], 64, 95.0)[0])[0, 0]
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    front = vae.encode(photo[None]).latent_dist.mean[0] * vae.config.scaling_factor
     mask = torch.zeros(6, 1, 8, 8)
     mask[0] = 1
     attention.dropped = [True, False]
     alpha_bar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     x = noise[0, TO_THEIRS].clone()
-    times = [751, 501, 251, 1]
-    for step, (t, after) in enumerate(zip(times, [501, 251, 1, 0], strict=True)):
+    times = [876, 751, 626, 501, 376, 251, 126, 1]
+    for step, (t, after) in enumerate(zip(times, [*times[1:], 0], strict=True)):
         x[0] = front
         inputs = torch.cat([x, their_positions(8), mask], dim=1).repeat(2, 1, 1, 1)
         in_their_order = [branch * 6 + i for branch in (0, 1) for i in TO_THEIRS]
@@ -141,7 +147,7 @@ def test_sampling_equals_the_description(pipeline, theirs, photo):
         a, b = (float(alpha_bar[i]) for i in (t, after))
         x = b**0.5 * (x - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
     x[0] = front
-    torch.testing.assert_close(generated[0, TO_THEIRS], x, rtol=0, atol=1e-4)
+    assert ((generated[0, TO_THEIRS] - x).norm() / x.norm()) < 1e-4
 
 
 def test_each_of_its_peculiarities_has_an_effect(pipeline, photo):
@@ -152,7 +158,13 @@ def test_each_of_its_peculiarities_has_an_effect(pipeline, photo):
         return pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=2, output_type="latent").faces
 
     before, kept = generate(), dict(pipeline.config)
-    others = {"position_encoding": "uv", "position_samples": "centers", "sync_group_norm": True, "image_drop": "noise"}
+    others = {
+        "position_encoding": "uv",
+        "position_samples": "centers",
+        "sync_group_norm": True,
+        "image_drop": "noise",
+        "photo_encoding": "cube",
+    }
     for name, value in others.items():
         pipeline.register_to_config(**{name: value})
         assert (generate() - before).abs().max() > 1e-3, name
@@ -169,12 +181,50 @@ def test_a_saved_checkpoint_loads_as_a_cubediff_folder_and_generates_the_same(pi
     assert torch.equal(*generated)
 
 
-def test_errors_of_other_layouts_name_the_right_loader(folder, tmp_path):
-    with pytest.raises(ValueError, match="load a CubeDiff with from_pretrained or from_opencubediff"):
+@pytest.mark.parametrize("class_name", ["StableDiffusionPipeline", "CubeDiffPipeline", "AnotherPipeline"])
+def test_the_layout_is_recognised_whatever_class_the_folder_names(folder, tmp_path, class_name):
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": class_name}))
+    loaded = [load_for_generation(model), load_pipeline(model, **OPENCUBEDIFF), CubeDiffPipeline.from_pretrained(model)]
+    for pipeline in loaded:
+        assert {key: pipeline.config[key] for key in OPENCUBEDIFF} == OPENCUBEDIFF
+    with pytest.raises(ValueError, match=r"was trained with position_encoding='uv_pi', not 'uv'"):
+        load_pipeline(model, position_encoding="uv")
+
+
+def test_the_command_generates_with_the_public_layout(folder, tmp_path):
+    PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
+    words = ("--model", folder, "--prompt", "a hall", "--image", "photo.png", "--output", "out", "--steps", "2")
+    python("-m", "cubediff.generate", *words, cwd=tmp_path)
+    with PIL.Image.open(tmp_path / "out/panorama.jpg") as panorama:
+        assert panorama.size == (256, 128)
+
+
+def test_a_photo_that_is_encoded_alone_does_not_depend_on_the_other_faces(pipeline, photo):
+    """The latents of a face equal those of the stock VAE, and the norms are synchronized again afterwards."""
+    faces = torch.rand(2, 6, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    vae = pipeline.vae
+    together = pipeline.backbone.encode(faces)
+    alone = pipeline.backbone.encode_each(faces)
+    stock = AutoencoderKL.from_config(vae.config).eval()
+    stock.load_state_dict(vae.state_dict())
+    with torch.no_grad():
+        expected = stock.encode(faces.flatten(0, 1)).latent_dist.mean * vae.config.scaling_factor
+    torch.testing.assert_close(alone.flatten(0, 1), expected, rtol=0, atol=1e-5)
+    assert (alone - together).abs().max() > 1e-3
+    assert torch.equal(pipeline.backbone.encode(faces), together)
+
+
+def test_other_layouts_are_refused_with_what_to_do(folder, tmp_path):
+    with pytest.raises(ValueError, match="load a CubeDiff with from_pretrained"):
         CubeDiffPipeline.from_2d(folder)
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
-    UNet2DConditionModel(**config | {"in_channels": 4}).save_pretrained(tmp_path / "unet")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ValueError, match=r"7 input channels, as the public CubeDiff checkpoints have, got 4.*from_2d"):
-        CubeDiffPipeline.from_opencubediff(tmp_path)
+    shutil.copytree(folder, tmp_path / "2d")
+    config = tmp_path / "2d/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 4}))
+    words = ("--model", "2d", "--prompt", "a hall", "--output", "out")
+    done = python("-m", "cubediff.generate", *words, cwd=tmp_path, code=1)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: 2d holds a StableDiffusionPipeline, which generates no panoramas: ")
+    assert "a 2D Stable Diffusion model is trained with model.pipeline.path=2d" in error

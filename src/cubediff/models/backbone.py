@@ -181,6 +181,10 @@ class Backbone(ABC):
     def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         """Latents, float32, scaled and shifted as the network expects them, of faces in [−1, 1]."""
 
+    def encode_each(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
+        """As `encode`, with each face encoded alone; the same for an autoencoder whose faces never see each other."""
+        return self.encode(faces)
+
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
         """Faces in [−1, 1], float32, of latents."""

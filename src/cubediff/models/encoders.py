@@ -50,8 +50,17 @@ class FrozenEncoders:
         return f"{fingerprint(self.vae.state_dict(), self.text_encoder.state_dict())}-{digest}"
 
     @torch.no_grad()
-    def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
-        """Latents (posterior mean × scaling factor, float32) of faces in [−1, 1]; one panorama at a time."""
+    def encode(self, faces: Float[Tensor, "b 6 3 s s"], sync_group_norm: bool = True) -> Float[Tensor, "b 6 c h w"]:
+        """Latents (posterior mean × scaling factor, float32) of faces in [−1, 1]; one panorama at a time.
+
+        Without `sync_group_norm` each face is encoded as the stock VAE does.
+        """
+        if not sync_group_norm:
+            sync_group_norm_(self.vae, enabled=False)
+            try:
+                return self.encode(faces)
+            finally:
+                sync_group_norm_(self.vae)
         faces = faces.to(self.vae.dtype)
         latents = torch.stack([self.vae.encode(cube).latent_dist.mean for cube in faces])
         return latents.float() * float(self.vae.config.scaling_factor)

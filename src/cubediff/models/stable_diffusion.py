@@ -92,6 +92,9 @@ class StableDiffusion(Backbone):
     def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         return self.encoders.encode(faces)
 
+    def encode_each(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
+        return self.encoders.encode(faces, sync_group_norm=False)
+
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
         return self.encoders.decode(latents)
 
@@ -158,8 +161,7 @@ class StableDiffusion(Backbone):
         if unet.config.in_channels != latent_channels:
             raise ValueError(
                 f"{path}: expected a UNet with {latent_channels} input channels, as 2D text-to-image models have, got "
-                f"{unet.config.in_channels}: use a base model, or load a CubeDiff with from_pretrained or "
-                "from_opencubediff"
+                f"{unet.config.in_channels}: use a base model, or load a CubeDiff with from_pretrained"
             )
         widen_conv_in_(unet, channels)
         return components

@@ -89,7 +89,9 @@ class CubePipeline(DiffusionPipeline, ABC):
             components: Models, tokenizers and the scheduler by their diffusers names.
             settings: The content of model_index.json: at least `fov` (of the faces, degrees), `position_encoding` and
                 `position_samples` (see `position_map`), `image_drop` (see `Objective.loss`) and `drops`, the shares of
-                training panoramas without text, without image, and without both, or None if unknown.
+                training panoramas without text, without image, and without both, or None if unknown. Optional:
+                `photo_encoding`, "cube" (the default: the six faces that a photo lies on are encoded together) or
+                "face" (each is encoded alone).
 
         Raises:
             ValueError: If a setting is out of range, or a weight is not finite.
@@ -97,6 +99,9 @@ class CubePipeline(DiffusionPipeline, ABC):
         check_finite(components)
         if settings["image_drop"] not in ("noise", "attention"):
             raise ValueError(f"image_drop={settings['image_drop']!r}: use 'noise' or 'attention'")
+        photo_encoding = settings.get("photo_encoding", "cube")
+        if photo_encoding not in ("cube", "face"):
+            raise ValueError(f"photo_encoding={photo_encoding!r}: use 'cube' or 'face'")
         self.register_modules(**components)
         self.register_to_config(**settings, **{FORMAT: FORMAT_VERSION})
         self.backbone.inflate_()
@@ -231,7 +236,8 @@ class CubePipeline(DiffusionPipeline, ABC):
         mask = latent_mask(covered, scale)
         if (mask.flatten(1).amax(1) == 0).any():
             raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: use a photo with a larger fov")
-        clean = backbone.encode(pixels.to(noise.device)).expand(noise.shape)
+        encode = backbone.encode_each if self.config.get("photo_encoding") == "face" else backbone.encode
+        clean = encode(pixels.to(noise.device)).expand(noise.shape)
         return _Condition(clean, mask.to(noise.device).expand_as(empty[1]), pixels, covered)
 
     def _inputs(self, guidance: Guidance, text: Conditioning, condition: _Condition) -> _Inputs:
@@ -293,6 +299,7 @@ class CubePipeline(DiffusionPipeline, ABC):
             raise ValueError("trust_remote_code=True: a model folder brings no code; register its class as a backbone")
         if not folder.is_dir():
             folder = Path(cls.download(folder.as_posix(), use_safetensors=True, trust_remote_code=False, **kwargs))
+        kwargs = {**cls.folder_settings(folder), **kwargs}
         packages = {kind.__module__.partition(".")[0] for kind in cls.__mro__ if issubclass(kind, CubePipeline)}
         check_components(folder, cls._get_signature_keys(cls)[0], packages - {"cubediff"})
         try:
@@ -309,6 +316,18 @@ class CubePipeline(DiffusionPipeline, ABC):
             if next(module.parameters()).dtype != dtype:  # transformers models keep their stored dtype by default
                 module.to(dtype)
         return cast(CubePipeline, pipeline)
+
+    @classmethod
+    def folder_settings(cls, folder: Path) -> Mapping[str, object]:
+        """Settings of a folder whose model_index.json holds none, because other software wrote it.
+
+        Args:
+            folder: A model folder.
+
+        Raises:
+            ValueError: If the folder holds no model that generates panoramas.
+        """
+        return {}
 
     def check_input_channels(self, channels: int, latent_channels: int, position_encoding: str) -> None:
         """Checks that a network takes latents, position map and mask.

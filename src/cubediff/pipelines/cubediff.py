@@ -17,7 +17,7 @@ from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.finite import NonFiniteWeightsError
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
-from cubediff.pipelines.folders import check_folder
+from cubediff.pipelines.folders import FORMAT, check_folder, read_config, read_index
 from cubediff.pipelines.trust import check_components
 
 __all__ = ["CubeDiffOutput", "CubeDiffPipeline"]
@@ -33,6 +33,19 @@ class Settings(TypedDict, total=False):
     cross_attention: str
     image_drop: str
     drops: Sequence[float] | None
+    photo_encoding: str
+
+
+# Of the public SD 1.5 checkpoints (`hlicai/cubediff-512-…`), as their code has it.
+OPENCUBEDIFF = Settings(
+    fov=95.0,  # independently of FACE_FOV
+    position_encoding="uv_pi",
+    position_samples="corners",
+    sync_group_norm=False,
+    cross_attention="per_face",
+    image_drop="attention",
+    photo_encoding="face",
+)
 
 
 class CubeDiffPipeline(CubePipeline):
@@ -46,6 +59,8 @@ class CubeDiffPipeline(CubePipeline):
         sync_group_norm, cross_attention: See `inflate_`.
         image_drop: See `Objective.loss`.
         drops: Shares of training panoramas without text, without image, and without both; None if unknown.
+        photo_encoding: "cube": the six faces that a photo lies on are encoded together; "face": each is encoded alone,
+            by the VAE with plain GroupNorms.
 
     All settings are stored in the model folder.
 
@@ -69,6 +84,7 @@ class CubeDiffPipeline(CubePipeline):
         cross_attention: str = "per_face",
         image_drop: str = "noise",
         drops: Sequence[float] | None = None,
+        photo_encoding: str = "cube",
     ) -> None:
         super().__init__()
         self.check_input_channels(unet.config.in_channels, vae.config.latent_channels, position_encoding)
@@ -82,6 +98,7 @@ class CubeDiffPipeline(CubePipeline):
                 "cross_attention": cross_attention,
                 "image_drop": image_drop,
                 "drops": None if drops is None else list(drops),
+                "photo_encoding": photo_encoding,
             },
         )
 
@@ -130,32 +147,45 @@ class CubeDiffPipeline(CubePipeline):
             raise NonFiniteWeightsError(f"{path}/{error}") from None
 
     @classmethod
-    def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "CubeDiffPipeline":
-        """Loads the public SD 1.5 checkpoints (`hlicai/cubediff-512-…`), from a folder or the Hub.
+    def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> CubePipeline:
+        """`from_pretrained`, which recognises the public SD 1.5 checkpoints; kept for programs that call it."""
+        return cls.from_pretrained(path, torch_dtype=dtype)
 
-        They are Stable Diffusion folders whose UNet takes latents, u, v and mask. Their face order
-        (`FACE_ORDERS["opencubediff"]`) differs from `FACES`, but the UNet identifies a face by its position channels
-        alone, so this pipeline takes and returns faces in the order of `FACES`.
+    @classmethod
+    def folder_settings(cls, folder: Path) -> Settings:
+        """Recognises the public SD 1.5 checkpoints by their UNet's input channels: latents, u, v and mask.
+
+        Their face order (`FACE_ORDERS["opencubediff"]`) differs from `FACES`, but the UNet identifies a face by its
+        position channels alone, so this pipeline takes and returns faces in the order of `FACES`.
+
+        Args:
+            folder: A Stable Diffusion folder.
 
         Raises:
-            FileNotFoundError: If there is no such folder.
-            ValueError: If the weights are pickled, or the UNet does not take 7 input channels.
+            ValueError: If it holds a 2D model, or one of another kind.
         """
-        path = _checked(path)
-        if (channels := StableDiffusion.input_channels(path)) != 7:
-            raise ValueError(
-                f"{path}: expected a UNet with 7 input channels, as the public CubeDiff checkpoints have, got "
-                f"{channels}: load a 2D model with from_2d, a CubeDiff of this package with from_pretrained"
-            )
-        return cls(
-            **StableDiffusion.load(path, dtype),
-            scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
-            fov=95.0,  # of the checkpoints' training, independently of FACE_FOV
-            position_encoding="uv_pi",
-            position_samples="corners",
-            sync_group_norm=False,
-            image_drop="attention",
+        if is_own(folder):
+            return {}
+        if is_opencubediff(folder):
+            return OPENCUBEDIFF
+        kind = read_index(folder).get("_class_name")
+        raise ValueError(
+            f"{folder} holds a {kind}, which generates no panoramas: use a folder that "
+            f"`cubediff train` exported; a 2D Stable Diffusion model is trained with model.pipeline.path={folder}, or "
+            f"loaded untrained with {cls.__name__}.from_2d"
         )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether this package wrote a model folder."""
+    index = read_index(folder)
+    return FORMAT in index or "position_encoding" in index  # the first folders have no version
+
+
+def is_opencubediff(folder: Path) -> bool:
+    """Whether a local folder has the layout of the public SD 1.5 checkpoints."""
+    config = folder / "unet" / "config.json"
+    return not is_own(folder) and config.is_file() and read_config(config).get("in_channels") == 7
 
 
 def _checked(path: str | Path) -> str | Path:

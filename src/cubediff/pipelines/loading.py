@@ -14,7 +14,7 @@ from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
 from cubediff.pipelines.base import CubePipeline
-from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings
+from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff
 from cubediff.pipelines.folders import find_model, read_index
 
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
@@ -44,7 +44,7 @@ def pipeline_classes() -> dict[str, type[CubePipeline]]:
 
 
 def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
-    """The class that a local CubeDiff folder was saved with; None for other folders and Hub ids.
+    """The class that a local CubeDiff folder was saved with, or can be loaded with; None for others and Hub ids.
 
     The folder names a class, which is looked up among the installed ones: a folder brings no code.
 
@@ -54,6 +54,8 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     folder = Path(find_model(path))
     if not (folder / "model_index.json").is_file():
         return None
+    if is_opencubediff(folder):
+        return CubeDiffPipeline
     name = read_index(folder).get("_class_name")
     return pipeline_classes().get(name) if isinstance(name, str) else None
 
