@@ -148,6 +148,7 @@ def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, p
     first += ["--image", photo] if with_photo else []
     first += ["--fov", 70, "--yaw", -30] if with_photo and prompts else []
     options = ("--seed", 7, "--guidance-scale", 2.5, "--guidance-rescale", 0.5, "--height", 60)
+    options += ("--negative-prompt", "people")
     result = run(model, tmp_path / "first", *first, *options)
     assert result.exit_code == 0, result.output
     kept = record(tmp_path / "first")
@@ -160,12 +161,14 @@ def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, p
         again += ["--image", image["file"], *(["--fov", image["fov"], "--yaw", image["yaw"]] if image["fov"] else [])]
     again += ["--steps", kept["num_inference_steps"], "--seed", kept["seed"], "--height", kept["panorama_height"]]
     again += ["--guidance-scale", kept["guidance_scale"], "--guidance-rescale", kept["guidance_rescale"]]
+    again += ["--negative-prompt", kept["negative_prompt"]]
     result = run(kept["model"], tmp_path / "second", *again, "--device", kept["device"])
     assert result.exit_code == 0, result.output
     for name in ("panorama.jpg", "viewer.html", "generation.json"):
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
-    run(model, tmp_path / "other", *first, *options, "--seed", 8)
-    assert not np.array_equal(pixels(tmp_path / "other"), pixels(tmp_path / "first"))
+    for name, change in {"seed": ("--seed", 8), "negative": ("--negative-prompt", "cars")}.items():
+        run(model, tmp_path / name, *first, *options, *change)
+        assert not np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "first"))
 
 
 def test_prompt_and_photo_generate_the_images_of_the_pipeline(model, photo, tmp_path) -> None:

@@ -58,6 +58,9 @@ def generate(
         float,
         typer.Option(min=0, max=1, help="Guidance rescale (arXiv 2305.08891), against burnt colours at high scales."),
     ] = 0.0,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Text that guidance leads away from, in place of no text.")
+    ] = None,
     paste_image: Annotated[
         bool, typer.Option("--paste-image", help="Keep the photos' own pixels, in place of the decoded ones.")
     ] = False,
@@ -100,6 +103,7 @@ def generate(
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             guidance_rescale=guidance_rescale,
+            negative_prompt=negative_prompt,
             paste_image=paste_image,
             panorama_height=height,
             sampler=sampler,

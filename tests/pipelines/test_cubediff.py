@@ -691,8 +691,8 @@ def test_invalid_or_different_numbers_of_panoramas_raise(awake):
         sample(awake, [SIX, SIX], latents=unit_noise(3, 6))
     with pytest.raises(ValueError, match=r"expected latents of shape \(1, 6, 4, 8, 8\), got \(1, 5, 4, 8, 8\)"):
         sample(awake, latents=unit_noise(1, 5))
-    with pytest.raises(ValueError, match="output_type='np': use 'pil', 'pt' or 'latent'"):
-        sample(awake, output_type="np")
+    with pytest.raises(ValueError, match="output_type='jpg': use one of pil, np, pt, latent"):
+        sample(awake, output_type="jpg")
     with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, euler"):
         use_sampler_(awake, "magic")
     with pytest.raises(ValueError, match="num_inference_steps=0: expected at least 1"):

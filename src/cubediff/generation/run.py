@@ -18,7 +18,7 @@ from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.jobs import Job, open_photo
 from cubediff.generation.outputs import write_generation
 from cubediff.geometry.photos import Photo
-from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
 from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.prompts import six_prompts
 from cubediff.utils.json_text import parse_json
@@ -36,6 +36,7 @@ class Sampling:
     guidance_scale: float = 3.5
     image_guidance_scale: float | None = None
     guidance_rescale: float = 0.0
+    negative_prompt: str | None = None
     paste_image: bool = False
     panorama_height: int | None = None
     sampler: str | None = None
@@ -168,12 +169,13 @@ def _sample(
     """Panorama and faces of each job."""
     settings = asdict(sampling)
     del settings["sampler"]
-    images = pipeline(
+    output = pipeline(
         [six_prompts(job.prompt) for job in jobs if job.prompt is not None] or None,  # all of them have one, or none
         image=photos if jobs[0].photos else None,
         # Noise is drawn on the CPU: a seed gives the same panorama on every device.
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         **settings,
     )
-    panoramas = cast(list[PIL.Image.Image], images.panoramas)  # output_type is "pil"
+    images = cast(CubeDiffOutput, output)  # return_dict is true, and output_type "pil"
+    panoramas = cast(list[PIL.Image.Image], images.panoramas)
     return list(zip(panoramas, cast(list[list[PIL.Image.Image]], images.faces), strict=True))

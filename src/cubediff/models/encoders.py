@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKL
@@ -62,14 +63,25 @@ class FrozenEncoders:
             finally:
                 sync_group_norm_(self.vae)
         faces = faces.to(self.vae.dtype)
-        latents = torch.stack([self.vae.encode(cube).latent_dist.mean for cube in faces])
+        with self._whole_cubes():
+            latents = torch.stack([self.vae.encode(cube).latent_dist.mean for cube in faces])
         return latents.float() * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
         """Faces in [−1, 1], float32, of latents; one panorama at a time."""
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return torch.stack([self.vae.decode(cube).sample for cube in latents]).float().clamp(-1, 1)
+        with self._whole_cubes():
+            return torch.stack([self.vae.decode(cube).sample for cube in latents]).float().clamp(-1, 1)
+
+    @contextmanager
+    def _whole_cubes(self) -> Iterator[None]:
+        """Suspends `vae.enable_slicing()`, which would separate faces: one panorama at a time is the smallest slice."""
+        slicing, self.vae.use_slicing = self.vae.use_slicing, False
+        try:
+            yield
+        finally:
+            self.vae.use_slicing = slicing
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> Float[Tensor, "n l d"]:

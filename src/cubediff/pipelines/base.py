@@ -5,14 +5,17 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
@@ -31,6 +34,11 @@ from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, promp
 from cubediff.pipelines.trust import check_components
 
 StepCallback = Callable[["CubePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+Float32Array = npt.NDArray[np.float32]
+Panoramas = list[PIL.Image.Image] | Tensor | Float32Array | None
+Faces = list[list[PIL.Image.Image]] | Tensor | Float32Array
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_NON_FINITE = "{} are NaN or infinite: use float32 or bfloat16 if the model runs in float16, or another model"
 
 
 @dataclass
@@ -38,13 +46,14 @@ class CubeDiffOutput(BaseOutput):
     """The result of a pipeline call.
 
     Attributes:
-        panoramas: PIL images, or a float tensor (B, 3, H, 2H) in [−1, 1]; None with output_type="latent".
-        faces: Six PIL images per panorama, or a float tensor (B, 6, 3, S, S) in [−1, 1]; with output_type="latent"
-            latents (B, 6, C, h, w).
+        panoramas: PIL images; with output_type="pt" a float tensor (B, 3, H, 2H) in [−1, 1]; with "np" an array
+            (B, H, 2H, 3) in [0, 1]; with "latent" None.
+        faces: Six PIL images per panorama; with output_type="pt" a float tensor (B, 6, 3, S, S) in [−1, 1]; with "np"
+            an array (B, 6, S, S, 3) in [0, 1]; with "latent" latents (B, 6, C, h, w).
     """
 
-    panoramas: list[PIL.Image.Image] | Tensor | None
-    faces: list[list[PIL.Image.Image]] | Tensor
+    panoramas: Panoramas
+    faces: Faces
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,14 @@ class CubePipeline(DiffusionPipeline, ABC):
     returns its backbone. Components are stock models: the pipeline inflates them whenever it is built or called, so
     that a folder can never be used uninflated.
     """
+
+    _callback_tensor_inputs = ("latents",)
+    _interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has ended the sampling."""
+        return self._interrupt
 
     @property
     @abstractmethod
@@ -129,7 +146,14 @@ class CubePipeline(DiffusionPipeline, ABC):
         output_type: str = "pil",
         truncate_prompts: bool = False,
         callback_on_step_end: StepCallback | None = None,
-    ) -> CubeDiffOutput:
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        negative_prompt: Prompts | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        return_dict: bool = True,
+    ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
         """Generates panoramas.
 
         Args:
@@ -147,43 +171,55 @@ class CubePipeline(DiffusionPipeline, ABC):
             paste_image: Keep the photos' own pixels instead of the autoencoder's reconstruction; they are feathered
                 over two latent pixels.
             panorama_height: In pixels; by default twice the face size.
-            generator: One generator, or one per panorama.
+            generator: One generator, or one per generated panorama.
             latents: Unit noise (B, 6, C, h, w); its height and width set the face size.
-            output_type: "pil", "pt" or "latent".
+            output_type: "pil", "np", "pt" or "latent".
             truncate_prompts: Truncate prompts that are too long for the text encoder instead of raising.
             callback_on_step_end: Called after every denoising step with the pipeline, the number of the step, its
-                timestep and {"latents": the sample (B, 6, C, h, w)}; returns the dict, whose sample is used.
+                timestep and {"latents": the sample (B, 6, C, h, w)}; returns the dict, whose sample is used. A callback
+                that sets `pipeline._interrupt` ends the sampling after its step.
+            callback_on_step_end_tensor_inputs: The keys of that dict, among `_callback_tensor_inputs`.
+            negative_prompt: In place of no text in the predictions that guidance leads away from; as `prompt`, or "".
+            num_images_per_prompt: Panoramas to generate for each prompt and photo; those of a prompt are adjacent.
+            eta: Noise that DDIM adds in each step, from 0 to 1 (arXiv 2010.02502, equation 16); other schedulers ignore
+                it.
+            timesteps, sigmas: The steps themselves, for schedulers that take them.
+            return_dict: False returns the tuple (panoramas, faces).
 
         Returns:
             Panoramas and faces.
 
         Raises:
             ValueError: If an argument is out of range, or the numbers of panoramas differ.
-            FloatingPointError: If a generated value is not finite, with output_type="pil".
+            FloatingPointError: If a latent is not finite after a step, or a pixel at the end.
         """
-        if output_type not in ("pil", "pt", "latent"):
-            raise ValueError(f"output_type={output_type!r}: use 'pil', 'pt' or 'latent'")
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
+        _check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs={sorted(unknown)}: use {', '.join(self._callback_tensor_inputs)}"
+            )
+        self._interrupt = False
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
         backbone.inflate_()
         prompts = prompts_by_panorama(prompt)
+        negative = prompts_by_panorama(negative_prompt, allow_empty=True)
         photos = None if image is None else photos_by_panorama(image)
-        batch = _batch_size(prompts, photos, latents)
+        batch = _batch_size(prompts, negative, photos, latents, num_images_per_prompt)
         guidance = make_guidance(
             prompt is not None, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale
         )
         warn_untrained_conditions(guidance.branches, self.config.drops)
         noise = self._noise(backbone, batch, latents, generator)
-        text = self._text(backbone, prompts, batch, guidance, truncate_prompts)
+        text = self._text(backbone, prompts, negative, batch, guidance, truncate_prompts)
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(guidance, text, condition)
-        self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        sample = self._denoise(backbone, noise, condition, inputs, generator, callback_on_step_end)
+        retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
+        callback = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
         if output_type == "latent":
             self.maybe_free_model_hooks()
-            return CubeDiffOutput(panoramas=None, faces=sample)
+            return _output(None, sample, return_dict)
         faces = backbone.decode(sample)
         if paste_image and condition.pixels is not None and condition.covered is not None:
             mask = feather(condition.covered, backbone.latent_scale).to(faces)
@@ -191,14 +227,13 @@ class CubePipeline(DiffusionPipeline, ABC):
         panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
         self.maybe_free_model_hooks()
-        if output_type == "pt":
-            return CubeDiffOutput(panoramas=panoramas, faces=faces)
         if not faces.isfinite().all():
-            raise FloatingPointError(
-                f"the model has generated values that are NaN or infinite: {faces.dtype} may have overflowed; use "
-                "float32, or another model"
-            )
-        return CubeDiffOutput(panoramas=to_pil(panoramas), faces=[to_pil(six) for six in faces])
+            raise FloatingPointError(_NON_FINITE.format("pixels of the decoded faces"))
+        if output_type == "pt":
+            return _output(panoramas, faces, return_dict)
+        if output_type == "np":
+            return _output(_to_numpy(panoramas), _to_numpy(faces), return_dict)
+        return _output(to_pil(panoramas), [to_pil(six) for six in faces], return_dict)
 
     def _noise(
         self,
@@ -218,13 +253,20 @@ class CubePipeline(DiffusionPipeline, ABC):
         return latents.to(device).float().expand(shape)
 
     def _text(
-        self, backbone: Backbone, prompts: list[list[str]], batch: int, guidance: Guidance, truncate: bool
+        self,
+        backbone: Backbone,
+        prompts: list[list[str]],
+        negative: list[list[str]],
+        batch: int,
+        guidance: Guidance,
+        truncate: bool,
     ) -> Conditioning:
-        """The conditioning of every branch, concatenated."""
-        encoded = backbone.encode_text([*prompts, [""] * 6], truncate)
-        own = encoded.map(lambda t: t[:-1].expand(batch, *t.shape[1:]))
-        null = encoded.map(lambda t: t[-1:].expand(batch, *t.shape[1:]))
-        return Conditioning.cat(own if branch.text else null for branch in guidance.branches)
+        """The conditioning of every branch, concatenated: the last has the prompts, those without text the negative."""
+        encoded = backbone.encode_text([*prompts, *negative], truncate)
+        own = encoded.map(lambda t: _repeat(t[: len(prompts)], batch))
+        other = encoded.map(lambda t: _repeat(t[len(prompts) :], batch))
+        *others, _ = guidance.branches
+        return Conditioning.cat([*(own if branch.text else other for branch in others), own])
 
     def _condition(self, backbone: Backbone, photos: list[list[Photo]] | None, noise: Tensor) -> _Condition:
         """The photos as latents, and the mask of the latent pixels that they cover."""
@@ -237,8 +279,9 @@ class CubePipeline(DiffusionPipeline, ABC):
         if (mask.flatten(1).amax(1) == 0).any():
             raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: use a photo with a larger fov")
         encode = backbone.encode_each if self.config.get("photo_encoding") == "face" else backbone.encode
-        clean = encode(pixels.to(noise.device)).expand(noise.shape)
-        return _Condition(clean, mask.to(noise.device).expand_as(empty[1]), pixels, covered)
+        batch = len(noise)
+        clean, mask = _repeat(encode(pixels.to(noise.device)), batch), _repeat(mask.to(noise.device), batch)
+        return _Condition(clean, mask, _repeat(pixels, batch), _repeat(covered, batch))
 
     def _inputs(self, guidance: Guidance, text: Conditioning, condition: _Condition) -> _Inputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
@@ -261,15 +304,16 @@ class CubePipeline(DiffusionPipeline, ABC):
         noise: Tensor,
         condition: _Condition,
         inputs: _Inputs,
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback: StepCallback | None,
+        step_options: Mapping[str, object],
+        callback: "_Callback",
     ) -> Tensor:
         """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
         scheduler = self.scheduler
-        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        parameters = inspect.signature(scheduler.step).parameters
+        options = {key: value for key, value in step_options.items() if key in parameters}
         is_clean = condition.mask.bool()
         branches = len(inputs.guidance.branches)
-        sample = noise * scheduler.init_noise_sigma
+        sample, finite = noise * scheduler.init_noise_sigma, list[Tensor]()
         for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
             # The condition follows its own noise trajectory in the sample; branches with the image see it clean.
             sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
@@ -277,8 +321,15 @@ class CubePipeline(DiffusionPipeline, ABC):
             cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
             predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
             sample = scheduler.step(inputs.guidance.combine(predictions, t), t, sample, return_dict=False, **options)[0]
-            if callback is not None:
-                sample = callback(self, step, t, {"latents": sample})["latents"]
+            sample = callback(self, step, t, sample)
+            finite.append(sample.isfinite().all())  # read at the end: reading it here would wait for the device
+            if self._interrupt:
+                break
+        if not (flags := torch.stack(finite)).all():
+            step = int(flags.int().argmin())
+            raise FloatingPointError(
+                _NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}")
+            )
         return torch.where(is_clean, condition.clean, sample)
 
     # --------------------------------------------------------------------------------------------- loading
@@ -349,13 +400,67 @@ class CubePipeline(DiffusionPipeline, ABC):
             )
 
 
-def _batch_size(prompts: list[list[str]], photos: list[list[Photo]] | None, latents: Tensor | None) -> int:
+class _Callback:
+    """Calls `callback_on_step_end` with the tensors that it asks for, and returns the sample."""
+
+    def __init__(self, function: StepCallback | None, inputs: Sequence[str]) -> None:
+        self.function, self.inputs = function, inputs
+
+    def __call__(self, pipeline: CubePipeline, step: int, t: Tensor, sample: Tensor) -> Tensor:
+        if self.function is None:
+            return sample
+        tensors = {"latents": sample}
+        returned = self.function(pipeline, step, t, {key: tensors[key] for key in self.inputs})
+        return returned.get("latents", sample)
+
+
+def _check_call(output_type: str, num_inference_steps: int, num_images_per_prompt: int, eta: float) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type={output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
+    for name, value in {
+        "num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt
+    }.items():  # fmt: skip
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: expected a number from 0 to 1")
+
+
+def _batch_size(
+    prompts: list[list[str]],
+    negative: list[list[str]],
+    photos: list[list[Photo]] | None,
+    latents: Tensor | None,
+    per_prompt: int,
+) -> int:
+    """The number of panoramas to generate."""
     sizes = {"prompt": len(prompts)}
+    if len(negative) > 1:
+        sizes["negative_prompt"] = len(negative)
     if photos is not None:
         sizes["image"] = len(photos)
-    if latents is not None:
+    if latents is not None and per_prompt == 1:
         sizes["latents"] = len(latents)
     batch = max(sizes.values())
     if any(size not in (1, batch) for size in sizes.values()):
         raise ValueError(f"the numbers of panoramas disagree: {sizes}; pass one of each, or the same number")
-    return batch
+    if latents is not None and len(latents) not in (1, batch * per_prompt):
+        raise ValueError(
+            f"{len(latents)} latents for {batch * per_prompt} panoramas: pass one for each, or one for all"
+        )
+    return batch * per_prompt
+
+
+def _repeat(values: Tensor, batch: int) -> Tensor:
+    """Repeats the rows of a tensor to `batch` rows; equal rows are adjacent."""
+    return values.repeat_interleave(batch // len(values), 0)
+
+
+def _to_numpy(images: Tensor) -> Float32Array:
+    """Arrays (…, H, W, 3) in [0, 1] of images (…, 3, H, W) in [−1, 1]."""
+    array: Float32Array = (images / 2 + 0.5).clamp(0, 1).movedim(-3, -1).float().cpu().numpy()
+    return array
+
+
+def _output(panoramas: Panoramas, faces: Faces, return_dict: bool) -> CubeDiffOutput | tuple[Panoramas, Faces]:
+    return CubeDiffOutput(panoramas=panoramas, faces=faces) if return_dict else (panoramas, faces)

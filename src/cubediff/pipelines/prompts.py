@@ -16,8 +16,12 @@ Prompts: TypeAlias = Prompt | Sequence[Sequence[str] | Mapping[str, str]]  # of 
 Image: TypeAlias = PhotoImage | Photo | Sequence[PhotoImage | Photo] | Sequence[Sequence[PhotoImage | Photo]]
 
 
-def prompts_by_panorama(prompt: Prompts | None) -> list[list[str]]:
+def prompts_by_panorama(prompt: Prompts | None, allow_empty: bool = False) -> list[list[str]]:
     """Six prompts for each panorama, in the order of `FACES`; empty ones for None.
+
+    Args:
+        prompt: See `CubePipeline.__call__`.
+        allow_empty: Whether texts may be empty.
 
     Raises:
         ValueError: As `six_prompts`.
@@ -25,15 +29,16 @@ def prompts_by_panorama(prompt: Prompts | None) -> list[list[str]]:
     if prompt is None:
         return [[""] * 6]
     if isinstance(prompt, str | Mapping) or all(isinstance(p, str) for p in prompt):
-        return [six_prompts(cast(Prompt, prompt))]
-    return [six_prompts(one) for one in prompt]
+        return [six_prompts(cast(Prompt, prompt), allow_empty)]
+    return [six_prompts(one, allow_empty) for one in prompt]
 
 
-def six_prompts(prompt: Prompt) -> list[str]:
+def six_prompts(prompt: Prompt, allow_empty: bool = False) -> list[str]:
     """One prompt per face, in the order of `FACES`.
 
     Args:
         prompt: One text for all faces, six texts, or a dict from face name to text.
+        allow_empty: Whether texts may be empty.
 
     Raises:
         ValueError: If there are not six texts, or one is empty or no Unicode text.
@@ -52,7 +57,7 @@ def six_prompts(prompt: Prompt) -> list[str]:
         texts = list(prompt)
         if len(texts) != 6:
             raise ValueError(f"{len(texts)} prompts for one panorama: pass one, or six ({', '.join(FACES)})")
-    if any(not text.strip() for text in texts):
+    if not allow_empty and any(not text.strip() for text in texts):
         raise ValueError("a prompt is empty: describe the panorama, or set prompt=None for no text")
     for text in texts:
         if not is_unicode(text):

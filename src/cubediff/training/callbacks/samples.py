@@ -19,7 +19,7 @@ from cubediff.data.batches.types import CubeBatch
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
-from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
 from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.metric_reduction import gather_ranks
@@ -81,7 +81,7 @@ class SampleLogger(Callback):
         pipeline = module.pipeline
         pipeline.set_progress_bar_config(disable=True)
         for kind, photo in (("text", None), ("text_photo", photos[own])):
-            output = pipeline(
+            called = pipeline(
                 [prompts[i] for i in own],
                 image=photo,
                 num_inference_steps=self.steps,
@@ -91,6 +91,7 @@ class SampleLogger(Callback):
                 truncate_prompts=True,
                 callback_on_step_end=_StopVote(trainer),
             )
+            output = cast(CubeDiffOutput, called)  # return_dict is true
             gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …
             faces, panoramas = (each.transpose(0, 1).flatten(0, 1)[:count] for each in gathered)
