@@ -33,7 +33,7 @@ test: $(INSTALLED) ## run the fast tests: warnings are errors, tensor shapes are
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST)
 
 test-slow: $(INSTALLED) ## run the tests that take minutes: a wheel in a clean environment, killed builds, corrupted shards
-	$(PY) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST) -m slow
 
 lint: $(INSTALLED) ## check style with ruff, spelling with codespell and types with mypy
 	$(PY) -m ruff check .

@@ -98,6 +98,7 @@ def server(dataset: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
+        fetched()  # they would try to reach a server that is gone for ten minutes
         running.shutdown()
         thread.join()
 
