@@ -165,6 +165,7 @@ def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, lat
             cached(source, tmp_path / "out", *words)
     left = {file.name for file in (tmp_path / "out").glob("*.tar")}
     assert left
+    (tmp_path / f"out/.manifest.json.{'0' * 32}.part").write_bytes(b"{")  # of a process that was killed at its end
     assert not (tmp_path / "out" / "manifest.json").exists()
     with pytest.raises(DataError, match="were cached with another turns"):
         cached(source, tmp_path / "out", "cache.turns=2", "cache.dtype=float32")

@@ -126,6 +126,23 @@ def test_a_job_that_slurm_has_requeued_to_another_machine_does_not_wait(
         assert holder_of(tmp_path)["restarts"] == 1
 
 
+def test_a_slurm_task_without_a_step_id_knows_the_run_of_rank_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with lock_run(tmp_path):
+        assert holder_of(tmp_path)["run"] == "slurm 17"
+        run_id = os.environ.pop("CUBEDIFF_RUN_ID")  # other tasks do not inherit it
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        with lock_run(tmp_path):
+            pass
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        with pytest.raises(RunLockedError), lock_run(tmp_path):
+            pass
+        os.environ["CUBEDIFF_RUN_ID"] = run_id
+
+
 @pytest.mark.parametrize("content", [b"", b'{"host": "node', b"\0" * 200, b"[1]", b'{"host": 1}', b"\xff\xfe"])
 def test_a_damaged_lock_counts_as_one_of_another_machine(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK).write_bytes(content)

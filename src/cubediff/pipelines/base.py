@@ -218,22 +218,29 @@ class CubePipeline(DiffusionPipeline, ABC):
         callback = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
         if output_type == "latent":
-            self.maybe_free_model_hooks()
-            return _output(None, sample, return_dict)
-        faces = backbone.decode(sample)
-        if paste_image and condition.pixels is not None and condition.covered is not None:
-            mask = feather(condition.covered, backbone.latent_scale).to(faces)
-            faces = torch.lerp(faces, condition.pixels.to(faces), mask)
+            output: tuple[Panoramas, Faces] = None, sample
+        else:
+            output = self._decoded(sample, condition if paste_image else None, panorama_height, output_type)
+        self.maybe_free_model_hooks()
+        return CubeDiffOutput(*output) if return_dict else output
+
+    def _decoded(
+        self, sample: Tensor, pasted: _Condition | None, panorama_height: int | None, output_type: str
+    ) -> tuple[Panoramas, Faces]:
+        """Panoramas and faces of latents, with the pixels of `pasted` where it has photos."""
+        faces = self.backbone.decode(sample)
+        if pasted is not None and pasted.pixels is not None and pasted.covered is not None:
+            mask = feather(pasted.covered, self.backbone.latent_scale).to(faces)
+            faces = torch.lerp(faces, pasted.pixels.to(faces), mask)
         panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
-        self.maybe_free_model_hooks()
         if not faces.isfinite().all():
             raise FloatingPointError(_NON_FINITE.format("pixels of the decoded faces"))
         if output_type == "pt":
-            return _output(panoramas, faces, return_dict)
+            return panoramas, faces
         if output_type == "np":
-            return _output(_to_numpy(panoramas), _to_numpy(faces), return_dict)
-        return _output(to_pil(panoramas), [to_pil(six) for six in faces], return_dict)
+            return _to_numpy(panoramas), _to_numpy(faces)
+        return to_pil(panoramas), [to_pil(six) for six in faces]
 
     def _noise(
         self,
@@ -460,7 +467,3 @@ def _to_numpy(images: Tensor) -> Float32Array:
     """Arrays (…, H, W, 3) in [0, 1] of images (…, 3, H, W) in [−1, 1]."""
     array: Float32Array = (images / 2 + 0.5).clamp(0, 1).movedim(-3, -1).float().cpu().numpy()
     return array
-
-
-def _output(panoramas: Panoramas, faces: Faces, return_dict: bool) -> CubeDiffOutput | tuple[Panoramas, Faces]:
-    return CubeDiffOutput(panoramas=panoramas, faces=faces) if return_dict else (panoramas, faces)

@@ -226,7 +226,7 @@ def _launcher_id() -> str | None:
         return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')}"
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return f"{get('TORCHELASTIC_RUN_ID', 'none')} {get('MASTER_ADDR')}:{get('MASTER_PORT')}"
-    return None
+    return f"slurm {get('SLURM_JOB_ID')}" if "SLURM_PROCID" in os.environ else None
 
 
 def _restarts() -> int:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from cubediff.utils.files import atomic_file
+from cubediff.utils.files import atomic_file, remove_partial
 
 IDENTITY = "cubediff"  # key of the run's identity in a checkpoint
 FORMAT = "format_version"  # key of the format's version; the first checkpoints have none
@@ -47,8 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for part in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while writing
-                part.unlink()
+            remove_partial(path)
             with atomic_file(path, sync=True) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a write that fails midway

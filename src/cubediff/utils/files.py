@@ -1,6 +1,7 @@
 """Atomic writes, checksums and JSON lines."""
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -54,6 +55,15 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def remove_partial(path: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote `path` with `atomic_file`.
+
+    Only where no other process can be writing it, for example under a lock.
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = False) -> None:

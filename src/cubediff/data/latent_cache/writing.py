@@ -34,7 +34,7 @@ from cubediff.data.latent_cache.source import CachedShard, file_name
 from cubediff.models.backbone import Backbone
 from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import write_atomic
+from cubediff.utils.files import remove_partial, write_atomic
 from cubediff.utils.json_text import parse_json
 
 SETTINGS = "settings.json"  # in the output of an unfinished run
@@ -144,7 +144,8 @@ def begin_or_resume(
         output: The folder of the dataset of latents.
         record: The settings of the latents; a run resumes only with the same settings.
         shards: The shards to cache by file name, as `shards_to_cache` returns them.
-        verify: Whether to read the shards that are there; one process suffices.
+        verify: Whether to read the shards that are there and to remove temporary files of killed processes; one process
+            suffices.
 
     Returns:
         The file names of the shards that an interrupted run has completed.
@@ -156,6 +157,8 @@ def begin_or_resume(
     output.mkdir(parents=True, exist_ok=True)
     if not (output / SETTINGS).is_file():
         write_atomic(output / SETTINGS, json.dumps(record), sync=True)
+    for name in (SETTINGS, INDEX, MANIFEST) if verify else ():
+        remove_partial(output / name)
     done = frozenset(name for name in shards if (output / name).is_file())
     for name in sorted(done) if verify else ():
         if fault := find_fault(output / name, shards[name].keys):
