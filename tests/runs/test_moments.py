@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.builds import contents
 from support.processes import ONE, TINY, Run, difference, gone, saved
 from support.runs import validations
 
@@ -75,7 +76,7 @@ def test_a_run_ended_at_twenty_moments_equals_an_uninterrupted_one(
     assert difference(saved(tmp_path / "reference"), saved(tmp_path / "run")) == []
     assert dict(validations(tmp_path / "run")) == dict(validations(tmp_path / "reference"))
     for folder in ("samples", "export"):
-        whole, again = (content(tmp_path / name / folder) for name in ("reference", "run"))
+        whole, again = (contents(tmp_path / name / folder) for name in ("reference", "run"))
         assert whole
         assert again == whole
 
@@ -97,7 +98,7 @@ def test_caching_ended_at_twenty_moments_writes_the_same_files(
         )
 
     assert start("whole").wait() == 0
-    whole = content(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
     stopped, outputs = 0, ["out0"]
     for _ in range(20):
         folder = tmp_path / outputs[-1]
@@ -110,14 +111,9 @@ def test_caching_ended_at_twenty_moments_writes_the_same_files(
         process.send_signal(number)
         stopped += process.wait(120) in (-number, 128 + number)
         if (folder / "manifest.json").exists():
-            assert content(folder) == whole
+            assert contents(folder) == whole
             outputs.append(f"out{len(outputs)}")
     assert start(outputs[-1]).wait() == 0
     print(f"{number.name}: stopped {stopped} times, {len(outputs)} times until the end")
     assert stopped > 10
-    assert content(tmp_path / outputs[-1]) == whole
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """The files of a folder and its subfolders by name."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert contents(tmp_path / outputs[-1]) == whole

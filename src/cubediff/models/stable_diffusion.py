@@ -144,11 +144,6 @@ class StableDiffusion(Backbone):
         )
 
     @staticmethod
-    def input_channels(path: str | Path) -> int:
-        """Input channels of the UNet of a folder or Hub id, which is not loaded."""
-        return int(UNet2DConditionModel.load_config(path, subfolder="unet")["in_channels"])
-
-    @staticmethod
     def load_2d(path: str | Path, dtype: torch.dtype, position_encoding: str) -> Components:
         """The components of a 2D Stable Diffusion, the UNet widened by position and mask channels.
 

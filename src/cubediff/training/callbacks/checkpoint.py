@@ -46,7 +46,7 @@ class _FinishedStep:
     step: int
     loops: dict[str, Any]
     data: dict[str, Any]
-    validation_follows: bool = False
+    validation_follows: bool
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> "_FinishedStep":
@@ -227,8 +227,10 @@ class RunCheckpoint(Checkpoint):
         Starts a new epoch if the number of batches per epoch or of micro-batches per step has changed: Lightning would
         resume the old epoch's count. The stream of panoramas resumes at its position either way.
         """
-        if checkpoint.get(_VALIDATION) and self._validated_step() != checkpoint["global_step"]:
-            cast(ResumingFitLoop, trainer.fit_loop).repeats_validation = True
+        fit_loop = trainer.fit_loop
+        if isinstance(fit_loop, ResumingFitLoop):  # not that of a plain Trainer, which does as Lightning does
+            is_interrupted = self._validated_step() != checkpoint["global_step"]
+            fit_loop.repeats_validation = bool(checkpoint.get(_VALIDATION)) and is_interrupted
         if checkpoint[_EPOCH] != _epoch_settings(trainer):
             loop = checkpoint["loops"]["fit_loop"]
             progress, total = loop["epoch_loop.batch_progress"], loop["epoch_loop.batch_progress"]["total"]
