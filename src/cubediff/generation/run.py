@@ -18,7 +18,8 @@ from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.jobs import Job, open_photo
 from cubediff.generation.outputs import write_generation
 from cubediff.geometry.photos import Photo
-from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
+from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.prompts import six_prompts
 from cubediff.utils.json_text import parse_json

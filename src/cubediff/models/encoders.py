@@ -120,8 +120,8 @@ def fingerprint(*state_dicts: Mapping[str, Tensor]) -> str:
 
 def same_fingerprint(one: str, other: str) -> bool:
     """Whether two fingerprints are of the same components; the first ones covered the weights only."""
-    parts = zip(one.split("-"), other.split("-"), strict=False)  # the first fingerprints have one part, later ones two
-    return all(a == b for a, b in parts)
+    # strict=False: the first fingerprints lack the second part.
+    return all(a == b for a, b in zip(one.split("-"), other.split("-"), strict=False))
 
 
 def _describe(tokenizer: CLIPTokenizer) -> dict[str, object]:

@@ -5,18 +5,14 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
-import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from torch import Tensor
@@ -28,32 +24,22 @@ from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput
 from cubediff.models.finite import NonFiniteWeightsError, check_finite
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
+from cubediff.pipelines.call import (
+    NON_FINITE,
+    CubeDiffOutput,
+    Faces,
+    Panoramas,
+    StepCallback,
+    StepEnd,
+    batch_size,
+    check_call,
+    repeat_rows,
+    to_numpy,
+)
 from cubediff.pipelines.completeness import complete_weights
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
 from cubediff.pipelines.trust import check_components
-
-StepCallback = Callable[["CubePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-Float32Array = npt.NDArray[np.float32]
-Panoramas = list[PIL.Image.Image] | Tensor | Float32Array | None
-Faces = list[list[PIL.Image.Image]] | Tensor | Float32Array
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_NON_FINITE = "{} are NaN or infinite: use float32 or bfloat16 if the model runs in float16, or another model"
-
-
-@dataclass
-class CubeDiffOutput(BaseOutput):
-    """The result of a pipeline call.
-
-    Attributes:
-        panoramas: PIL images; with output_type="pt" a float tensor (B, 3, H, 2H) in [−1, 1]; with "np" an array
-            (B, H, 2H, 3) in [0, 1]; with "latent" None.
-        faces: Six PIL images per panorama; with output_type="pt" a float tensor (B, 6, 3, S, S) in [−1, 1]; with "np"
-            an array (B, 6, S, S, 3) in [0, 1]; with "latent" latents (B, 6, C, h, w).
-    """
-
-    panoramas: Panoramas
-    faces: Faces
 
 
 @dataclass(frozen=True)
@@ -193,7 +179,7 @@ class CubePipeline(DiffusionPipeline, ABC):
             ValueError: If an argument is out of range, or the numbers of panoramas differ.
             FloatingPointError: If a latent is not finite after a step, or a pixel at the end.
         """
-        _check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
+        check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs={sorted(unknown)}: use {', '.join(self._callback_tensor_inputs)}"
@@ -205,7 +191,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         prompts = prompts_by_panorama(prompt)
         negative = prompts_by_panorama(negative_prompt, allow_empty=True)
         photos = None if image is None else photos_by_panorama(image)
-        batch = _batch_size(prompts, negative, photos, latents, num_images_per_prompt)
+        batch = batch_size(prompts, negative, photos, latents, num_images_per_prompt)
         guidance = make_guidance(
             prompt is not None, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale
         )
@@ -215,7 +201,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(guidance, text, condition)
         retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
-        callback = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample
@@ -235,11 +221,11 @@ class CubePipeline(DiffusionPipeline, ABC):
         panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
         if not faces.isfinite().all():
-            raise FloatingPointError(_NON_FINITE.format("pixels of the decoded faces"))
+            raise FloatingPointError(NON_FINITE.format("pixels of the decoded faces"))
         if output_type == "pt":
             return panoramas, faces
         if output_type == "np":
-            return _to_numpy(panoramas), _to_numpy(faces)
+            return to_numpy(panoramas), to_numpy(faces)
         return to_pil(panoramas), [to_pil(six) for six in faces]
 
     def _noise(
@@ -270,8 +256,8 @@ class CubePipeline(DiffusionPipeline, ABC):
     ) -> Conditioning:
         """The conditioning of every branch, concatenated: the last has the prompts, those without text the negative."""
         encoded = backbone.encode_text([*prompts, *negative], truncate)
-        own = encoded.map(lambda t: _repeat(t[: len(prompts)], batch))
-        other = encoded.map(lambda t: _repeat(t[len(prompts) :], batch))
+        own = encoded.map(lambda t: repeat_rows(t[: len(prompts)], batch))
+        other = encoded.map(lambda t: repeat_rows(t[len(prompts) :], batch))
         *others, _ = guidance.branches
         return Conditioning.cat([*(own if branch.text else other for branch in others), own])
 
@@ -287,8 +273,8 @@ class CubePipeline(DiffusionPipeline, ABC):
             raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: use a photo with a larger fov")
         encode = backbone.encode_each if self.config.get("photo_encoding") == "face" else backbone.encode
         batch = len(noise)
-        clean, mask = _repeat(encode(pixels.to(noise.device)), batch), _repeat(mask.to(noise.device), batch)
-        return _Condition(clean, mask, _repeat(pixels, batch), _repeat(covered, batch))
+        clean, mask = repeat_rows(encode(pixels.to(noise.device)), batch), repeat_rows(mask.to(noise.device), batch)
+        return _Condition(clean, mask, repeat_rows(pixels, batch), repeat_rows(covered, batch))
 
     def _inputs(self, guidance: Guidance, text: Conditioning, condition: _Condition) -> _Inputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
@@ -312,7 +298,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         condition: _Condition,
         inputs: _Inputs,
         step_options: Mapping[str, object],
-        callback: "_Callback",
+        callback: StepEnd,
     ) -> Tensor:
         """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
         scheduler = self.scheduler
@@ -334,9 +320,7 @@ class CubePipeline(DiffusionPipeline, ABC):
                 break
         if not (flags := torch.stack(finite)).all():
             step = int(flags.int().argmin())
-            raise FloatingPointError(
-                _NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}")
-            )
+            raise FloatingPointError(NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}"))
         return torch.where(is_clean, condition.clean, sample)
 
     # --------------------------------------------------------------------------------------------- loading
@@ -405,65 +389,3 @@ class CubePipeline(DiffusionPipeline, ABC):
                 f"and mask), got {channels} channels. To start from a 2D model folder use "
                 f"{type(self).__name__}.from_2d(folder)"
             )
-
-
-class _Callback:
-    """Calls `callback_on_step_end` with the tensors that it asks for, and returns the sample."""
-
-    def __init__(self, function: StepCallback | None, inputs: Sequence[str]) -> None:
-        self.function, self.inputs = function, inputs
-
-    def __call__(self, pipeline: CubePipeline, step: int, t: Tensor, sample: Tensor) -> Tensor:
-        if self.function is None:
-            return sample
-        tensors = {"latents": sample}
-        returned = self.function(pipeline, step, t, {key: tensors[key] for key in self.inputs})
-        return returned.get("latents", sample)
-
-
-def _check_call(output_type: str, num_inference_steps: int, num_images_per_prompt: int, eta: float) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type={output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
-    for name, value in {
-        "num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt
-    }.items():  # fmt: skip
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta}: expected a number from 0 to 1")
-
-
-def _batch_size(
-    prompts: list[list[str]],
-    negative: list[list[str]],
-    photos: list[list[Photo]] | None,
-    latents: Tensor | None,
-    per_prompt: int,
-) -> int:
-    """The number of panoramas to generate."""
-    sizes = {"prompt": len(prompts)}
-    if len(negative) > 1:
-        sizes["negative_prompt"] = len(negative)
-    if photos is not None:
-        sizes["image"] = len(photos)
-    if latents is not None and per_prompt == 1:
-        sizes["latents"] = len(latents)
-    batch = max(sizes.values())
-    if any(size not in (1, batch) for size in sizes.values()):
-        raise ValueError(f"the numbers of panoramas disagree: {sizes}; pass one of each, or the same number")
-    if latents is not None and len(latents) not in (1, batch * per_prompt):
-        raise ValueError(
-            f"{len(latents)} latents for {batch * per_prompt} panoramas: pass one for each, or one for all"
-        )
-    return batch * per_prompt
-
-
-def _repeat(values: Tensor, batch: int) -> Tensor:
-    """Repeats the rows of a tensor to `batch` rows; equal rows are adjacent."""
-    return values.repeat_interleave(batch // len(values), 0)
-
-
-def _to_numpy(images: Tensor) -> Float32Array:
-    """Arrays (…, H, W, 3) in [0, 1] of images (…, 3, H, W) in [−1, 1]."""
-    array: Float32Array = (images / 2 + 0.5).clamp(0, 1).movedim(-3, -1).float().cpu().numpy()
-    return array

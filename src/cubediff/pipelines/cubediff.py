@@ -16,7 +16,8 @@ from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.finite import NonFiniteWeightsError
 from cubediff.models.stable_diffusion import StableDiffusion
-from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
+from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.folders import FORMAT, check_folder, read_config, read_index
 from cubediff.pipelines.trust import check_components
 

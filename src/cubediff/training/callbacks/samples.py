@@ -19,7 +19,8 @@ from cubediff.data.batches.types import CubeBatch
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
-from cubediff.pipelines.base import CubeDiffOutput, CubePipeline
+from cubediff.pipelines.base import CubePipeline
+from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.metric_reduction import gather_ranks

@@ -1,0 +1,101 @@
+"""What a pipeline call takes and returns: its output types, its batch size, its callback.
+
+Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from cubediff.geometry.photos import Photo
+
+StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+Float32Array = npt.NDArray[np.float32]
+Panoramas = list[PIL.Image.Image] | Tensor | Float32Array | None
+Faces = list[list[PIL.Image.Image]] | Tensor | Float32Array
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NON_FINITE = "{} are NaN or infinite: use float32 or bfloat16 if the model runs in float16, or another model"
+
+
+@dataclass
+class CubeDiffOutput(BaseOutput):
+    """The result of a pipeline call.
+
+    Attributes:
+        panoramas: PIL images; with output_type="pt" a float tensor (B, 3, H, 2H) in [−1, 1]; with "np" an array
+            (B, H, 2H, 3) in [0, 1]; with "latent" None.
+        faces: Six PIL images per panorama; with output_type="pt" a float tensor (B, 6, 3, S, S) in [−1, 1]; with "np"
+            an array (B, 6, S, S, 3) in [0, 1]; with "latent" latents (B, 6, C, h, w).
+    """
+
+    panoramas: Panoramas
+    faces: Faces
+
+
+class StepEnd:
+    """Calls `callback_on_step_end` with the tensors that it asks for, and returns the sample."""
+
+    def __init__(self, function: StepCallback | None, inputs: Sequence[str]) -> None:
+        self.function, self.inputs = function, inputs
+
+    def __call__(self, pipeline: DiffusionPipeline, step: int, t: Tensor, sample: Tensor) -> Tensor:
+        if self.function is None:
+            return sample
+        tensors = {"latents": sample}
+        returned = self.function(pipeline, step, t, {key: tensors[key] for key in self.inputs})
+        return returned.get("latents", sample)
+
+
+def check_call(output_type: str, num_inference_steps: int, num_images_per_prompt: int, eta: float) -> None:
+    """Raises ValueError for an argument of a call that is out of range."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type={output_type!r}: use one of {', '.join(OUTPUT_TYPES)}")
+    for name, value in {
+        "num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt
+    }.items():  # fmt: skip
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: expected a number from 0 to 1")
+
+
+def batch_size(
+    prompts: list[list[str]],
+    negative: list[list[str]],
+    photos: list[list[Photo]] | None,
+    latents: Tensor | None,
+    per_prompt: int,
+) -> int:
+    """The number of panoramas to generate."""
+    sizes = {"prompt": len(prompts)}
+    if len(negative) > 1:
+        sizes["negative_prompt"] = len(negative)
+    if photos is not None:
+        sizes["image"] = len(photos)
+    if latents is not None and per_prompt == 1:
+        sizes["latents"] = len(latents)
+    batch = max(sizes.values())
+    if any(size not in (1, batch) for size in sizes.values()):
+        raise ValueError(f"the numbers of panoramas disagree: {sizes}; pass one of each, or the same number")
+    if latents is not None and len(latents) not in (1, batch * per_prompt):
+        raise ValueError(
+            f"{len(latents)} latents for {batch * per_prompt} panoramas: pass one for each, or one for all"
+        )
+    return batch * per_prompt
+
+
+def repeat_rows(values: Tensor, batch: int) -> Tensor:
+    """Repeats the rows of a tensor to `batch` rows; equal rows are adjacent."""
+    return values.repeat_interleave(batch // len(values), 0)
+
+
+def to_numpy(images: Tensor) -> Float32Array:
+    """Arrays (…, H, W, 3) in [0, 1] of images (…, 3, H, W) in [−1, 1]."""
+    array: Float32Array = (images / 2 + 0.5).clamp(0, 1).movedim(-3, -1).float().cpu().numpy()
+    return array
