@@ -47,18 +47,20 @@ def test_an_exception_of_a_thread_is_raised_in_place_of_its_batch() -> None:
 
 
 def test_the_threads_end_with_the_loader() -> None:
-    def named() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("data")}
+    before = set(threading.enumerate())
+
+    def added() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
 
     batches: Iterator[object] = iter(Loader(lambda position: {}, range(100), 2))
     next(batches)
-    assert named()
+    assert len(added()) == 2
     del batches
     gc.collect()
     deadline = time.monotonic() + 10
-    while named() and time.monotonic() < deadline:
+    while added() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not named()
+    assert not added()
 
 
 @pytest.mark.parametrize("threads", [0, 1])

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -407,6 +408,29 @@ def test_the_cache_keeps_its_limit_and_evicts_the_least_recently_used_file(tmp_p
 def test_a_cache_smaller_than_the_data_shows_all_of_it(server: Server, tmp_path: Path, workers: int) -> None:
     assert everything(server.url, tmp_path, workers, cache_gb=1e-6) == EVERY
     assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with manifest", "without"])
+def test_a_file_that_is_evicted_while_it_is_opened_is_read_nevertheless(
+    server: Server, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    tar = dataset / "train-000000.tar"
+    digest = hashlib.sha256(tar.read_bytes()).hexdigest() if known else None
+
+    def open_then_evict(file: Path) -> BufferedReader | None:
+        opened = real(file)
+        for evicted in (tmp_path.glob("*.tar"), (tmp_path / "sums").glob("*")):
+            for found in evicted:
+                found.unlink()
+        return opened
+
+    Cache(tmp_path, 1e9).open(f"{server.url}/{tar.name}", digest=digest).close()
+    real = remote._opened
+    monkeypatch.setattr(remote, "_opened", open_then_evict)
+    with Cache(tmp_path, 1e9).open(f"{server.url}/{tar.name}", digest=digest) as file:
+        assert file.read() == tar.read_bytes()
+    assert not list(tmp_path.glob("*.tar"))
+    assert server.requests == {tar.name: 1}
 
 
 def test_processes_fetch_a_shared_file_once(server: Server, dataset: Path, tmp_path: Path) -> None:

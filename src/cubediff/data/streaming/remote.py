@@ -3,13 +3,15 @@
 Files are fetched as a whole and verified, failures are retried, and the least recently used files are evicted.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import tempfile
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import fsspec
 from filelock import FileLock, Timeout
@@ -69,7 +71,7 @@ class Cache:
         self._locks, self._parts, self._sums = folder / "locks", folder / "part", folder / "sums"
         self._verified: set[str] = set()
 
-    def open(self, url: str, size: int | None = None, digest: str | None = None) -> BinaryIO:
+    def open(self, url: str, size: int | None = None, digest: str | None = None) -> BufferedReader:
         """Opens a remote file for reading; fetches it first if the cache does not hold it undamaged.
 
         Args:
@@ -103,23 +105,30 @@ class Cache:
                 f"data.cache_dir={self.folder} cannot be used ({storage_message(error)}): set data.cache_dir=FOLDER"
             ) from error
 
-    def _open_undamaged(self, file: Path, size: int | None, digest: str | None) -> BinaryIO | None:
+    def _open_undamaged(self, file: Path, size: int | None, digest: str | None) -> BufferedReader | None:
         """The cached file if it is as it arrived; a damaged one is removed."""
         opened = _opened(file)
         if opened is None:
             return None
-        record = self._sums / file.name  # of files whose checksum no manifest tells
-        if digest is None and record.is_file():
-            digest = record.read_text(encoding="utf-8").strip()
+        # From here on another process may evict the file: only the open one is read.
+        digest = digest or self._recorded_digest(file)
         damaged = size is not None and os.fstat(opened.fileno()).st_size != size
-        if not damaged and (digest is None or sha256_file(file) == digest):
+        if not damaged and (digest is None or hashlib.file_digest(opened, "sha256").hexdigest() == digest):
+            opened.seek(0)
             return opened
         opened.close()
         file.unlink(missing_ok=True)
         log.warning("%s in the cache is damaged: it is fetched again", file)
         return None
 
-    def _fetch(self, url: str, file: Path, size: int | None, digest: str | None) -> BinaryIO:
+    def _recorded_digest(self, file: Path) -> str | None:
+        """The checksum that was recorded when a file arrived whose checksum no manifest tells."""
+        try:
+            return (self._sums / file.name).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def _fetch(self, url: str, file: Path, size: int | None, digest: str | None) -> BufferedReader:
         part = self._parts / file.name
         try:
             retried(lambda: _fetch(url, part, size, digest), url, self.retry_minutes)
@@ -136,13 +145,13 @@ class Cache:
         `incoming` bytes more are within the limit."""
         with FileLock(self._locks / "room"):
             total = incoming + sum(map(self._partial_bytes, self._parts.iterdir()))
-            files = [(entry.stat(), Path(entry)) for entry in os.scandir(self.folder) if entry.is_file()]
-            total += sum(stat.st_size for stat, _ in files)
-            for stat, file in sorted(files, key=lambda f: f[0].st_mtime_ns):
+            files = _files(self.folder)
+            total += sum(found.st_size for found in files.values())
+            for file, found in sorted(files.items(), key=lambda item: item[1].st_mtime_ns):
                 if total > self.limit and file.name != newest:
                     file.unlink(missing_ok=True)
                     (self._sums / file.name).unlink(missing_ok=True)
-                    total -= stat.st_size
+                    total -= found.st_size
 
     def _partial_bytes(self, part: Path) -> int:
         """The size of a partial file; 0 after removing one that no process is fetching."""
@@ -151,10 +160,23 @@ class Cache:
                 part.unlink(missing_ok=True)
                 return 0
         except (Timeout, RuntimeError):  # RuntimeError: this thread is fetching it
-            return part.stat().st_size if part.exists() else 0
+            try:
+                return part.stat().st_size
+            except FileNotFoundError:  # it has just arrived
+                return 0
 
 
-def _opened(file: Path) -> BinaryIO | None:
+def _files(folder: Path) -> dict[Path, os.stat_result]:
+    """The files of a folder from which other processes may remove some meanwhile."""
+    found = {}
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_file():
+                found[Path(entry)] = entry.stat()
+    return found
+
+
+def _opened(file: Path) -> BufferedReader | None:
     """The file of the cache, marked as just used; None if it is not there."""
     try:
         opened = file.open("rb")
