@@ -14,6 +14,7 @@ LAYERS = [
     ("configs",),
     ("images",),
     ("geometry",),
+    ("cubemaps",),
     ("models",),
     ("diffusion",),
     ("pipelines",),

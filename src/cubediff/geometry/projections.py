@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Real
 from torch import Tensor
 
+from cubediff.geometry import atlas as atlases
 from cubediff.geometry import sampling
 from cubediff.geometry.conventions import (
     FACE_FOV,
-    FRAMES,
     check_size,
     face_directions,
     face_rays,
@@ -140,12 +140,7 @@ def cube_to_equirect(
         >>> cube_to_equirect(faces, height=64).shape
         torch.Size([1, 3, 64, 128])
     """
-    if faces.ndim != 5 or faces.shape[1] != 6 or faces.shape[-1] != faces.shape[-2]:
-        raise ValueError(f"faces must be (B, 6, C, S, S), not {tuple(faces.shape)}")
-    if overlap not in ("blend", "crop"):
-        raise ValueError(f"unknown overlap {overlap!r}: use 'blend' or 'crop'")
-    if not 90 <= fov < 180:
-        raise ValueError(f"fov is {fov}°: six faces cover the sphere with at least 90°, and must stay below 180°")
+    atlases.check_faces(faces, fov, overlap)
     check_size(height, "height")
     batch, size = faces.shape[0], faces.shape[-1]
     work = sampling.work_dtype(faces)
@@ -154,22 +149,17 @@ def cube_to_equirect(
     while size * math.pi > sampling.SUPERSAMPLE_ABOVE * supersampling * 2 * height * tan:
         supersampling *= 2
     blend = overlap == "blend" and tan > 1 + 1e-9
-    fill_borders = tan * (1 - 1 / size) < 1
     if supersampling == 1 and not blend and sampling.can_remap(faces, mode, 6 * (size + 2), 2 * height):
+        fills_border = atlases.needs_border(size, fov)
         return sampling.remap(
             faces,
-            partial(sampling.fill_border_, *_border_maps(size, fov)) if fill_borders else lambda _: None,
+            partial(sampling.fill_border_, *_border_maps(size, fov)) if fills_border else lambda _: None,
             _sphere_maps(height, fov, size),
         )
     if batch > 1 and faces.device.type == "cpu":
         return torch.cat([cube_to_equirect(cube, height, fov, overlap, mode) for cube in faces.split(1)])
-    margin = 2 if mode == "bicubic" else 1  # pixels that a sample at the border of a face reads beyond it
-    atlas = F.pad(faces.to(work).flatten(0, 1), (margin,) * 4, mode="replicate")
-    atlas = atlas.unflatten(0, (batch, 6)).transpose(1, 2).flatten(2, 3)  # (B, C, 6·(S + 2·margin), S + 2·margin)
-    if fill_borders:
-        indices, grid = _border_grid(size, fov, margin, work, faces.device)
-        border = sampling.sample(atlas, grid.expand(batch, -1, -1, -1), "bilinear").flatten(2)
-        atlas = atlas.flatten(2).index_copy(2, indices, border).view_as(atlas)
+    margin = atlases.margin_of(mode)
+    atlas = atlases.build_atlas(faces, fov, margin)
     grid, overlaps = _sphere_grids(supersampling * height, fov, blend, size, margin, work, faces.device)
     if batch == 1:
         bands = grid[0].unflatten(0, (math.gcd(height, 8), -1))
@@ -177,68 +167,25 @@ def cube_to_equirect(
     else:
         panorama = sampling.sample(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
     if overlaps is not None:
-        indices, grid, weight = overlaps
-        other = sampling.sample(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
-        panorama.index_add_(2, indices, (other - panorama[..., indices]) * weight)
+        atlases.add_overlaps_(panorama, atlas, overlaps, mode)
     panorama = panorama.unflatten(2, (supersampling * height, -1))
     return sampling.to_pixels(F.avg_pool2d(panorama, supersampling) if supersampling > 1 else panorama, faces.dtype)
-
-
-def _nearest_faces(rays: Tensor, size: int, tan: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The three nearest faces of directions (N, 3): index, distance from the axis, column and row; (3, N) each."""
-    local = torch.einsum("fkw,nw->kfn", torch.tensor(FRAMES, dtype=torch.float64), rays)
-    u, v = local[:2] / local[2]  # (6, N) each
-    reach = torch.where(local[2] > 0, torch.maximum(u.abs(), v.abs()), torch.inf)
-    reach, face = reach.topk(3, 0, largest=False)
-    column, row = ((w.gather(0, face) / tan + 1) / 2 * size - 0.5 for w in (u, -v))
-    return face, reach, column, row
-
-
-def _atlas_grid(face: Tensor, column: Tensor, row: Tensor, size: int, margin: int) -> Tensor:
-    """grid_sample coordinates in the atlas: six faces below each other, each padded by `margin` pixels."""
-    edge = size + 2 * margin
-    x, y = (column + margin + 0.5) / edge, (row + margin + 0.5 + face * edge) / (6 * edge)
-    return torch.stack([x, y], -1) * 2 - 1
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _sphere_grids(
     height: int, fov: float, blend: bool, size: int, margin: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """Positions of panorama pixels in the atlas: the grid of all pixels on their nearest face and, to blend, indices,
-    grid and weights of the pixels that a second or third face sees too."""
-    tan = tan_half(fov)
+) -> tuple[Float[Tensor, "1 i j 2"], atlases.Overlaps | None]:
+    """Positions of the pixels of a panorama in the atlas."""
     step = math.pi / height
     yaw = (torch.arange(2 * height, dtype=torch.float64) + 0.5) * step - math.pi
     pitch = math.pi / 2 - (torch.arange(height, dtype=torch.float64)[:, None] + 0.5) * step
     rays = torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1)
-    face, reach, column, row = _nearest_faces(rays.flatten(0, 1), size, tan)
-    grids = _atlas_grid(face, column, row, size, margin).to(device, dtype)
-    nearest = grids[0].view(1, height, 2 * height, 2)
-    if not blend:
-        return nearest, None
-    weights = ((tan - reach) / (tan - 1)).clamp(0, 1)
-    weights = (weights / weights.sum(0))[1:].to(device, dtype)
-    rank, indices = weights.nonzero(as_tuple=True)
-    return nearest, (indices, grids[1:][rank, indices][None, None], weights[rank, indices])
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _border_grid(
-    size: int, fov: float, margin: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Float[Tensor, "1 i j 2"]]:
-    """The padding of the faces in the atlas: indices of its pixels, and the grid of their directions on other faces."""
-    edge = size + 2 * margin
-    wide = math.degrees(2 * math.atan(tan_half(fov) * edge / size))
-    around = torch.ones(6, edge, edge, dtype=torch.bool)
-    around[:, margin:-margin, margin:-margin] = False
-    rays = face_directions(edge, wide, torch.float64)[around]
-    face, _, column, row = _nearest_faces(rays, size, tan_half(fov))
-    grid = _atlas_grid(face[0], column[0].clamp(0, size - 1), row[0].clamp(0, size - 1), size, margin)
-    indices = around.flatten().nonzero()[:, 0]
-    return indices.to(device), grid.view(1, 24, -1, 2).to(device, dtype)
+    nearest, overlaps = atlases.ray_grids(rays.flatten(0, 1), fov, blend, size, margin, dtype)
+    if overlaps is not None:
+        overlaps = atlases.Overlaps(*(values.to(device) for values in overlaps))
+    return nearest.to(device).view(1, height, 2 * height, 2), overlaps
 
 
 @lru_cache(maxsize=8)
@@ -249,5 +196,5 @@ def _sphere_maps(height: int, fov: float, size: int) -> tuple[np.ndarray, np.nda
 
 @lru_cache(maxsize=8)
 def _border_maps(size: int, fov: float) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    indices, grid = _border_grid(size, fov, 1, torch.float64, torch.device("cpu"))
+    indices, grid = atlases.border_grid(size, fov, 1, torch.float64, torch.device("cpu"))
     return indices.numpy(), sampling.fixed_point(grid[0], 6 * (size + 2), size + 2)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
+from cubediff.cubemaps.engines import Cube, layout_of
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
-from cubediff.data.sources.schemes import SCHEMES, STRIPS, Cube, Group, cut, group_files, is_layout, seam
+from cubediff.data.sources.schemes import SCHEMES, STRIPS, Group, cut, group_files, seam, upright
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
@@ -100,7 +101,7 @@ class Cubemaps:
         if len({(p.pixels.shape, p.pixels.dtype) for p in images.values()}) > 1:
             sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in images.items())
             raise DataError(f"its faces differ in size or type: {', '.join(sizes)}")
-        readings = {s: {face: images[f].pixels for face, f in r.items()} for s, r in group.readings.items()}
+        readings = {s: upright({face: images[f].pixels for face, f in r.items()}, s) for s, r in group.readings.items()}
         notes = [f"{PurePosixPath(file).name}: {note}" for file, image in images.items() for note in image.notes]
         return scheme, self._check_reading(scheme, readings), notes
 
@@ -125,17 +126,20 @@ class Cubemaps:
     def _check_reading(self, name: str, readings: dict[str, Cube]) -> Cube:
         """The faces by the scheme `name`, unless another scheme clearly fits better."""
         cube = readings.pop(name)
-        if self.scheme is None:
-            levels = dict(zip(FACES, _levels(np.stack([cube[f] for f in FACES])), strict=True))
-            found = seam(levels)
-            for other, reading in readings.items():
-                rival = seam(dict(zip(FACES, _levels(np.stack([reading[f] for f in FACES])), strict=True)))
-                if found > _MAX_SEAM and 2 * rival < found:
-                    raise DataError(
-                        f"its faces meet as {other!r} (edges differ by {rival:.0f} levels), not as {name!r} "
-                        f"({found:.0f} levels): pass --source {other}"
-                    )
+        if self.scheme is None and (found := _seam_in_levels(cube)) > _MAX_SEAM and readings:
+            rivals = {other: _seam_in_levels(reading) for other, reading in readings.items()}
+            best = min(rivals, key=rivals.__getitem__)
+            if 2 * rivals[best] < found:
+                raise DataError(
+                    f"its faces meet as {best!r} (edges differ by {rivals[best]:.0f} levels), not as {name!r} "
+                    f"({found:.0f} levels): pass --source {best}"
+                )
         return cube
+
+
+def _seam_in_levels(cube: Cube) -> float:
+    """`seam` of faces of levels or radiance, in grey levels."""
+    return seam(dict(zip(FACES, _levels(np.stack([cube[face] for face in FACES])), strict=True)))
 
 
 def _levels(pixels: UInt8[np.ndarray, "*s 3"] | Float[np.ndarray, "*s 3"]) -> Shaped[np.ndarray, "*s 3"]:
@@ -153,7 +157,7 @@ def _check_face(width: int, height: int, max_width: int) -> None:
 
 
 def _check_layout(width: int, height: int, max_width: int) -> None:
-    if not is_layout(width, height):
+    if layout_of(width, height) is None:
         raise DataError(f"{width}x{height} is not a cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6")
     across = {True: 4, False: 3}[width > height]
     _check_size(min(width, height) if 6 * min(width, height) == max(width, height) else width // across, max_width)

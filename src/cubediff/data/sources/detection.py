@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from cubediff.cubemaps.engines import layout_of
 from cubediff.data.sources.captions import find_captions_file
 from cubediff.data.sources.imagefolder import list_tables
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.parquet import list_parquet
-from cubediff.data.sources.schemes import group_files, is_layout
+from cubediff.data.sources.schemes import group_files
 from cubediff.data.sources.trees import tree_of
 from cubediff.data.sources.webdataset import Shards
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
@@ -69,4 +70,4 @@ def _are_layouts(path: Path, images: list[str]) -> bool:
             sizes.append(read_size(path / name))
         except DataError:
             continue
-    return bool(sizes) and all(is_layout(*size) for size in sizes)
+    return bool(sizes) and all(layout_of(*size) is not None for size in sizes)

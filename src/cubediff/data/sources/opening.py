@@ -16,7 +16,8 @@ from cubediff.data.sources.trees import MATTERPORT3D, STRUCTURED3D, open_tree
 from cubediff.data.sources.webdataset import Shards
 from cubediff.utils.errors import DataError
 
-KINDS = ("equirect", "cubemaps", "webdataset", "imagefolder", "parquet", STRUCTURED3D, MATTERPORT3D, *SCHEMES, *STRIPS)
+_FORMATS = ("equirect", "cubemaps", "webdataset", "imagefolder", "parquet", STRUCTURED3D, MATTERPORT3D)
+KINDS = tuple(dict.fromkeys((*_FORMATS, *SCHEMES, *STRIPS)))
 
 
 def open_source(

@@ -1,25 +1,25 @@
-"""Naming schemes and layouts of cubemaps, as tables: which file or part of an image is which face."""
+"""Naming schemes of cubemaps, as tables: which file or part of an image is which face."""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
+from cubediff.cubemaps.engines import CONVENTIONS, Cube, engine_images, from_engine, from_layout, layout_of
 from cubediff.data.sources.names import normal_form
-from cubediff.geometry.conventions import FACE_ORDERS, FACES
+from cubediff.geometry.conventions import FACES
 
-# File name endings of front, right, back, left, up, down. In all schemes, faces are upright as seen from inside, and
+# File name endings of front, right, back, left, up, down. In these schemes, faces are upright as seen from inside, and
 # the lower edge of up and the upper edge of down touch front, so no face has to be rotated:
-# axes: the cube-map tables of OpenGL and Direct3D, with +x to the right of +z (Humus' files; three.js mirrors x when it
+# axes: the cube-map tables of OpenGL and Direct3D, with +x to the right of +z (Humus' files; three.js flips x when it
 #   samples a cubemap, because its axes are right-handed, so the files are the same: its manual, CubeTextureLoader).
 # matterport: skybox 1 to 4 turn right, up's lower and down's upper edge touch 1 (demo_matterport.m of the data set's
 #   PanoBasic: yaw −90° −90° 0° 90° 180° −90°; PanFusion's from_mp3d_skybox rotates U and D to 2 accordingly).
-# words: as seen by a viewer inside. unity: the material "Skybox/6 Sided" puts Left on +X and Right on −X, and Unity's
-#   +x is to the right of its +z, so that Left is right of Front (its manual and shader).
+# words: as seen by a viewer inside. unity: as written in `CONVENTIONS`, also without the axes in the names.
 # quake: `rt` is straight ahead and `bk` to its left (the tables of Quake II's sky code; Half-Life,
 #   Source and most packs with these endings follow it). short: the same endings, named by a viewer inside.
 _AXES = (("pz", "posz"), ("px", "posx"), ("nz", "negz"), ("nx", "negx"), ("py", "posy"), ("ny", "negy"))
@@ -37,6 +37,17 @@ _UNITY = (
 _QUAKE = (("rt",), ("ft",), ("lf",), ("bk",), ("up",), ("dn",))
 _SHORT = (("ft",), ("rt",), ("bk",), ("lf",), ("up",), ("dn",))
 
+# Conventions with the names of `axes` that show other faces, or rotate them.
+_ENGINES = ("three", "unreal", "blender")
+
+
+def _tokens(convention: str) -> tuple[tuple[str, ...], ...]:
+    """The names of a convention and their variants (posx), by face."""
+    variants = {name: names for names in _AXES for name in names}
+    shown = {image.face: variants[image.name] for image in CONVENTIONS[convention]}
+    return tuple(shown[face] for face in FACES)
+
+
 # If the names of two schemes are equal, the first scheme counts, unless the faces' edges fit the other better.
 SCHEMES = {
     "axes": _AXES,
@@ -45,16 +56,13 @@ SCHEMES = {
     "unity": _UNITY,
     "quake": _QUAKE,
     "short": _SHORT,
+    **{name: _tokens(name) for name in _ENGINES},
 }
 
-# Rows of an image that holds all faces. In the vertical cross, back is upside down below down, so that the cross folds
-# into a cube (HDRShop and its successors). Strips have the order of OpenGL (DDS, ffmpeg's c6x1, Unreal's manual for the
-# NVIDIA plug-in) or of py360convert.
-_HORIZONTAL = ((None, "up", None, None), ("left", "front", "right", "back"), (None, "down", None, None))
-_VERTICAL = ((None, "up", None), ("left", "front", "right"), (None, "down", None), (None, "back", None))
-STRIPS = ("opengl", "py360convert")
+# Orders of the faces in strips: that of OpenGL (DDS, ffmpeg's c6x1, Unity), py360convert's, and those of engines.
+STRIPS = ("opengl", "py360convert", *_ENGINES)
 
-Cube = dict[str, Shaped[np.ndarray, "s s ..."]]
+_LAYOUT_NAMES = {"cross": "horizontal_cross", "cross-vertical": "vertical_cross"}  # as shards record them
 
 
 class Group(NamedTuple):
@@ -116,40 +124,26 @@ def _pattern(tokens: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict
     return re.compile(rf"(?P<scene>.*?)[ ._-]*(?P<token>{long}{separated}){tail}", re.IGNORECASE | re.DOTALL), faces
 
 
-def is_layout(width: int, height: int) -> bool:
-    """Whether an image of this size can hold all six faces: a cross (4:3 or 3:4) or a strip (6:1 or 1:6)."""
-    return 3 * width == 4 * height or 4 * width == 3 * height or width == 6 * height or height == 6 * width
+def upright(cube: Cube, scheme: str) -> Cube:
+    """The faces of six files, without the rotations of the scheme."""
+    if scheme not in _ENGINES:
+        return cube
+    images = CONVENTIONS[scheme]
+    return from_engine({image.name: cube[image.face] for image in images}, images)
 
 
 def cut(image: Shaped[np.ndarray, "h w ..."], strip: str) -> tuple[str, Cube, list[Shaped[np.ndarray, "s s ..."]]]:
     """Cuts an image with all six faces.
 
     Args:
-        image: An image whose size fulfils `is_layout`.
+        image: An image that has the shape of a layout.
         strip: Order of the faces in a strip, one of STRIPS.
 
     Returns:
         Name of the layout, the faces (views), and the empty cells of a cross.
     """
-    height, width = image.shape[:2]
-    rows: Sequence[Sequence[str | None]]
-    if 3 * width == 4 * height:
-        name, rows = "horizontal_cross", _HORIZONTAL
-    elif 4 * width == 3 * height:
-        name, rows = "vertical_cross", _VERTICAL
-    else:
-        name = f"strip_{strip}"
-        rows = (FACE_ORDERS[strip],) if width > height else tuple((face,) for face in FACE_ORDERS[strip])
-    size = width // len(rows[0])
-    faces, empty = {}, []
-    for i, row in enumerate(rows):
-        for j, face in enumerate(row):
-            cell = image[i * size : (i + 1) * size, j * size : (j + 1) * size]
-            if face is None:
-                empty.append(cell)
-            else:
-                faces[face] = cell[::-1, ::-1] if (name, face) == ("vertical_cross", "back") else cell
-    return name, faces, empty
+    layout = layout_of(image.shape[1], image.shape[0]) or ""
+    return _LAYOUT_NAMES.get(layout, f"strip_{strip}"), *from_layout(image, engine_images(strip))
 
 
 def seam(cube: Cube) -> float:
