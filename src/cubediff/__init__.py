@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         reorder_faces,
         rotation_matrix,
     )
+    from cubediff.geometry.panoramas import Panorama
     from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
     from cubediff.geometry.photos import Photo
     from cubediff.geometry.projections import cube_to_equirect, equirect_to_cube
@@ -43,6 +44,7 @@ __all__ = [
     "CubeDiffPipeline",
     "LatentDataModule",
     "Objective",
+    "Panorama",
     "PanoramaDataModule",
     "Photo",
     "Source",
@@ -73,6 +75,7 @@ if not TYPE_CHECKING:
             "FACE_ORDERS": "cubediff.geometry.conventions",
             "LatentDataModule": "cubediff.data.latent_cache.reading",
             "Objective": "cubediff.diffusion.objective",
+            "Panorama": "cubediff.geometry.panoramas",
             "PanoramaDataModule": "cubediff.data.batches.panoramas",
             "Photo": "cubediff.geometry.photos",
             "Source": "cubediff.data.sources.base",

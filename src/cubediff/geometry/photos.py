@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cubediff.geometry.conventions import face_rays, rotation_matrix
+from cubediff.geometry.panoramas import Panorama, project_panorama
 from cubediff.geometry.perspective import perspective_to_cube
 from cubediff.images.exif import EXIF_IFD
 from cubediff.images.levels import fill_transparent, to_srgb
@@ -70,15 +71,16 @@ class Photo:
 
 
 def project_photos(
-    photos: Sequence[Sequence[Photo]], size: int, face_fov: float
+    photos: Sequence[Sequence[Photo | Panorama]], size: int, face_fov: float
 ) -> tuple[Float[Tensor, "b 6 3 s s"], Bool[Tensor, "b 6 1 s s"]]:
-    """Projects the photos of B panoramas onto their faces.
+    """Projects the photos of B panoramas, and panoramas to edit, onto their faces.
 
     A square photo with the faces' field of view that looks straight ahead becomes the front face and covers nothing
     else; at the faces' size its pixels do not change.
 
     Args:
-        photos: One or more photos for each panorama. If several cover a pixel, the one whose centre is nearest wins.
+        photos: One or more photos for each panorama. If several cover a pixel, the one whose centre is nearest wins;
+            the kept pixels of a panorama to edit win over photos.
         size: Face size S in pixels.
         face_fov: Field of view of the faces, degrees.
 
@@ -90,11 +92,18 @@ def project_photos(
     return torch.stack(faces), torch.stack(covered)
 
 
-def _merge_photos(photos: Sequence[Photo], size: int, face_fov: float) -> tuple[Tensor, Tensor]:
-    projected = [_project_photo(photo, size, face_fov) for photo in photos]
+def _merge_photos(photos: Sequence[Photo | Panorama], size: int, face_fov: float) -> tuple[Tensor, Tensor]:
+    projected = [_project(photo, size, face_fov) for photo in photos]
     faces, covered, cosines = (torch.stack(parts) for parts in zip(*projected, strict=True))  # (N, 6, C, S, S)
     nearest = (cosines + 2 * covered).argmax(0, keepdim=True)
     return faces.gather(0, nearest.expand(1, -1, 3, -1, -1))[0], covered.any(0)
+
+
+def _project(image: Photo | Panorama, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(image, Photo):
+        return _project_photo(image, size, face_fov)
+    faces, kept = project_panorama(image, size, face_fov)
+    return faces, kept, 2.0 * kept  # above every cosine where it is kept
 
 
 def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:

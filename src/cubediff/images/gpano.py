@@ -1,8 +1,10 @@
-"""Google's photo-sphere tags in XMP metadata: whether an image shows a full sphere
+"""Google's photo-sphere tags in XMP metadata: whether an image shows a full sphere, or which part of one
 (developers.google.com/streetview/spherical-metadata)."""
 
 import codecs
+import math
 import xml.etree.ElementTree as ET
+from typing import NamedTuple
 
 from cubediff.utils.errors import DataError
 
@@ -12,6 +14,30 @@ _OFFSETS = ("CroppedAreaLeftPixels", "CroppedAreaTopPixels")
 _MAX_PIXELS = 10**7
 _MAX_VALUE = 40  # characters of a tag that are read; longer ones are not those of a size or projection
 _REMEDY = "correct the tags, or remove them if the image shows the full sphere"
+_ROUNDED = 2  # pixels that a size may be off
+
+
+class SphereArea(NamedTuple):
+    """Where an image lies in the equirectangular image of the full sphere, 2·`height` × `height` pixels."""
+
+    height: int
+    left: int
+    top: int
+
+
+class _Crop(NamedTuple):
+    """The values of the tags, in pixels; missing ones are those of a full sphere."""
+
+    width: int
+    height: int
+    full_width: int
+    full_height: int
+    left: int
+    top: int
+
+    def __str__(self) -> str:
+        place = f"({self.left}, {self.top})"
+        return f"{self.width}x{self.height} pixels at {place} of a sphere of {self.full_width}x{self.full_height}"
 
 
 def check_full_sphere(xmp: bytes, width: int, height: int) -> None:
@@ -28,24 +54,72 @@ def check_full_sphere(xmp: bytes, width: int, height: int) -> None:
     Raises:
         DataError: If they name another projection or a part of the sphere, contradict each other, or are unreadable.
     """
-    tags = _read_tags(xmp)
+    crop = _read_crop(_read_tags(xmp), width, height)
+    if crop is None:
+        return
+    if crop.width < crop.full_width or crop.height < crop.full_height:
+        raise DataError(f"a part of a panorama: its GPano tags say {crop}; use the full panorama, or {_REMEDY}")
+    if (crop.left, crop.top) != (0, 0) or not _fits(crop):
+        raise DataError(f"its GPano tags contradict each other: they say {crop}; {_REMEDY}")
+
+
+def sphere_area(xmp: bytes, width: int, height: int) -> SphereArea:
+    """Which part of the sphere an image shows by its GPano tags; without them a 2:1 image shows all of it.
+
+    Args:
+        xmp: The XMP packet of the image; empty: none.
+        width: Width of the image, in pixels.
+        height: Its height, in pixels.
+
+    Returns:
+        The area in pixels of the image, which may have been scaled after it was tagged.
+
+    Raises:
+        DataError: If the image is not 2:1 and has no tags, or the tags name another projection, contradict each other
+            or the image, or are unreadable.
+    """
+    crop = _read_crop(_read_tags(xmp), width, height)
+    if crop is None:
+        if width != 2 * height:
+            raise DataError(
+                f"{width}x{height} is not 2:1: expected the full sphere, or GPano tags that say which part of it the "
+                "image shows"
+            )
+        return SphereArea(height, 0, 0)
+    across, down = width / crop.width, height / crop.height
+    scaled_alike = abs(crop.height * across - height) <= _ROUNDED * max(1, across)
+    if not _fits(crop) or not scaled_alike:
+        raise DataError(
+            f"its GPano tags contradict each other or its {width}x{height} pixels: they say {crop}; {_REMEDY}"
+        )
+    sphere = max(math.ceil(crop.full_width * across / 2 - 1e-6), round(crop.full_height * down))
+    left, top = round(crop.left * across), round(crop.top * down)
+    return SphereArea(sphere, min(left, 2 * sphere - width), min(top, sphere - height))
+
+
+def _read_crop(tags: dict[str, str], width: int, height: int) -> _Crop | None:
+    """The crop that the tags describe; None if they name no sizes. DataError for another projection."""
     projection = tags.get("ProjectionType", "equirectangular")
     if projection.lower() != "equirectangular":
         raise DataError(f"GPano:ProjectionType is {projection!r}: expected an equirectangular panorama; {_REMEDY}")
     if tags.keys().isdisjoint((*_SIZES, *_OFFSETS)):
-        return
+        return None
     crop_width, crop_height, full_width, full_height = (_pixels(tags, name, 1) for name in _SIZES)
     left, top = (_pixels(tags, name, 0) or 0 for name in _OFFSETS)
-    full_width, full_height = full_width or crop_width or width, full_height or crop_height or height
-    crop_width, crop_height = crop_width or width, crop_height or height
-    crop = f"{crop_width}x{crop_height} pixels at ({left}, {top}) of a sphere of {full_width}x{full_height}"
-    if crop_width < full_width or crop_height < full_height:
-        raise DataError(f"a part of a panorama: its GPano tags say {crop}; use the full panorama, or {_REMEDY}")
-    rounded = 2  # pixels that a size may be off
-    if (crop_width, crop_height, left, top) != (full_width, full_height, 0, 0) or (
-        abs(full_width - 2 * full_height) > rounded
-    ):
-        raise DataError(f"its GPano tags contradict each other: they say {crop}; {_REMEDY}")
+    return _Crop(
+        width=crop_width or width,
+        height=crop_height or height,
+        full_width=full_width or crop_width or width,
+        full_height=full_height or crop_height or height,
+        left=left,
+        top=top,
+    )
+
+
+def _fits(crop: _Crop) -> bool:
+    """Whether the crop lies in its sphere, and the sphere is 2:1."""
+    inside = crop.left + crop.width <= crop.full_width and crop.top + crop.height <= crop.full_height
+    return inside and abs(crop.full_width - 2 * crop.full_height) <= _ROUNDED
 
 
 def _pixels(tags: dict[str, str], name: str, least: int) -> int | None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, UInt8, UInt16
+from jaxtyping import Bool, Float, Float64, Shaped, UInt8, UInt16
 from PIL import Image, ImageCms, ImageFile
 
 from cubediff.images import exif, profiles
@@ -72,6 +72,84 @@ def decode_levels(image: ImageFile.ImageFile, data: bytes) -> DecodedImage:
         None if opaque is None else exif.upright(opaque, turned),
         data if baseline and turned == 1 and transform is None else None,
         tuple(note for note in (exif_note, profile_note, gamma_note) if note),
+    )
+
+
+class StoredImage(NamedTuple):
+    """An upright image in its own bit depth and colour space.
+
+    Attributes:
+        levels: RGB levels of 8 or 16 bits; equal channels for a grey image.
+        opaque: Which pixels are opaque; None if the file has no alpha.
+        profile: The ICC profile of the levels; None for sRGB.
+        notes: What the file holds that was ignored.
+    """
+
+    levels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
+    opaque: Bool[np.ndarray, "h w"] | None = None
+    profile: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+def decode_stored(image: ImageFile.ImageFile, data: bytes) -> StoredImage:
+    """Decodes the first frame of an image without loss.
+
+    CMYK and CIELAB levels, and grey levels with an ICC profile, become sRGB.
+
+    Args:
+        image: Opened by Pillow; its pixels are not loaded yet.
+        data: The content of the file.
+
+    Raises:
+        DataError: If it has floating-point or 32-bit pixels, or 16 bits a channel in a colour space other than RGB.
+        Exception: Any error of a decoder.
+    """
+    raw_modes = str([tile.args for tile in image.tile])
+    stored = exif.orientation(image)[0] if image.format == "TIFF" else 1
+    image.load()  # a TIFF is upright afterwards
+    turned, exif_note = exif.orientation(image)
+    gamma, gamma_note = _png_gamma(image)
+    if gamma is not None:
+        raise DataError(
+            "a gAMA or cHRM chunk of another colour space than sRGB: save it as sRGB or with an ICC profile"
+        )
+    if (image.mode.startswith("I;16") or ";16" in raw_modes) and image.mode not in ("CMYK", "LAB"):
+        is_grey = image.mode.startswith("I;16") or "LA;16" in raw_modes
+        transform, profile_note = _transform(image, is_grey)
+        if is_grey and transform is not None:
+            raise DataError("16-bit grey levels with an ICC profile: save it as RGB")
+        levels, opaque = _levels_16_bit(image, data, stored, is_grey)
+        levels = np.repeat(levels, 3, -1) if is_grey else levels
+        decoded = StoredImage(levels, opaque, None if transform is None else image.info["icc_profile"])
+    else:
+        decoded = to_stored(image)
+        profile_note = None if not decoded.notes else decoded.notes[0]
+    return StoredImage(
+        exif.upright(decoded.levels, turned),
+        None if decoded.opaque is None else exif.upright(decoded.opaque, turned),
+        decoded.profile,
+        tuple(note for note in (exif_note, profile_note, gamma_note) if note),
+    )
+
+
+def to_stored(image: Image.Image) -> StoredImage:
+    """The levels of a Pillow image as they are, in the orientation in which it is; as `decode_stored`.
+
+    Raises:
+        DataError: If it has floating-point or 32-bit pixels.
+    """
+    if image.mode.startswith("I;16"):
+        return StoredImage(np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, -1))
+    if image.mode[0] in "IF":
+        raise DataError(f"pixels of the mode {image.mode!r}, of unknown range: save it with 8 or 16 bits a channel")
+    transform, note = _transform(image, image.mode in _GREY)
+    colours, opaque = _split_alpha(image)
+    has_own_space = colours.mode == "RGB" and transform is not None
+    levels = (
+        np.asarray(colours.convert("RGB")) if transform is None or has_own_space else profiles.apply(transform, colours)
+    )
+    return StoredImage(
+        levels, opaque, image.info["icc_profile"] if has_own_space else None, () if note is None else (note,)
     )
 
 
@@ -162,7 +240,9 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Bool[np.ndarray, "h w
     return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
-def fill_transparent(levels: UInt8[np.ndarray, "h w 3"], opaque: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def fill_transparent(
+    levels: Shaped[np.ndarray, "h w 3"], opaque: Bool[np.ndarray, "h w"]
+) -> Shaped[np.ndarray, "h w 3"]:
     """The image with each transparent pixel in the colour of the nearest opaque one, which interpolation may reach.
 
     Raises:
@@ -172,7 +252,7 @@ def fill_transparent(levels: UInt8[np.ndarray, "h w 3"], opaque: Bool[np.ndarray
         raise DataError("only transparent pixels: expected a photo")
     source = (~opaque).astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(source, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)
-    colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
+    colours = np.zeros((int(labels.max()) + 1, 3), levels.dtype)
     colours[labels[opaque]] = levels[opaque]
-    filled: UInt8[np.ndarray, "h w 3"] = colours[labels]
+    filled: Shaped[np.ndarray, "h w 3"] = colours[labels]
     return filled

@@ -5,7 +5,7 @@ from functools import lru_cache, partial, reduce
 from itertools import product
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image, ImageCms
 
 from cubediff.images.colour import in_strips
@@ -48,6 +48,25 @@ def srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransfor
         return None, f"its ICC profile is damaged (white is {tuple(white.tolist())}): read as sRGB"
     is_srgb = mode != "CMYK" and np.abs(after.astype(int) - before).max() <= _SAME
     return (None if is_srgb else transform), None
+
+
+def convert(
+    colours: Float32[np.ndarray, "h w 3"], source: bytes | None, target: bytes | None
+) -> Float32[np.ndarray, "h w 3"]:
+    """Converts RGB in [−1, 1] between the colour spaces of ICC profiles, in 8 bits.
+
+    Args:
+        colours: The colours.
+        source: Their ICC profile; None for sRGB.
+        target: The profile of the result; None for sRGB.
+    """
+    levels = np.round((colours + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    before, after = (
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB") if data is None else io.BytesIO(data))
+        for data in (source, target)
+    )
+    transform = ImageCms.buildTransform(before, after, "RGB", "RGB")
+    return _transformed(transform, Image.fromarray(levels)).astype(np.float32) / np.float32(127.5) - 1
 
 
 def lab_transform() -> ImageCms.ImageCmsTransform:

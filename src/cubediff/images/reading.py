@@ -24,7 +24,7 @@ MAX_PHOTO_PIXELS = 178_956_970  # the number above which Pillow refuses an image
 
 # Other decoders of Pillow start programs (EPS) or are rarely tested.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")
-_PHOTO_FORMATS = (*_FORMATS, "BMP", "GIF")
+PHOTO_FORMATS = (*_FORMATS, "BMP", "GIF")
 _TIFF = (".tif", ".tiff")
 
 OpenFile = io.BufferedReader | io.BytesIO
@@ -55,7 +55,7 @@ def read_image(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> Image.Image:
     """
     with decoding(), open_regular(path) as file:
         data, damage = without_damaged_metadata(file.read())
-        with Image.open(io.BytesIO(data), formats=_PHOTO_FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as opened:
             if opened.width * opened.height > max_pixels:
                 raise DataError(f"{opened.width}x{opened.height} is more than {max_pixels} pixels: shrink it")
             decoded = decode_levels(opened, data)
@@ -113,7 +113,7 @@ def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) ->
                 decoded = decode_levels(image, data)
                 height, width, _ = decoded.pixels.shape
                 if sphere:  # a PNG may have its tags behind its pixels
-                    check_full_sphere(_xmp(image), width, height)
+                    check_full_sphere(xmp_packet(image), width, height)
     check(decoded.pixels.shape[1], decoded.pixels.shape[0])
     return decoded._replace(notes=damage + decoded.notes)
 
@@ -149,10 +149,10 @@ def _read_header(file: OpenFile, suffix: str) -> _Header:
         with Image.open(file, formats=_FORMATS) as image:
             # Without EXIF in front, Pillow would decode a PNG to look for EXIF after its pixels.
             if image.format == "PNG" and "exif" not in image.info:
-                return _Header(*image.size, _xmp(image), may_be_sideways=True)
+                return _Header(*image.size, xmp_packet(image), may_be_sideways=True)
             # Pillow turns the size of a TIFF itself.
             is_sideways = image.format != "TIFF" and exif.orientation(image)[0] in (5, 6, 7, 8)
-            return _Header(*(image.size[::-1] if is_sideways else image.size), _xmp(image))
+            return _Header(*(image.size[::-1] if is_sideways else image.size), xmp_packet(image))
     except UnidentifiedImageError:
         if suffix not in _TIFF:
             raise
@@ -182,7 +182,8 @@ def _check_frames(image: Image.Image) -> None:
         raise DataError(f"{frames} frames: animations and pages are not supported, save one frame as a separate file")
 
 
-def _xmp(image: Image.Image) -> bytes:
+def xmp_packet(image: Image.Image) -> bytes:
+    """The XMP packet of an opened image; empty without one."""
     xmp: object = image.info.get("xmp")
     return xmp if isinstance(xmp, bytes) else xmp.encode() if isinstance(xmp, str) else b""
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
+from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
@@ -37,6 +38,7 @@ from cubediff.pipelines.call import (
     to_numpy,
 )
 from cubediff.pipelines.completeness import complete_weights
+from cubediff.pipelines.editing import Edits
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
 from cubediff.pipelines.trust import check_components
@@ -147,7 +149,8 @@ class CubePipeline(DiffusionPipeline, ABC):
                 one per panorama; or None for no text.
             image: A `Photo`, which has a field of view and a direction; a PIL image or float tensor (3, H, W) in
                 [−1, 1] that looks straight ahead; a list of several for one panorama; a list of such lists, one per
-                panorama; a tensor (B, 3, H, W), a front face each; or None.
+                panorama; a tensor (B, 3, H, W), a front face each; or None. A `Panorama` in place of a photo or beside
+                photos is edited: the result has its size and its kept pixels.
             num_inference_steps: Denoising steps.
             guidance_scale: Guidance scale; 1 and below turns guidance off. The unconditional branch has neither text
                 nor image.
@@ -191,6 +194,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         prompts = prompts_by_panorama(prompt)
         negative = prompts_by_panorama(negative_prompt, allow_empty=True)
         photos = None if image is None else photos_by_panorama(image)
+        edits = Edits(photos, panorama_height, output_type)
         batch = batch_size(prompts, negative, photos, latents, num_images_per_prompt)
         guidance = make_guidance(
             prompt is not None, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale
@@ -206,27 +210,28 @@ class CubePipeline(DiffusionPipeline, ABC):
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample
         else:
-            output = self._decoded(sample, condition if paste_image else None, panorama_height, output_type)
+            output = self._decoded(sample, condition if paste_image else None, edits, output_type)
         self.maybe_free_model_hooks()
         return CubeDiffOutput(*output) if return_dict else output
 
     def _decoded(
-        self, sample: Tensor, pasted: _Condition | None, panorama_height: int | None, output_type: str
+        self, sample: Tensor, pasted: _Condition | None, edits: Edits, output_type: str
     ) -> tuple[Panoramas, Faces]:
         """Panoramas and faces of latents, with the pixels of `pasted` where it has photos."""
         faces = self.backbone.decode(sample)
         if pasted is not None and pasted.pixels is not None and pasted.covered is not None:
             mask = feather(pasted.covered, self.backbone.latent_scale).to(faces)
             faces = torch.lerp(faces, pasted.pixels.to(faces), mask)
-        panoramas = cube_to_equirect(faces, panorama_height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
+        panoramas = cube_to_equirect(faces, edits.height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
         if not faces.isfinite().all():
             raise FloatingPointError(NON_FINITE.format("pixels of the decoded faces"))
+        panoramas, faces = edits.apply(panoramas, faces, self.config.fov, self.backbone.latent_scale)
         if output_type == "pt":
             return panoramas, faces
         if output_type == "np":
-            return to_numpy(panoramas), to_numpy(faces)
-        return to_pil(panoramas), [to_pil(six) for six in faces]
+            return edits.with_kept_values(to_numpy(panoramas)), to_numpy(faces)
+        return edits.with_profiles(to_pil(panoramas)), [to_pil(six) for six in faces]
 
     def _noise(
         self,
@@ -261,7 +266,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         *others, _ = guidance.branches
         return Conditioning.cat([*(own if branch.text else other for branch in others), own])
 
-    def _condition(self, backbone: Backbone, photos: list[list[Photo]] | None, noise: Tensor) -> _Condition:
+    def _condition(self, backbone: Backbone, photos: list[list[Photo | Panorama]] | None, noise: Tensor) -> _Condition:
         """The photos as latents, and the mask of the latent pixels that they cover."""
         empty = torch.zeros_like(noise), torch.zeros_like(noise[:, :, :1])
         if photos is None:

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo
 
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -68,7 +69,7 @@ def check_call(output_type: str, num_inference_steps: int, num_images_per_prompt
 def batch_size(
     prompts: list[list[str]],
     negative: list[list[str]],
-    photos: list[list[Photo]] | None,
+    photos: list[list[Photo | Panorama]] | None,
     latents: Tensor | None,
     per_prompt: int,
 ) -> int:

@@ -8,12 +8,14 @@ import PIL.Image
 from torch import Tensor
 
 from cubediff.geometry.conventions import FACES
+from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, PhotoImage
 from cubediff.utils.text import is_unicode, printable
 
 Prompt: TypeAlias = str | Sequence[str] | Mapping[str, str]  # of one panorama
 Prompts: TypeAlias = Prompt | Sequence[Sequence[str] | Mapping[str, str]]  # of one or of several
-Image: TypeAlias = PhotoImage | Photo | Sequence[PhotoImage | Photo] | Sequence[Sequence[PhotoImage | Photo]]
+OneImage: TypeAlias = PhotoImage | Photo | Panorama
+Image: TypeAlias = OneImage | Sequence[OneImage] | Sequence[Sequence[OneImage]]
 
 
 def prompts_by_panorama(prompt: Prompts | None, allow_empty: bool = False) -> list[list[str]]:
@@ -65,24 +67,26 @@ def six_prompts(prompt: Prompt, allow_empty: bool = False) -> list[str]:
     return texts
 
 
-def photos_by_panorama(image: Image) -> list[list[Photo]]:
-    """One or more photos for each panorama.
+def photos_by_panorama(image: Image) -> list[list[Photo | Panorama]]:
+    """One or more photos for each panorama, or a panorama to edit, or both.
 
     Raises:
         ValueError: If there is no photo, or a tensor's values are not in [−1, 1].
     """
     if isinstance(image, Tensor) and image.ndim == 4:
         return [[_photo(one)] for one in image]
-    if isinstance(image, PIL.Image.Image | Tensor | Photo):
+    if isinstance(image, PIL.Image.Image | Tensor | Photo | Panorama):
         return [[_photo(image)]]
     if not image:
         raise ValueError("image is an empty list: pass a photo, or image=None for none")
-    if all(isinstance(one, PIL.Image.Image | Tensor | Photo) for one in image):
-        return [[_photo(cast(PhotoImage | Photo, one)) for one in image]]
-    return [[_photo(one) for one in photos] for photos in cast(Sequence[Sequence[PhotoImage | Photo]], image)]
+    if all(isinstance(one, PIL.Image.Image | Tensor | Photo | Panorama) for one in image):
+        return [[_photo(cast(OneImage, one)) for one in image]]
+    return [[_photo(one) for one in photos] for photos in cast(Sequence[Sequence[OneImage]], image)]
 
 
-def _photo(image: PhotoImage | Photo) -> Photo:
+def _photo(image: OneImage) -> Photo | Panorama:
+    if isinstance(image, Panorama):
+        return image
     photo = image if isinstance(image, Photo) else Photo(image)
     if isinstance(photo.picture, Tensor):
         low, high = (float(v) for v in photo.picture.aminmax()) if photo.picture.numel() else (0.0, 0.0)
