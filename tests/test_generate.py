@@ -31,6 +31,7 @@ from cubediff.generate import app
 from cubediff.generation.jobs import read_jobs
 from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
+from cubediff.geometry.cubes import cube_to_cube
 from cubediff.geometry.photos import Photo
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.loading import tiny_random
@@ -73,6 +74,16 @@ def run(model: Path | str, output: Path, *arguments: object, prompt: str | None 
         *arguments,
     ]
     return CliRunner().invoke(app, [str(argument) for argument in command])
+
+
+def saved_faces(folder: Path) -> np.ndarray:
+    return np.stack([picture(folder / "faces" / f"{face}.png") for face in FACES])
+
+
+def of_90_degrees(faces: list[PIL.Image.Image]) -> np.ndarray:
+    """Faces of 95° as those of 90° that meet at their edges."""
+    tensor = torch.from_numpy(np.stack([np.asarray(face) for face in faces])).permute(0, 3, 1, 2)[None]
+    return cube_to_cube(tensor, tensor.shape[-1])[0].permute(0, 2, 3, 1).numpy()
 
 
 def picture(path: Path) -> np.ndarray:
@@ -126,7 +137,7 @@ def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_pa
     ]
     assert sorted(path.name for path in out.iterdir()) == ["faces", "generation.json", "panorama.jpg", "viewer.html"]
     assert pixels(out).shape == (128, 256, 3)
-    assert sorted(path.name for path in (out / "faces").iterdir()) == sorted(f"{face}.png" for face in FACES)
+    assert {path.name for path in (out / "faces").iterdir()} == {"faces.json", *(f"{face}.png" for face in FACES)}
     assert {picture(out / "faces" / f"{face}.png").shape for face in FACES} == {(64, 64, 3)}
     page = (out / "viewer.html").read_text(encoding="utf-8")
     assert "a hall with" in page
@@ -185,8 +196,7 @@ def test_prompt_and_photo_generate_the_images_of_the_pipeline(model, photo, tmp_
             num_inference_steps=2,
             generator=torch.Generator().manual_seed(3),
         )
-        for name, face in zip(FACES, expected.faces[0], strict=True):
-            assert np.array_equal(picture(out / "faces" / f"{name}.png"), np.array(face))
+        assert np.array_equal(saved_faces(out), of_90_degrees(expected.faces[0]))
         seen.append(pixels(out).astype(int))
     assert all(np.abs(seen[a] - seen[b]).mean() > 1 for a, b in [(0, 1), (0, 2), (1, 2)])
 
@@ -231,8 +241,17 @@ def test_every_photo_has_its_camera(model, photo, tmp_path) -> None:
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
     )
-    for name, face in zip(FACES, expected.faces[0], strict=True):
-        assert np.array_equal(picture(tmp_path / "out" / "faces" / f"{name}.png"), np.array(face))
+    assert np.array_equal(saved_faces(tmp_path / "out"), of_90_degrees(expected.faces[0]))
+
+
+def test_faces_of_an_earlier_run_do_not_stay_beside_a_new_panorama(model, tmp_path) -> None:
+    assert run(model, tmp_path, "--save-faces", prompt=PROMPT).exit_code == 0
+    (tmp_path / "faces/notes.txt").write_text("mine")
+    assert run(model, tmp_path, "--seed", 1, prompt=PROMPT).exit_code == 0
+    assert [path.name for path in (tmp_path / "faces").iterdir()] == ["notes.txt"]
+    (tmp_path / "faces/notes.txt").unlink()
+    assert run(model, tmp_path, "--seed", 2, prompt=PROMPT).exit_code == 0
+    assert not (tmp_path / "faces").exists()
 
 
 def jobs_file(folder: Path, *jobs: Any) -> Path:

@@ -3,9 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
+import torch
 
+from cubediff.cubemaps.engines import Cube
+from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
 from cubediff.geometry.conventions import FACES
+from cubediff.geometry.cubes import cube_to_cube
+from cubediff.images.writing import encode_png
 from cubediff.pages.viewer import write_viewer
 from cubediff.utils.files import write_json
 
@@ -46,7 +52,7 @@ def write_generation(
     *,
     fov: float,
     prompt: str,
-    save_faces: bool,
+    save_faces: CubemapFormat | None,
 ) -> list[Path]:
     """Writes a panorama, its faces, a viewer page and the record of its generation.
 
@@ -59,18 +65,27 @@ def write_generation(
         record: Content of `generation.json`.
         fov: Field of view of the faces, in degrees.
         prompt: Text that the viewer page shows.
-        save_faces: Also write `faces/NAME.png`.
+        save_faces: Also write the faces: to the folder `faces`, or as the image `cubemap.png`.
 
     Returns:
         The written files, with the folder `faces` in place of its six.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in ("faces", "cubemap.png"):  # of another panorama
+        remove_cubemap(folder / earlier)
     written = [write_panorama(folder / "panorama.jpg", panorama)]
-    if save_faces:
-        (folder / "faces").mkdir(exist_ok=True)
-        for name, face in zip(FACES, faces, strict=True):
-            face.save(folder / "faces" / f"{name}.png")
-        written.append(folder / "faces")
+    if save_faces is not None:
+        path = folder / ("faces" if save_faces.layout == "faces" else "cubemap.png")
+        written.append(write_cubemap(path, _with_fov(faces, fov, save_faces.fov), save_faces, encode_png))
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
     write_json(folder / "generation.json", record, sync=True)
     return [*written, folder / "generation.json"]
+
+
+def _with_fov(faces: Sequence[PIL.Image.Image], own: float, fov: float) -> Cube:
+    """Faces with a field of view, resampled unless it is their own: then the pixels stay as they are."""
+    pixels = np.stack([np.asarray(face) for face in faces])
+    if fov != own:
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)[None]
+        pixels = cube_to_cube(tensor, pixels.shape[1], fov, own)[0].permute(0, 2, 3, 1).numpy()
+    return dict(zip(FACES, pixels, strict=True))

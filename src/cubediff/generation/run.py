@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import cubediff
+from cubediff.cubemaps.files import CubemapFormat
 from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.jobs import Job, open_photo
 from cubediff.generation.outputs import write_generation
@@ -63,7 +64,7 @@ def generate(
         sampling: The sampling settings.
         batch: Panoramas that are sampled at once.
         device: torch device; None: the first available of CUDA, MPS and CPU.
-        save_faces: Also write the six faces as PNG files.
+        save_faces: Also write the six faces, 90° wide, as PNG files.
         resume: Skip jobs whose folder holds their panorama already.
 
     Yields:
@@ -99,7 +100,7 @@ def generate(
                 {**request, **job.record(), **environment},
                 fov=pipeline.config.fov,
                 prompt=" · ".join(dict.fromkeys(six_prompts(job.prompt) if job.prompt is not None else [])),
-                save_faces=save_faces,
+                save_faces=CubemapFormat() if save_faces else None,
             )
 
 

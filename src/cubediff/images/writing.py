@@ -20,3 +20,10 @@ def encode_jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
+
+
+def encode_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encodes sRGB levels as a PNG."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
