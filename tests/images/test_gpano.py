@@ -7,7 +7,7 @@ import pytest
 from support.image_files import PARTIAL_SPHERE, gpano, png, tiff
 from support.pictures import picture
 
-from cubediff.images.gpano import check_full_sphere
+from cubediff.images.gpano import SphereArea, check_full_sphere, full_sphere_xmp, read_pose, sphere_area
 from cubediff.images.panorama import load_panorama
 from cubediff.utils.errors import DataError
 
@@ -110,3 +110,36 @@ def test_unreadable_tags_are_refused_and_unreadable_metadata_without_tags_is_not
 def test_tags_are_read_in_every_encoding_of_xmp(encoding: str) -> None:
     with pytest.raises(DataError, match="a part of a panorama"):
         check_full_sphere(gpano(PARTIAL_SPHERE).decode().encode(encoding) + b"\n" * (encoding != "utf-16"), 64, 32)
+
+
+def test_the_pose_is_read_and_written() -> None:
+    pose = {"PoseHeadingDegrees": "123.5", "PosePitchDegrees": "-2", "PoseRollDegrees": "0.25"}
+    assert read_pose(gpano(FULL | pose)) == (123.5, -2.0, 0.25)
+    assert read_pose(full_sphere_xmp(128, 64, (123.5, -2.0, 0.25)).encode()) == (123.5, -2.0, 0.25)
+    for invalid in ({}, {"PoseHeadingDegrees": "north"}, {"PoseHeadingDegrees": "nan"}, {"PoseHeadingDegrees": "1e9"}):
+        assert read_pose(gpano(FULL | invalid)) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("full", "crop", "expected"),
+    [
+        ((192, 96), (64, 32, 64, 32), (96, 64, 32)),
+        ((384, 192), (128, 64, 10, 20), (96, 5, 10)),  # scaled by a half after it was tagged
+        ((96, 48), (32, 16, 10, 20), (96, 20, 40)),  # by two
+        ((191, 96), (64, 32, 127, 0), (96, 127, 0)),  # a width that was rounded
+        ((192, 97), (64, 32, 0, 65), (97, 0, 65)),
+    ],
+)
+def test_the_area_of_a_crop(
+    full: tuple[int, int], crop: tuple[int, int, int, int], expected: tuple[int, int, int]
+) -> None:
+    names = ("FullPanoWidthPixels", "FullPanoHeightPixels", "CroppedAreaImageWidthPixels")
+    names += ("CroppedAreaImageHeightPixels", "CroppedAreaLeftPixels", "CroppedAreaTopPixels")
+    tags = dict(zip(names, (*full, *crop), strict=True))
+    assert sphere_area(gpano(tags), 64, 32) == SphereArea(*expected)
+
+
+def test_an_image_without_tags_shows_the_full_sphere_if_it_is_2_to_1() -> None:
+    assert sphere_area(b"", 64, 32) == sphere_area(gpano(FULL), 64, 32) == SphereArea(32, 0, 0)
+    with pytest.raises(DataError, match="64x31 is not 2:1"):
+        sphere_area(b"", 64, 31)

@@ -11,22 +11,10 @@ from cubediff.cubemaps.engines import Cube
 from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube
+from cubediff.images.gpano import full_sphere_xmp
 from cubediff.images.writing import encode_png
 from cubediff.pages.viewer import write_viewer
 from cubediff.utils.files import write_json
-
-# Google's photo-sphere XMP metadata (developers.google.com/streetview/spherical-metadata): by these tags viewers
-# recognise a panorama of the full sphere.
-_GPANO = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-<rdf:Description rdf:about="" xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"
- GPano:ProjectionType="equirectangular" GPano:UsePanoramaViewer="True"
- GPano:FullPanoWidthPixels="{width}" GPano:FullPanoHeightPixels="{height}"
- GPano:CroppedAreaImageWidthPixels="{width}" GPano:CroppedAreaImageHeightPixels="{height}"
- GPano:CroppedAreaLeftPixels="0" GPano:CroppedAreaTopPixels="0"
- GPano:PoseHeadingDegrees="0" GPano:PosePitchDegrees="0" GPano:PoseRollDegrees="0"/>
-</rdf:RDF></x:xmpmeta>
-<?xpacket end="w"?>"""
 
 
 def write_panorama(path: Path, panorama: PIL.Image.Image) -> Path:
@@ -39,7 +27,7 @@ def write_panorama(path: Path, panorama: PIL.Image.Image) -> Path:
     Returns:
         `path`.
     """
-    xmp = _GPANO.format(width=panorama.width, height=panorama.height).encode()
+    xmp = full_sphere_xmp(panorama.width, panorama.height).encode()
     panorama.save(path, quality=95, subsampling=0, xmp=xmp)
     return path
 

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Shaped, UInt8, UInt16
 from PIL import ImageFile, UnidentifiedImageError
 
 from cubediff.images.decoding import decoding
-from cubediff.images.gpano import SphereArea, sphere_area
+from cubediff.images.gpano import Pose, SphereArea, read_pose, sphere_area
 from cubediff.images.levels import StoredImage, decode_stored, fill_transparent, to_stored
 from cubediff.images.limits import MIN_WIDTH
 from cubediff.images.png import without_damaged_metadata
@@ -39,12 +39,14 @@ class Canvas:
         kept: Which pixels are kept.
         value_range: The values of black and white.
         profile: ICC profile of the pixels; None for sRGB.
+        pose: Heading, pitch and roll of the camera by its GPano tags, degrees.
     """
 
     pixels: Pixels
     kept: Bool[np.ndarray, "h w"]
     value_range: tuple[float, float]
     profile: bytes | None = None
+    pose: Pose = (0.0, 0.0, 0.0)
 
     @property
     def height(self) -> int:
@@ -117,7 +119,7 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
         raise DataError(f"a panorama of {2 * area.height}x{area.height} pixels: expected at least {MIN_WIDTH} columns")
     opaque = np.ones((height, width), bool) if stored.opaque is None else stored.opaque
     repaint = np.zeros_like(opaque) if mask is None else open_mask(mask, (width, height))
-    canvas = _placed(stored, opaque & ~repaint, area, value_range)
+    canvas = replace(_placed(stored, opaque & ~repaint, area, value_range), pose=read_pose(xmp))
     if canvas.kept.all():
         cause = "no mask is given" if mask is None else "the mask is black everywhere"
         raise ValueError(

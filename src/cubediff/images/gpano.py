@@ -4,7 +4,7 @@
 import codecs
 import math
 import xml.etree.ElementTree as ET
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cubediff.utils.errors import DataError
 
@@ -15,6 +15,19 @@ _MAX_PIXELS = 10**7
 _MAX_VALUE = 40  # characters of a tag that are read; longer ones are not those of a size or projection
 _REMEDY = "correct the tags, or remove them if the image shows the full sphere"
 _ROUNDED = 2  # pixels that a size may be off
+_POSE = ("PoseHeadingDegrees", "PosePitchDegrees", "PoseRollDegrees")
+_FULL_SPHERE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"
+ GPano:ProjectionType="equirectangular" GPano:UsePanoramaViewer="True"
+ GPano:FullPanoWidthPixels="{width}" GPano:FullPanoHeightPixels="{height}"
+ GPano:CroppedAreaImageWidthPixels="{width}" GPano:CroppedAreaImageHeightPixels="{height}"
+ GPano:CroppedAreaLeftPixels="0" GPano:CroppedAreaTopPixels="0"
+ GPano:PoseHeadingDegrees="{pose[0]:g}" GPano:PosePitchDegrees="{pose[1]:g}" GPano:PoseRollDegrees="{pose[2]:g}"/>
+</rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>"""
+
+Pose: TypeAlias = tuple[float, float, float]
 
 
 class SphereArea(NamedTuple):
@@ -38,6 +51,36 @@ class _Crop(NamedTuple):
     def __str__(self) -> str:
         place = f"({self.left}, {self.top})"
         return f"{self.width}x{self.height} pixels at {place} of a sphere of {self.full_width}x{self.full_height}"
+
+
+def full_sphere_xmp(width: int, height: int, pose: Pose = (0.0, 0.0, 0.0)) -> str:
+    """The XMP packet of a full sphere, by which viewers recognise a panorama.
+
+    Args:
+        width: Width of the image, in pixels.
+        height: Its height, in pixels.
+        pose: Heading, pitch and roll of the camera, degrees.
+    """
+    return _FULL_SPHERE.format(width=width, height=height, pose=pose)
+
+
+def read_pose(xmp: bytes) -> Pose:
+    """Heading, pitch and roll of the camera by the GPano tags, degrees; 0 without valid ones.
+
+    Raises:
+        DataError: If the tags are unreadable.
+    """
+    tags = _read_tags(xmp)
+    heading, pitch, roll = (_degrees(tags.get(name, "0")) for name in _POSE)
+    return heading, pitch, roll
+
+
+def _degrees(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if abs(value) <= 360 else 0.0
 
 
 def check_full_sphere(xmp: bytes, width: int, height: int) -> None:

@@ -1,4 +1,5 @@
-"""PNG files whose EXIF block or ICC profile is damaged, which Pillow refuses (PNG, third edition, section 5.3)."""
+"""Metadata of PNG files: damaged EXIF blocks and ICC profiles, which Pillow refuses; profiles and XMP to write (PNG,
+third edition, sections 5.3 and 11.3)."""
 
 import struct
 import zlib
@@ -29,6 +30,28 @@ def without_damaged_metadata(data: bytes) -> tuple[bytes, tuple[str, ...]]:
             kept.append(chunk)
         position += 12 + length
     return b"".join([*kept, data[position:]]) if notes else data, tuple(notes)
+
+
+def with_metadata(data: bytes, profile: bytes | None = None, xmp: str = "") -> bytes:
+    """Adds metadata to the content of a PNG file that has none of its kind.
+
+    Args:
+        data: The content.
+        profile: An ICC profile; None for none.
+        xmp: An XMP packet; empty for none.
+    """
+    chunks = b""
+    if profile is not None:
+        chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
+    if xmp:
+        # The keyword of XMP in PNG (Adobe's XMP specification, part 3); neither compressed nor in a language.
+        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp.encode())
+    header = len(SIGNATURE) + 25  # of the first chunk, IHDR
+    return data[:header] + chunks + data[header:]
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _is_intact(kind: bytes, chunk: bytes) -> bool:

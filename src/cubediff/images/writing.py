@@ -1,12 +1,15 @@
-"""Tensors and arrays to PIL images and JPEG."""
+"""Tensors and arrays to PIL images, JPEG and PNG."""
 
 import io
 
+import cv2
 import numpy as np
 import PIL.Image
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from torch import Tensor
+
+from cubediff.images.png import with_metadata
 
 
 def to_pil(images: Float[Tensor, "n 3 h w"]) -> list[PIL.Image.Image]:
@@ -22,8 +25,16 @@ def encode_jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def encode_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Encodes sRGB levels as a PNG."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+def encode_png(
+    pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"], profile: bytes | None = None, xmp: str = ""
+) -> bytes:
+    """Encodes RGB levels as PNG in their bit depth.
+
+    Args:
+        pixels: The levels, of 8 or 16 bits.
+        profile: Their ICC profile; None for sRGB.
+        xmp: An XMP packet; empty for none.
+    """
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 6]  # zlib's default
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]), settings)
+    return with_metadata(data.tobytes(), profile, xmp)
