@@ -193,8 +193,51 @@ def test_images_in_every_form_become_photos_by_panorama():
     assert [len(own) for own in photos_by_panorama(pil)] == [1]
     assert [len(own) for own in photos_by_panorama(tensor)] == [1]
     assert [len(own) for own in photos_by_panorama(torch.zeros(5, 3, 4, 4))] == [1] * 5
-    assert [len(own) for own in photos_by_panorama([pil, Photo(tensor, 60.0)])] == [2]
-    assert [len(own) for own in photos_by_panorama([[pil], [tensor, pil], [Photo(pil)]])] == [1, 2, 1]
+    assert [len(own) for own in photos_by_panorama([pil, tensor, pil])] == [1, 1, 1]
+    assert [len(own) for own in photos_by_panorama([Photo(pil), Photo(tensor, 60.0)])] == [2]
+    assert [len(own) for own in photos_by_panorama([[pil], (tensor, pil), [Photo(pil)]])] == [1, 2, 1]
+    assert [len(own) for own in photos_by_panorama([[pil, Photo(tensor, 60.0)]])] == [2]
+
+
+def test_files_and_arrays_become_the_photos_that_images_and_tensors_do(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
+    expected = torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
+    ((from_levels,),) = photos_by_panorama(levels)
+    torch.testing.assert_close(from_levels.picture, expected)
+    ((from_floats,),) = photos_by_panorama(levels.astype(np.float64) / 255)
+    torch.testing.assert_close(from_floats.picture, expected)
+    assert [len(own) for own in photos_by_panorama(np.stack([levels] * 3))] == [1] * 3
+    for file in (tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        ((from_file,),) = photos_by_panorama(file)
+        assert np.array_equal(np.asarray(from_file.picture), levels)
+    assert [len(own) for own in photos_by_panorama([str(tmp_path / "photo.png"), levels])] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            [Photo(PIL.Image.new("RGB", (4, 4))), PIL.Image.new("RGB", (4, 4))],
+            r"a list of Photo, Image: pass image=\[a",
+        ),
+        (
+            [[PIL.Image.new("RGB", (4, 4))], PIL.Image.new("RGB", (4, 4))],
+            r"a list of list, Image: .* image=\[\[a, b\]\]",
+        ),
+        ({"front": PIL.Image.new("RGB", (4, 4))}, r"image is a dict: pass image=\[a, b\] for two"),
+        ([[None]], "image is a NoneType"),
+        ([[PIL.Image.new("RGB", (4, 4))], []], "image has an empty list for a panorama"),
+        ("no such.jpg", "image='no such.jpg': not a readable image"),
+        (np.zeros((3, 4, 4)), r"an array \(3, 4, 4\) of float64: expected \(H, W, 3\)"),
+        (np.zeros((4, 4, 3), np.int64), r"of int64: expected \(H, W, 3\)"),
+        (np.full((4, 4, 3), 255.0), r"values from 255 to 255: scale it to \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), "values from nan to nan"),
+    ],
+)
+def test_images_in_another_form_raise(image: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        photos_by_panorama(image)
 
 
 @pytest.mark.parametrize(

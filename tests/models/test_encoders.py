@@ -130,18 +130,28 @@ def test_the_longest_prompt_is_encoded_and_a_longer_one_raises(encoders):
         encoders.encode_captions(["short", "x" * (limit + 1)])
 
 
-def test_truncation_keeps_the_beginning_and_warns_once(encoders, caplog, monkeypatch):
-    monkeypatch.setattr(FrozenEncoders, "_warned_truncation", False)
+def test_truncation_keeps_the_beginning_and_names_what_is_lost(encoders, caplog):
+    limit = encoders.tokenizer.model_max_length - 2
+    fits = "x " * limit
+    with caplog.at_level(logging.WARNING, "cubediff"):
+        cut = encoders.encode_captions([fits + "tail", "y " * limit + "END"], truncate=True)
+        encoders.encode_captions([fits + "tail"], truncate=True)
+        FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_captions(
+            [fits + "tail"], truncate=True
+        )
+    assert torch.equal(cut, encoders.encode_captions([fits, "y " * limit]))
+    expected = f"has {limit + 4} tokens and the text encoder takes {limit}: its end is ignored: 'tail'"
+    assert [expected in message for message in caplog.messages] == [True, False]
+    assert caplog.messages[1].endswith("its end is ignored: 'end'")
+
+
+def test_truncated_captions_of_a_dataset_are_named_up_to_a_number(encoders, caplog):
     limit = encoders.tokenizer.model_max_length - 2
     with caplog.at_level(logging.WARNING, "cubediff"):
-        cut = encoders.encode_captions(["x " * (limit + 30), "y " * (limit + 1)], truncate=True)
-        encoders.encode_captions(["z " * 500], truncate=True)
-        FrozenEncoders(encoders.vae, encoders.text_encoder, encoders.tokenizer).encode_captions(
-            ["z " * 500], truncate=True
-        )
-    assert torch.equal(cut, encoders.encode_captions(["x " * limit, "y " * limit]))
-    assert len(caplog.records) == 1
-    assert "is truncated, as others may be (this warning is shown once)" in caplog.text
+        for i in range(30):
+            encoders.encode_captions(["x " * limit + f"number {i}"], truncate=True)
+    assert len(caplog.messages) == 10
+    assert caplog.messages[-1].endswith("'number 9' (further truncated prompts are not named)")
 
 
 @pytest.mark.parametrize("text", ["a street, at dusk!", "x=3 (~50 %)", "café ☕ 日本"])

@@ -42,7 +42,7 @@ def test_a_negative_prompt_replaces_no_text_in_the_unconditional_prediction(pipe
         lambda _, args, kwargs: states.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
     faces(pipeline, "a forest", negative_prompt="people")
-    faces(pipeline, "a forest", negative_prompt=SIX)
+    faces(pipeline, "a forest", negative_prompt=[SIX])
     faces(pipeline, "a forest", negative_prompt="")
     faces(pipeline, "a forest")
     hook.remove()
@@ -63,7 +63,7 @@ def test_negative_prompts_are_one_for_all_panoramas_or_one_for_each(pipeline) ->
     both = [SIX, ["a hall"] * 6]
     joint = faces(pipeline, both, negative_prompt=[["people"] * 6, ["cars"] * 6], latents=noise(2))
     for i, negative in enumerate(("people", "cars")):
-        alone = faces(pipeline, both[i], negative_prompt=negative, latents=noise(2)[i : i + 1])
+        alone = faces(pipeline, both[i : i + 1], negative_prompt=negative, latents=noise(2)[i : i + 1])
         torch.testing.assert_close(joint[i : i + 1], alone, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="the numbers of panoramas disagree"):
         faces(pipeline, both, negative_prompt=[SIX] * 3, latents=None)
@@ -74,7 +74,7 @@ def test_several_panoramas_per_prompt_are_adjacent(pipeline) -> None:
     joint = faces(pipeline, both, image=photos, num_images_per_prompt=2, latents=noise(4))
     assert joint.shape == (4, 6, 4, 8, 8)
     for i in range(4):
-        alone = faces(pipeline, both[i // 2], image=photos[i // 2], latents=noise(4)[i : i + 1])
+        alone = faces(pipeline, [both[i // 2]], image=photos[i // 2], latents=noise(4)[i : i + 1])
         torch.testing.assert_close(joint[i : i + 1], alone, rtol=0, atol=1e-4)
     seeds = [torch.Generator().manual_seed(i) for i in range(3)]
     assert len(faces(pipeline, "a", num_images_per_prompt=3, latents=None, generator=seeds)) == 3
@@ -163,3 +163,51 @@ def test_arguments_of_the_2d_pipeline_have_its_defaults() -> None:
     defaults = {"guidance_scale": 3.5, "callback_on_step_end_tensor_inputs": ("latents",)}  # and a tuple, not a list
     for name in ours.keys() & theirs.keys() - {"self"}:
         assert ours[name].default == defaults.get(name, theirs[name].default), name
+
+
+def test_prompt_embeds_replace_prompts(pipeline) -> None:
+    encode = pipeline.backbone.encoders.encode_captions
+    expected = faces(pipeline, "a forest", negative_prompt="people")
+    embeds = {"prompt_embeds": encode(["a forest"]), "negative_prompt_embeds": encode(["people"])}
+    assert torch.equal(faces(pipeline, **embeds), expected)
+    assert torch.equal(faces(pipeline, prompt_embeds=encode(SIX)[None]), faces(pipeline, [SIX]))
+    two = faces(pipeline, prompt_embeds=encode(["a forest", "a hall"]), latents=noise(2))
+    torch.testing.assert_close(two, faces(pipeline, ["a forest", "a hall"], latents=noise(2)), rtol=0, atol=1e-5)
+    short = {"prompt_embeds": encode(["a"])[:, :9], "negative_prompt_embeds": encode([""])[:, :9]}
+    assert not torch.equal(faces(pipeline, **short), faces(pipeline, "a"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 9, 32)}, "prompt and prompt_embeds are both given"),
+        ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 9, 32)}, "negative_prompt_embeds are both"),
+        (
+            {"prompt_embeds": torch.zeros(1, 9, 31)},
+            r"has shape \(1, 9, 31\): expected \(B, L, 32\), or \(B, 6, L, 32\)",
+        ),
+        ({"prompt_embeds": torch.zeros(1, 5, 9, 32)}, r"has shape \(1, 5, 9, 32\)"),
+        ({"prompt_embeds": torch.zeros(1, 9, 32)}, "prompt_embeds and negative_prompt_embeds of the same length"),
+        ({"prompt": "a", "face_size": 60}, "face_size=60: expected a positive multiple of 8"),
+        ({"prompt": "a", "face_size": 0}, "face_size=0: expected a positive multiple of 8"),
+        ({"prompt": "a", "face_size": 128}, "face_size=128 and latents of size 8, which are for faces of 64 pixels"),
+        ({"prompt": "a", "height": 64, "width": 64}, "a panorama is twice as wide as it is high"),
+        ({"prompt": "a", "height": 64, "panorama_height": 32}, "a panorama is twice as wide"),
+        ({"prompt": "a", "width": 63}, "an even width"),
+        ({"prompt": "a", "height": 0}, "expected a positive number of pixels"),
+    ],
+)
+def test_sizes_and_embeddings_that_do_not_fit_raise(pipeline, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        faces(pipeline, **options)
+
+
+def test_face_size_sets_the_latents_and_height_or_width_the_panorama(pipeline) -> None:
+    call = {"num_inference_steps": 1, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+    large = pipeline("a", face_size=96, **call)
+    assert large.faces.shape == (1, 6, 96, 96, 3)
+    assert large.panoramas.shape == (1, 192, 384, 3)
+    for size in ({"height": 50}, {"width": 100}, {"height": 50, "width": 100}, {"panorama_height": 50}):
+        assert pipeline("a", **size, **call).panoramas.shape == (1, 50, 100, 3)
+    equal = {"latents": noise(), "num_inference_steps": 1, "output_type": "latent"}
+    assert torch.equal(pipeline("a", face_size=64, **equal).faces, pipeline("a", **equal).faces)

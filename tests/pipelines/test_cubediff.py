@@ -36,6 +36,7 @@ from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.inflation import CubeAttnProcessor, CubeGroupNorm
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import load_pipeline, tiny_random
+from cubediff.pipelines.prompts import prompts_by_panorama
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -173,7 +174,7 @@ def test_latents_set_the_size_of_the_faces(awake):
 def test_with_one_generator_each_a_batch_equals_single_calls(awake):
     generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
     together = sample(awake, [SIX, ["a hall"] * 6], latents=None, generator=generators)
-    torch.testing.assert_close(together[:1], sample(awake, SIX, seed=4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together[:1], sample(awake, [SIX], seed=4), rtol=0, atol=1e-4)
     torch.testing.assert_close(together[1:], sample(awake, "a hall", seed=5), rtol=0, atol=1e-4)
 
 
@@ -260,7 +261,7 @@ def test_sampling_equals_a_float64_ddim_loop(
 
     monkeypatch.setattr(pipeline.unet, "forward", forward)
     image = photos[0] if with_photo else None
-    got = sample(pipeline, SIX, image=image, latents=noise, num_inference_steps=steps,
+    got = sample(pipeline, [SIX], image=image, latents=noise, num_inference_steps=steps,
                  guidance_scale=scale, image_guidance_scale=image_scale, guidance_rescale=rescale)  # fmt: skip
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -319,13 +320,22 @@ def test_every_sampler_keeps_the_noise_schedule_and_the_front_face(pipeline, pho
 # ------------------------------------------------------------------------------------------------ prompts
 
 
-def test_six_prompts_may_be_a_list_or_a_dict(awake):
-    as_list = sample(awake, SIX)
+def test_six_prompts_of_a_panorama_are_a_nested_list_or_a_dict(awake):
+    as_list = sample(awake, [SIX])
     shuffled = {face: f"the {face}" for face in reversed(FACES)}
     assert torch.equal(sample(awake, shuffled), as_list)
-    assert torch.equal(sample(awake, [SIX]), as_list)
-    assert (sample(awake, SIX[::-1]) - as_list).abs().max() > 0.01
-    assert torch.equal(sample(awake, "a hall"), sample(awake, ["a hall"] * 6))
+    assert torch.equal(sample(awake, [shuffled]), as_list)
+    assert (sample(awake, [SIX[::-1]]) - as_list).abs().max() > 0.01
+    assert torch.equal(sample(awake, "a hall"), sample(awake, [["a hall"] * 6]))
+
+
+def test_a_list_of_prompts_is_a_batch(awake):
+    noise = unit_noise(6, 6)
+    each = sample(awake, SIX, latents=noise)
+    assert each.shape == (6, 6, 4, 8, 8)
+    for i in (0, 5):
+        alone = sample(awake, SIX[i], latents=noise[i : i + 1])
+        torch.testing.assert_close(each[i : i + 1], alone, rtol=0, atol=1e-4)
 
 
 def test_each_face_receives_the_text_states_of_its_prompt(awake):
@@ -406,7 +416,7 @@ def test_one_photo_serves_several_prompts_and_several_photos_one(awake, photos):
     prompts = [SIX, ["a hall"] * 6]
     both = sample(awake, prompts, image=photos[0], latents=unit_noise(1, 6))
     for i, prompt in enumerate(prompts):
-        torch.testing.assert_close(both[i : i + 1], sample(awake, prompt, image=photos[0], latents=noise[:1]),
+        torch.testing.assert_close(both[i : i + 1], sample(awake, [prompt], image=photos[0], latents=noise[:1]),
                                    rtol=0, atol=1e-4)  # fmt: skip
 
 
@@ -512,7 +522,7 @@ def test_a_saved_pipeline_loads_inflated_and_generates_the_same(awake, saved, ph
         norms = [m for m in model.modules() if isinstance(m, torch.nn.GroupNorm)]
         assert norms
         assert all(type(norm) is CubeGroupNorm for norm in norms)
-    assert torch.equal(sample(loaded, SIX, image=photos[0]), sample(awake, SIX, image=photos[0]))
+    assert torch.equal(sample(loaded, [SIX], image=photos[0]), sample(awake, [SIX], image=photos[0]))
     index = json.loads((saved / "model_index.json").read_text())
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     assert index["vae"] == ["diffusers", "AutoencoderKL"]
@@ -531,13 +541,13 @@ def test_a_saved_pipeline_loads_inflated_and_generates_the_same(awake, saved, ph
 )
 def test_settings_are_stored_in_the_folder_and_have_an_effect(tmp_path, options, awake):
     original = awake_pipeline(**options)
-    expected = sample(original, SIX)
-    assert (expected - sample(awake, SIX)).abs().max() > 1e-4
+    expected = sample(original, [SIX])
+    assert (expected - sample(awake, [SIX])).abs().max() > 1e-4
     original.save_pretrained(tmp_path)
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert {key: loaded.config[key] for key in options} == options
-    assert torch.equal(sample(loaded, SIX), expected)
+    assert torch.equal(sample(loaded, [SIX]), expected)
 
 
 def test_a_half_precision_folder_loads_in_float32_or_in_torch_dtype(tmp_path, photos):
@@ -589,7 +599,7 @@ def test_a_replaced_noise_schedule_is_used_and_saved(folder_2d, tmp_path):
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
-    assert sample(use_sampler_(loaded, "dpm"), SIX).isfinite().all()
+    assert sample(use_sampler_(loaded, "dpm"), [SIX]).isfinite().all()
     assert loaded.scheduler.config.rescale_betas_zero_snr
     with pytest.raises(ValueError, match="rescale_betas_zero_snr=True needs prediction_type='v_prediction'"):
         CubeDiffPipeline.from_2d(folder_2d, scheduler={"rescale_betas_zero_snr": True})
@@ -640,10 +650,10 @@ def test_a_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
         ("", "a prompt is empty"),
         (" \n", "a prompt is empty"),
         ([*SIX[:5], ""], "a prompt is empty"),
-        (SIX[:5], "5 prompts for one panorama: pass one, or six"),
-        ([], "0 prompts for one panorama"),
+        ([SIX[:5]], "5 prompts for one panorama: pass one, or six"),
+        ([], "prompt is an empty list"),
+        ([[]], "0 prompts for one panorama"),
         ({"front": "a", "sky": "b"}, r"prompts for the faces \['front', 'sky'\]: pass one for each of front, right"),
-        ("many words " * 99, "tokens and the text encoder takes 126"),
     ],
 )
 def test_invalid_prompts_raise(awake, prompt, message):
@@ -651,9 +661,18 @@ def test_invalid_prompts_raise(awake, prompt, message):
         sample(awake, prompt)
 
 
-def test_a_long_prompt_is_truncated_on_request(awake):
-    long = sample(awake, "many words " * 99, truncate_prompts=True)
-    assert torch.equal(long, sample(awake, "many words " * 98, truncate_prompts=True))
+@pytest.mark.parametrize("prompt", [7, ["a", 7], [["a"] * 5 + [7]], dict.fromkeys(FACES, 7)])
+def test_prompts_that_are_not_texts_raise(prompt):
+    with pytest.raises(ValueError, match="a prompt is of type int: pass a text"):
+        prompts_by_panorama(prompt)
+
+
+def test_a_long_prompt_is_truncated_with_a_warning_or_refused(awake, caplog):
+    long = sample(awake, "many words " * 99)
+    assert torch.equal(long, sample(awake, "many words " * 98))
+    assert "tokens and the text encoder takes 126: its end is ignored: 'ords many words" in caplog.text
+    with pytest.raises(ValueError, match="tokens and the text encoder takes 126: shorten it"):
+        sample(awake, "many words " * 99, truncate_prompts=False)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ class Conditioning:
         """Applies a function to every tensor."""
         return Conditioning({name: function(tensor) for name, tensor in self.tensors.items()})
 
+    def rows(self, start: int, end: int) -> "Conditioning":
+        """The conditioning of the panoramas from `start` to before `end`."""
+        return self.map(lambda tensor: tensor[start:end])
+
     def where(self, drop: Bool[Tensor, " b"], other: "Conditioning") -> "Conditioning":
         """Replaces the conditioning of some panoramas.
 
@@ -220,6 +224,18 @@ class Backbone(ABC):
         return Conditioning(
             {name: state[to_device_async(order, state.device)].unflatten(0, (-1, 6)) for name, state in states.items()}
         )
+
+    def embedded_text(self, embeds: Tensor, name: str) -> Conditioning:
+        """The conditioning on text that a caller has encoded.
+
+        Args:
+            embeds: Text states (B, L, D), or (B, 6, L, D) with a text per face.
+            name: The argument that messages name.
+
+        Raises:
+            ValueError: If the shape is another one, or the family has no single tensor of text states.
+        """
+        raise ValueError(f"{name}: {type(self).__name__} takes no text embeddings; pass the text itself")
 
     def null_text(self) -> Conditioning:
         """The conditioning on no text, of one panorama."""

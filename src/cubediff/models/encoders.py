@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cubediff.models.backbone import to_device_async
 from cubediff.models.inflation import sync_group_norm_
+from cubediff.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +34,12 @@ class FrozenEncoders:
     A plain class, not an nn.Module, so that a LightningModule that holds it neither trains nor checkpoints it.
     """
 
-    _warned_truncation = False
-
     def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
         vae = sync_group_norm_(vae).requires_grad_(False).eval()
         self.vae = vae.to(memory_format=torch.channels_last)  # the fastest format for convolutions, on CPU and GPU
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
+        self._warnings_left = 10  # of truncated captions: a dataset may hold millions
 
     def fingerprint(self) -> str:
         """SHA-256 over both models' weights in float32, and after a dash over their settings and the tokenizer."""
@@ -94,18 +95,27 @@ class FrozenEncoders:
         captions = list(captions)
         for caption, ids in zip(captions, self.tokenizer(captions, verbose=False).input_ids, strict=True):
             if len(ids) > limit:
-                self._too_long(caption, len(ids) - 2, limit - 2, truncate)
+                self._too_long(caption, ids, truncate)
         ids = self.tokenizer(captions, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         states: Tensor = self.text_encoder(to_device_async(ids.input_ids, self.text_encoder.device))[0]
         return states
 
-    def _too_long(self, caption: str, tokens: int, limit: int, truncate: bool) -> None:
-        message = f"the prompt {caption[:40]!r}… has {tokens} tokens and the text encoder takes {limit}"
+    def _too_long(self, caption: str, ids: Sequence[int], truncate: bool) -> None:
+        limit = self.tokenizer.model_max_length
+        start = printable(caption[:40])
+        message = f"the prompt {start!r}… has {len(ids) - 2} tokens and the text encoder takes {limit - 2}"
         if not truncate:
             raise ValueError(f"{message}: shorten it, or pass one prompt per face")
-        if not FrozenEncoders._warned_truncation:
-            log.warning("%s: it is truncated, as others may be (this warning is shown once)", message)
-        FrozenEncoders._warned_truncation = True
+        if self._warnings_left:
+            self._warnings_left -= 1
+            lost = printable(self.tokenizer.decode(ids[limit - 1 : -1])).strip()
+            last = "" if self._warnings_left else " (further truncated prompts are not named)"
+            _warn_once(f"{message}: its end is ignored: {lost!r}{last}")
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def fingerprint(*state_dicts: Mapping[str, Tensor]) -> str:

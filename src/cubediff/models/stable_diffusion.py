@@ -101,6 +101,16 @@ class StableDiffusion(Backbone):
     def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> dict[str, Tensor]:
         return {TEXT: self.encoders.encode_captions(captions, truncate)}
 
+    def embedded_text(self, embeds: Tensor, name: str) -> Conditioning:
+        width = self.encoders.text_encoder.config.hidden_size
+        states = embeds[:, None].expand(-1, 6, -1, -1) if embeds.ndim == 3 else embeds
+        if states.ndim != 4 or states.shape[1] != 6 or states.shape[3] != width or not states.numel():
+            raise ValueError(
+                f"{name} has shape {tuple(embeds.shape)}: expected (B, L, {width}), or (B, 6, L, {width}) with a text "
+                "per face"
+            )
+        return Conditioning({TEXT: states.to(self.encoders.text_encoder.device)})
+
     # ---------------------------------------------------------------------------------------------- network
 
     def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Float[Tensor, "b 6 c h w"]:

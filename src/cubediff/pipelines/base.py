@@ -34,13 +34,16 @@ from cubediff.pipelines.call import (
     StepEnd,
     batch_size,
     check_call,
+    latent_size,
+    panorama_size,
     repeat_rows,
     to_numpy,
 )
 from cubediff.pipelines.completeness import complete_weights
 from cubediff.pipelines.editing import Edits
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
-from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama, prompts_by_panorama
+from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
+from cubediff.pipelines.text import branch_text, encode_prompts
 from cubediff.pipelines.trust import check_components
 
 
@@ -132,7 +135,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
-        truncate_prompts: bool = False,
+        truncate_prompts: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         negative_prompt: Prompts | None = None,
@@ -141,16 +144,23 @@ class CubePipeline(DiffusionPipeline, ABC):
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         return_dict: bool = True,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        face_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
         """Generates panoramas.
 
         Args:
-            prompt: One text; six in the order of `FACES`; a dict from face name to text; a list of such sixes or dicts,
-                one per panorama; or None for no text.
-            image: A `Photo`, which has a field of view and a direction; a PIL image or float tensor (3, H, W) in
-                [−1, 1] that looks straight ahead; a list of several for one panorama; a list of such lists, one per
-                panorama; a tensor (B, 3, H, W), a front face each; or None. A `Panorama` in place of a photo or beside
-                photos is edited: the result has its size and its kept pixels.
+            prompt: A text, or a dict from face name to text; a list of texts, of dicts or of six texts each (in the
+                order of `FACES`), one entry per panorama; or None for no text.
+            image: A `Photo`, which has a field of view and a direction; or, looking straight ahead, a PIL image, the
+                path of a file, a float tensor (3, H, W) in [−1, 1] or an array (H, W, 3), of uint8 or of floats in
+                [0, 1]. A list of images is a batch, one per panorama, and so are a tensor (B, 3, H, W) and an array
+                (B, H, W, 3). Several photos of one panorama are a list of `Photo`; those of several panoramas are
+                lists of images in a list. A `Panorama` is edited: the result has its size and its kept pixels; a list
+                of `Panorama` is a batch, a `Panorama` and `Photo`s are for one. None for no image.
             num_inference_steps: Denoising steps.
             guidance_scale: Guidance scale; 1 and below turns guidance off. The unconditional branch has neither text
                 nor image.
@@ -159,11 +169,12 @@ class CubePipeline(DiffusionPipeline, ABC):
             guidance_rescale: Share in [0, 1] of "Common Diffusion Noise Schedules…" (arXiv 2305.08891), section 3.4.
             paste_image: Keep the photos' own pixels instead of the autoencoder's reconstruction; they are feathered
                 over two latent pixels.
-            panorama_height: In pixels; by default twice the face size.
+            panorama_height: As `height`.
             generator: One generator, or one per generated panorama.
             latents: Unit noise (B, 6, C, h, w); its height and width set the face size.
             output_type: "pil", "np", "pt" or "latent".
-            truncate_prompts: Truncate prompts that are too long for the text encoder instead of raising.
+            truncate_prompts: Truncate prompts that are too long for the text encoder, with a warning that quotes what
+                is ignored; False raises instead.
             callback_on_step_end: Called after every denoising step with the pipeline, the number of the step, its
                 timestep and {"latents": the sample (B, 6, C, h, w)}; returns the dict, whose sample is used. A callback
                 that sets `pipeline._interrupt` ends the sampling after its step.
@@ -174,6 +185,10 @@ class CubePipeline(DiffusionPipeline, ABC):
                 it.
             timesteps, sigmas: The steps themselves, for schedulers that take them.
             return_dict: False returns the tuple (panoramas, faces).
+            prompt_embeds: In place of `prompt`, its text states: (B, L, D), or (B, 6, L, D) with a text per face.
+            negative_prompt_embeds: The same in place of `negative_prompt`.
+            face_size: In pixels, a multiple of the autoencoder's scale; by default the one the model was trained with.
+            height, width: Of the panorama, in pixels, width = 2 · height; by default its height is twice the face size.
 
         Returns:
             Panoramas and faces.
@@ -183,6 +198,7 @@ class CubePipeline(DiffusionPipeline, ABC):
             FloatingPointError: If a latent is not finite after a step, or a pixel at the end.
         """
         check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
+        height = panorama_size(height, width, panorama_height)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs={sorted(unknown)}: use {', '.join(self._callback_tensor_inputs)}"
@@ -191,17 +207,17 @@ class CubePipeline(DiffusionPipeline, ABC):
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
         backbone.inflate_()
-        prompts = prompts_by_panorama(prompt)
-        negative = prompts_by_panorama(negative_prompt, allow_empty=True)
-        photos = None if image is None else photos_by_panorama(image)
-        edits = Edits(photos, panorama_height, output_type)
-        batch = batch_size(prompts, negative, photos, latents, num_images_per_prompt)
-        guidance = make_guidance(
-            prompt is not None, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale
+        own, negative = encode_prompts(
+            backbone, (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds), truncate_prompts
         )
+        photos = None if image is None else photos_by_panorama(image)
+        edits = Edits(photos, height, output_type)
+        batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
+        has_text = prompt is not None or prompt_embeds is not None
+        guidance = make_guidance(has_text, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale)
         warn_untrained_conditions(guidance.branches, self.config.drops)
-        noise = self._noise(backbone, batch, latents, generator)
-        text = self._text(backbone, prompts, negative, batch, guidance, truncate_prompts)
+        noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
+        text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(guidance, text, condition)
         retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
@@ -237,34 +253,18 @@ class CubePipeline(DiffusionPipeline, ABC):
         self,
         backbone: Backbone,
         batch: int,
+        size: int,
         latents: Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor:
-        """Unit noise (B, 6, C, h, w)."""
+        """Unit noise (B, 6, C, h, w) with h = `size`."""
         device = self._execution_device
-        size = backbone.sample_size if latents is None else latents.shape[-1]
         shape = (batch, 6, backbone.latent_channels, size, size)
         if latents is None:
             return cast(Tensor, randn_tensor(shape, generator=generator, device=device))
         if latents.shape[1:] != shape[1:]:
             raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
         return latents.to(device).float().expand(shape)
-
-    def _text(
-        self,
-        backbone: Backbone,
-        prompts: list[list[str]],
-        negative: list[list[str]],
-        batch: int,
-        guidance: Guidance,
-        truncate: bool,
-    ) -> Conditioning:
-        """The conditioning of every branch, concatenated: the last has the prompts, those without text the negative."""
-        encoded = backbone.encode_text([*prompts, *negative], truncate)
-        own = encoded.map(lambda t: repeat_rows(t[: len(prompts)], batch))
-        other = encoded.map(lambda t: repeat_rows(t[len(prompts) :], batch))
-        *others, _ = guidance.branches
-        return Conditioning.cat([*(own if branch.text else other for branch in others), own])
 
     def _condition(self, backbone: Backbone, photos: list[list[Photo | Panorama]] | None, noise: Tensor) -> _Condition:
         """The photos as latents, and the mask of the latent pixels that they cover."""

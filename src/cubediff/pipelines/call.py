@@ -5,6 +5,7 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo
+from cubediff.models.backbone import Backbone, Conditioning
 
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 Float32Array = npt.NDArray[np.float32]
@@ -66,17 +68,55 @@ def check_call(output_type: str, num_inference_steps: int, num_images_per_prompt
         raise ValueError(f"eta={eta}: expected a number from 0 to 1")
 
 
+def panorama_size(height: int | None, width: int | None, panorama_height: int | None) -> int | None:
+    """The panorama's height that a call's arguments ask for, in pixels; None if they leave it open."""
+    given = {
+        "height": height,
+        "panorama_height": panorama_height,
+        "half of width": None if width is None else width / 2,
+    }
+    sizes = {name: size for name, size in given.items() if size is not None}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"{sizes}: a panorama is twice as wide as it is high; pass height={min(sizes.values()):.0f} alone"
+        )
+    if not sizes:
+        return None
+    size = next(iter(sizes.values()))
+    if size < 1 or size != int(size):
+        raise ValueError(f"{sizes}: expected a positive number of pixels, and an even width")
+    return int(size)
+
+
+def latent_size(backbone: Backbone, face_size: int | None, latents: Tensor | None) -> int:
+    """Height and width of the latents for faces of `face_size` pixels; without it that of `latents` or of the model."""
+    if face_size is None:
+        return backbone.sample_size if latents is None else latents.shape[-1]
+    size, rest = divmod(face_size, backbone.latent_scale)
+    if size < 1 or rest:
+        raise ValueError(
+            f"face_size={face_size}: expected a positive multiple of {backbone.latent_scale}, the pixels of a latent "
+            "pixel"
+        )
+    if latents is not None and latents.shape[-1] != size:
+        raise ValueError(
+            f"face_size={face_size} and latents of size {latents.shape[-1]}, which are for faces of "
+            f"{latents.shape[-1] * backbone.latent_scale} pixels: pass one of the two"
+        )
+    return size
+
+
 def batch_size(
-    prompts: list[list[str]],
-    negative: list[list[str]],
+    prompts: int,
+    negative: int,
     photos: list[list[Photo | Panorama]] | None,
     latents: Tensor | None,
     per_prompt: int,
 ) -> int:
-    """The number of panoramas to generate."""
-    sizes = {"prompt": len(prompts)}
-    if len(negative) > 1:
-        sizes["negative_prompt"] = len(negative)
+    """The number of panoramas to generate, of those of each argument."""
+    sizes = {"prompt": prompts}
+    if negative > 1:
+        sizes["negative_prompt"] = negative
     if photos is not None:
         sizes["image"] = len(photos)
     if latents is not None and per_prompt == 1:
@@ -91,8 +131,13 @@ def batch_size(
     return batch * per_prompt
 
 
-def repeat_rows(values: Tensor, batch: int) -> Tensor:
-    """Repeats the rows of a tensor to `batch` rows; equal rows are adjacent."""
+RowsT = TypeVar("RowsT", Tensor, Conditioning)
+
+
+def repeat_rows(values: RowsT, batch: int) -> RowsT:
+    """Repeats the rows of a tensor or conditioning to `batch` rows; equal rows are adjacent."""
+    if isinstance(values, Conditioning):
+        return values.map(lambda tensor: repeat_rows(tensor, batch))
     return values.repeat_interleave(batch // len(values), 0)
 
 
