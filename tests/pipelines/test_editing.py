@@ -190,7 +190,8 @@ def test_several_panoramas_are_edited_in_one_call(pipeline) -> None:
     with pytest.raises(ValueError, match=r"Panoramas of the heights \[48, 96\] in one call: call once for each size"):
         edit(pipeline, [images[0], [small]])
     with pytest.raises(ValueError, match="several Panoramas for one panorama"):
-        edit(pipeline, [Panorama(scene(), NADIR), Panorama(scene(), REGION)])
+        edit(pipeline, [[Panorama(scene(), NADIR), Panorama(scene(), REGION)]])
+    assert len(edit(pipeline, [Panorama(scene(), NADIR), Panorama(scene(), REGION)]).panoramas) == 2
 
 
 def test_latents_are_returned_without_the_panorama(pipeline) -> None:
