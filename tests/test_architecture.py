@@ -19,7 +19,7 @@ LAYERS = [
     ("diffusion",),
     ("pipelines",),
     ("pages",),
-    ("data", "generation.outputs"),
+    ("data", "generation.outputs", "evaluation"),
     ("training",),
     ("planning",),
     ("runs", "generation.jobs", "generation.run"),

@@ -74,8 +74,8 @@ def ray_grids(
         The positions on the nearest faces and, to blend, those on the other faces.
     """
     tan = tan_half(fov)
-    face, reach, column, row = _nearest_faces(rays, size, tan)
-    grids = _atlas_grid(face, column, row, size, margin).to(rays.device, dtype)
+    face, reach, column, row = nearest_faces(rays, size, tan)
+    grids = atlas_grid(face, column, row, size, margin).to(rays.device, dtype)
     if not blend:
         return grids[0], None
     weights = ((tan - reach) / (tan - 1)).clamp(0, 1)
@@ -91,7 +91,7 @@ def add_overlaps_(samples: Float[Tensor, "b c n"], atlas: Tensor, overlaps: Over
     samples.index_add_(2, indices, (other - samples[..., indices]) * weights)
 
 
-def _nearest_faces(rays: Tensor, size: int, tan: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def nearest_faces(rays: Tensor, size: int, tan: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The three nearest faces of directions (N, 3): index, distance from the axis, column and row; (3, N) each."""
     local = torch.einsum("fkw,nw->kfn", torch.tensor(FRAMES, dtype=torch.float64), rays)
     u, v = local[:2] / local[2]  # (6, N) each
@@ -101,7 +101,7 @@ def _nearest_faces(rays: Tensor, size: int, tan: float) -> tuple[Tensor, Tensor,
     return face, reach, column, row
 
 
-def _atlas_grid(face: Tensor, column: Tensor, row: Tensor, size: int, margin: int) -> Tensor:
+def atlas_grid(face: Tensor, column: Tensor, row: Tensor, size: int, margin: int) -> Tensor:
     """grid_sample coordinates in the atlas: six faces below each other, each padded by `margin` pixels."""
     edge = size + 2 * margin
     x, y = (column + margin + 0.5) / edge, (row + margin + 0.5 + face * edge) / (6 * edge)
@@ -119,7 +119,7 @@ def border_grid(
     around = torch.ones(6, edge, edge, dtype=torch.bool)
     around[:, margin:-margin, margin:-margin] = False
     rays = face_directions(edge, wide, torch.float64)[around]
-    face, _, column, row = _nearest_faces(rays, size, tan_half(fov))
-    grid = _atlas_grid(face[0], column[0].clamp(0, size - 1), row[0].clamp(0, size - 1), size, margin)
+    face, _, column, row = nearest_faces(rays, size, tan_half(fov))
+    grid = atlas_grid(face[0], column[0].clamp(0, size - 1), row[0].clamp(0, size - 1), size, margin)
     indices = around.flatten().nonzero()[:, 0]
     return indices.to(device), grid.view(1, 24, -1, 2).to(device, dtype)

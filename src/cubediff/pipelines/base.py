@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
+from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
@@ -67,6 +68,7 @@ class _Inputs:
     mask: Tensor
     hidden: Tensor | None
     positions: Tensor
+    average: OverlapAverage | None
 
 
 class CubePipeline(DiffusionPipeline, ABC):
@@ -99,7 +101,7 @@ class CubePipeline(DiffusionPipeline, ABC):
                 `position_samples` (see `position_map`), `image_drop` (see `Objective.loss`) and `drops`, the shares of
                 training panoramas without text, without image, and without both, or None if unknown. Optional:
                 `photo_encoding`, "cube" (the default: the six faces that a photo lies on are encoded together) or
-                "face" (each is encoded alone).
+                "face" (each is encoded alone); `average_overlap`, whether calls average overlaps unless they say it.
 
         Raises:
             ValueError: If a setting is out of range, or a weight is not finite.
@@ -149,6 +151,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         face_size: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        average_overlap: bool | None = None,
     ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
         """Generates panoramas.
 
@@ -189,6 +192,8 @@ class CubePipeline(DiffusionPipeline, ABC):
             negative_prompt_embeds: The same in place of `negative_prompt`.
             face_size: In pixels, a multiple of the autoencoder's scale; by default the one the model was trained with.
             height, width: Of the panorama, in pixels, width = 2 · height; by default its height is twice the face size.
+            average_overlap: Average the predicted clean latents where faces see the same directions, at every step, so
+                that the panorama has no edges between faces; see `OverlapAverage`. None: as the model folder says.
 
         Returns:
             Panoramas and faces.
@@ -219,7 +224,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
         text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
-        inputs = self._inputs(guidance, text, condition)
+        inputs = self._inputs(guidance, text, condition, average_overlap)
         retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
         callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
@@ -281,12 +286,17 @@ class CubePipeline(DiffusionPipeline, ABC):
         clean, mask = repeat_rows(encode(pixels.to(noise.device)), batch), repeat_rows(mask.to(noise.device), batch)
         return _Condition(clean, mask, repeat_rows(pixels, batch), repeat_rows(covered, batch))
 
-    def _inputs(self, guidance: Guidance, text: Conditioning, condition: _Condition) -> _Inputs:
+    def _inputs(
+        self, guidance: Guidance, text: Conditioning, condition: _Condition, average_overlap: bool | None
+    ) -> _Inputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
         branches, mask = guidance.branches, condition.mask
         by_noise = self.config.image_drop == "noise"
         masks = torch.cat([mask if branch.image or not by_noise else torch.zeros_like(mask) for branch in branches])
         dropped = torch.tensor([not branch.image for branch in branches], device=mask.device)
+        if average_overlap is None:
+            average_overlap = bool(self.config.get("average_overlap"))
+        average = OverlapAverage(self.scheduler, self.config.fov, condition.clean, mask.bool())
         return _Inputs(
             guidance=guidance,
             conditioning=text,
@@ -294,6 +304,7 @@ class CubePipeline(DiffusionPipeline, ABC):
             mask=masks,
             hidden=None if by_noise else hidden_faces(masks, dropped.repeat_interleave(len(mask))),
             positions=self.positions(mask.shape[-1], mask.device),
+            average=average if average_overlap else None,
         )
 
     def _denoise(
@@ -318,7 +329,10 @@ class CubePipeline(DiffusionPipeline, ABC):
             scaled = scheduler.scale_model_input(sample, t)
             cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
             predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
-            sample = scheduler.step(inputs.guidance.combine(predictions, t), t, sample, return_dict=False, **options)[0]
+            prediction = inputs.guidance.combine(predictions, t)
+            if inputs.average is not None:
+                prediction = inputs.average(prediction, scaled, t, step)
+            sample = scheduler.step(prediction, t, sample, return_dict=False, **options)[0]
             sample = callback(self, step, t, sample)
             finite.append(sample.isfinite().all())  # read at the end: reading it here would wait for the device
             if self._interrupt:

@@ -35,6 +35,7 @@ class Settings(TypedDict, total=False):
     image_drop: str
     drops: Sequence[float] | None
     photo_encoding: str
+    average_overlap: bool
 
 
 # Of the public SD 1.5 checkpoints (`hlicai/cubediff-512-…`), as their code has it.
@@ -46,6 +47,7 @@ OPENCUBEDIFF = Settings(
     cross_attention="per_face",
     image_drop="attention",
     photo_encoding="face",
+    average_overlap=False,
 )
 
 
@@ -62,6 +64,7 @@ class CubeDiffPipeline(CubePipeline):
         drops: Shares of training panoramas without text, without image, and without both; None if unknown.
         photo_encoding: "cube": the six faces that a photo lies on are encoded together; "face": each is encoded alone,
             by the VAE with plain GroupNorms.
+        average_overlap: Whether calls average overlapping faces unless they say it, see `CubePipeline.__call__`.
 
     All settings are stored in the model folder.
 
@@ -86,6 +89,7 @@ class CubeDiffPipeline(CubePipeline):
         image_drop: str = "noise",
         drops: Sequence[float] | None = None,
         photo_encoding: str = "cube",
+        average_overlap: bool = False,
     ) -> None:
         super().__init__()
         self.check_input_channels(unet.config.in_channels, vae.config.latent_channels, position_encoding)
@@ -100,6 +104,7 @@ class CubeDiffPipeline(CubePipeline):
                 "image_drop": image_drop,
                 "drops": None if drops is None else list(drops),
                 "photo_encoding": photo_encoding,
+                "average_overlap": average_overlap,
             },
         )
 
