@@ -182,6 +182,27 @@ def test_the_record_suffices_to_reproduce_the_panorama(model, photo, tmp_path, p
         assert not np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "first"))
 
 
+def test_average_overlap_is_on_or_off_as_the_command_says_or_else_the_folder(model, tmp_path) -> None:
+    averaging = tmp_path / "averaging"
+    shutil.copytree(model, averaging)
+    index = json.loads((averaging / "model_index.json").read_text())
+    (averaging / "model_index.json").write_text(json.dumps({**index, "average_overlap": True}))
+    made = {}
+    for folder in (model, averaging):
+        for option in ([], ["--average-overlap"], ["--no-average-overlap"]):
+            out = tmp_path / f"{folder.name}{''.join(option)}"
+            result = run(folder, out, *option, prompt=PROMPT)
+            assert result.exit_code == 0, result.output
+            made[folder == averaging, *option] = pixels(out)
+            assert record(out)["average_overlap"] == {"": None, "--av": True, "--no": False}["".join(option)[:4]]
+    on, off = made[False, "--average-overlap"], made[False, "--no-average-overlap"]
+    assert not np.array_equal(on, off)
+    assert np.array_equal(made[False,], off)
+    assert np.array_equal(made[True,], on)
+    assert np.array_equal(made[True, "--average-overlap"], on)
+    assert np.array_equal(made[True, "--no-average-overlap"], off)
+
+
 def test_prompt_and_photo_generate_the_images_of_the_pipeline(model, photo, tmp_path) -> None:
     pipeline = CubeDiffPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)

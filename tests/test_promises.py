@@ -100,6 +100,27 @@ def test_the_settings_of_generation_json_reproduce_the_panorama(tmp_path: Path) 
     assert contents(tmp_path / "second")["panorama.jpg"] == made["panorama.jpg"]
 
 
+@promise(
+    "docs/generation.md",
+    "A model folder stores whether it is on (`average_overlap` in `model_index.json`); a call may say otherwise.",
+)
+def test_average_overlap_is_as_the_folder_or_the_command_says(tmp_path: Path) -> None:
+    panoramas = {}
+    for stored in (True, False):
+        shutil.copytree(ROOT / "experiments/cubediff_tiny/model", tmp_path / str(stored))
+        path = tmp_path / str(stored) / "model_index.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "average_overlap": stored}))
+        for option in ([], ["--no-average-overlap" if stored else "--average-overlap"]):
+            words = ("generate", "--model", str(stored), "--prompt", "a hall", "--steps", 4, *option)
+            run(*words, "--output", "made", cwd=tmp_path)
+            with Image.open(tmp_path / "made" / "panorama.jpg") as panorama:
+                panoramas[stored, *option] = np.asarray(panorama, np.float32)
+    on, off = panoramas[True,], panoramas[False,]
+    assert np.abs(on - off).max() > 32
+    assert np.array_equal(panoramas[False, "--average-overlap"], on)
+    assert np.array_equal(panoramas[True, "--no-average-overlap"], off)
+
+
 @promise("README.md", "The same `cubediff train` command again resumes from the last checkpoint in `run_dir`.")
 @promise("docs/resume.md", "So a resumed run ends in the same bits as an uninterrupted one")
 @promise("docs/resume.md", "| `never` | refuses a `run_dir` that holds checkpoints |")

@@ -64,6 +64,13 @@ def generate(
     paste_image: Annotated[
         bool, typer.Option("--paste-image", help="Keep the photos' own pixels, in place of the decoded ones.")
     ] = False,
+    average_overlap: Annotated[
+        bool | None,
+        typer.Option(
+            help="Average faces where they overlap at every step, against edges between them.",
+            show_default="as the model folder says",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 0,
     height: Annotated[
         int | None,
@@ -107,6 +114,7 @@ def generate(
             paste_image=paste_image,
             panorama_height=height,
             sampler=sampler,
+            average_overlap=average_overlap,
         )
         for path in run(
             model,

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cubediff.geometry import sampling
+from cubediff.geometry.atlas import atlas_grid
 from cubediff.geometry.conventions import FACE_FOV, FRAMES, tan_half
 from cubediff.geometry.overlap import sample_overlaps
-from cubediff.geometry.atlas import atlas_grid
 
 BAND = 1 / 32  # width of the band beside an edge, relative to the distance between the edge and the face's centre
 _SAMPLES = (4, 128)  # across and along a band

@@ -42,6 +42,7 @@ class Sampling:
     paste_image: bool = False
     panorama_height: int | None = None
     sampler: str | None = None
+    average_overlap: bool | None = None
 
 
 def generate(

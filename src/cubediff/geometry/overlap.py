@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cubediff.geometry import sampling
-from cubediff.geometry.conventions import FACE_FOV, face_directions, tan_half
 from cubediff.geometry.atlas import atlas_grid, nearest_faces
+from cubediff.geometry.conventions import FACE_FOV, face_directions, tan_half
 
 
 class OverlapSamples(NamedTuple):
