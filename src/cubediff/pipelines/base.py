@@ -204,10 +204,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         """
         check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
         height = panorama_size(height, width, panorama_height)
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs={sorted(unknown)}: use {', '.join(self._callback_tensor_inputs)}"
-            )
+        callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self._interrupt = False
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
@@ -226,7 +223,6 @@ class CubePipeline(DiffusionPipeline, ABC):
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(guidance, text, condition, average_overlap)
         retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
-        callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample

@@ -42,9 +42,15 @@ class CubeDiffOutput(BaseOutput):
 
 
 class StepEnd:
-    """Calls `callback_on_step_end` with the tensors that it asks for, and returns the sample."""
+    """Calls `callback_on_step_end` with the tensors that it asks for, and returns the sample.
 
-    def __init__(self, function: StepCallback | None, inputs: Sequence[str]) -> None:
+    Raises:
+        ValueError: If it asks for tensors that are not among those offered.
+    """
+
+    def __init__(self, function: StepCallback | None, inputs: Sequence[str], offered: Sequence[str]) -> None:
+        if unknown := set(inputs) - set(offered):
+            raise ValueError(f"callback_on_step_end_tensor_inputs={sorted(unknown)}: use {', '.join(offered)}")
         self.function, self.inputs = function, inputs
 
     def __call__(self, pipeline: DiffusionPipeline, step: int, t: Tensor, sample: Tensor) -> Tensor:
