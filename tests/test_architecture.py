@@ -19,10 +19,10 @@ LAYERS = [
     ("diffusion",),
     ("pipelines",),
     ("pages",),
-    ("data", "generation.outputs", "evaluation"),
+    ("data", "generation.options", "generation.outputs", "evaluation"),
     ("training",),
     ("planning",),
-    ("runs", "generation.jobs", "generation.run"),
+    ("runs", "generation"),
 ]
 COMMANDS = {"train", "generate", "prepare", "cache", "plan", "sweep_report", "dashboard"}
 # The pipeline is called as those of diffusers are, which pass everything by keyword.

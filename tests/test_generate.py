@@ -145,6 +145,7 @@ def test_all_files_are_written_and_listed_in_the_right_size(model, photo, tmp_pa
     kept = record(out)
     assert kept["prompt"] == PROMPT
     digest = hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert kept["exif_fov"] == {}
     assert kept["images"] == [{"file": str(photo), "fov": None, "yaw": 0, "pitch": 0, "roll": 0, "sha256": digest}]
     assert kept["scheduler"]["class"] == "DDIMScheduler"
     assert kept["versions"]["torch"] == torch.__version__
@@ -313,7 +314,7 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
     result = run(model, tmp_path / "out", "--jobs", jobs, "--batch", 2)
     assert result.exit_code == 0, result.output
     assert "2 of 4 panoramas exist already" in result.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*names, "index.html"])
     assert {name: (tmp_path / "out" / name / "panorama.jpg").stat().st_mtime_ns for name in finished} == stamps
     alone = {
         "000001": ["--prompt", PROMPT, "--seed", 4],
@@ -327,7 +328,7 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
 
     again = run(model, tmp_path / "out", "--jobs", jobs)
     assert again.exit_code == 0
-    assert again.stdout == ""
+    assert again.stdout == f"{tmp_path / 'out/index.html'}\n"
     refused(run(model, tmp_path / "out", "--jobs", jobs, "--guidance-scale", 2),
             "000001 holds a panorama with another guidance_scale: choose another --output")  # fmt: skip
     jobs_file(tmp_path, {"prompt": "another", "seed": 4})
@@ -340,21 +341,21 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         ("{", "line 2: not JSON"),
         ("[]", "line 2: expected an object"),
         ({}, "line 2: neither prompt nor image"),
-        ({"prompt": "a", "promt": "b"}, "line 2: unknown keys promt: use prompt, image, name, seed"),
+        ({"prompt": "a", "promt": "b"}, "line 2: unknown keys promt: did you mean prompt?"),
         ({"prompt": 7}, "line 2: prompt must be a text"),
         ({"prompt": ["a", 7]}, "line 2: prompt must be a text"),
         ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is not a folder name"),
         ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is not a folder name"),
-        ({"prompt": "a", "name": "000001"}, "several jobs are named 000001"),
-        ({"prompt": "a", "seed": -1}, "line 2: seed must be a non-negative integer of 63 bits, got -1"),
+        ({"prompt": "a", "name": "000001"}, "line 2: name '000001' is that of line 1 too"),
+        ({"prompt": "a", "seed": -1}, "line 2: seed must be an integer from 0 to 9223372036854775807, got -1"),
         (
             {"prompt": "a", "seed": 2**63},
-            "line 2: seed must be a non-negative integer of 63 bits",
+            "line 2: seed must be an integer from 0 to 9223372036854775807, got 9223372036854775808",
         ),
-        ({"prompt": "a", "seed": True}, "line 2: seed must be a non-negative integer of 63 bits, got True"),
+        ({"prompt": "a", "seed": True}, "line 2: seed must be an integer from 0 to 9223372036854775807, got True"),
         ({"image": {"fov": 60}}, "line 2: image must be a file name or an object with a file, got {'fov': 60}"),
         ({"image": {"file": "p.png", "zoom": 2}}, "line 2: image with zoom 2: use fov, yaw, pitch, roll"),
-        ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw 'left'"),
+        ({"image": {"file": "p.png", "yaw": "left"}}, "line 2: image with yaw must be a finite number, got 'left'"),
     ],
 )
 def test_an_invalid_job_is_refused_with_its_line(model, tmp_path, line, message) -> None:
@@ -404,6 +405,7 @@ def refused(result: Result, message: str, code: int = 1) -> None:
         ((), "pass --prompt TEXT, --image PHOTO, or both"),
         (("--prompt", "a", "--prompt", "b"), "2 prompts: pass one, or six"),
         (("--prompt", "a", "--steps", "0"), "--steps"),
+        (("--prompt", "a", "--steps", "1001"), "--steps"),
         (("--prompt", "a", "--guidance-rescale", "1.5"), "--guidance-rescale"),
         (("--prompt", "a", "--seed", "-1"), "--seed"),
         (("--prompt", "a", "--jobs", "jobs.jsonl"), "pass --jobs, or --prompt and --image, not both"),
@@ -423,11 +425,10 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
         (("--prompt", "word " * 200), "'word word word word word word word word '… has 800 tokens"),
         (("--prompt", "a", "--device", "abacus"), "--device abacus: not available on this machine"),
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
-        (("--prompt", "a", "--steps", "5000"), "5000"),
-        (("--prompt", "a", "--guidance-scale", "nan"), "guidance_scale=nan: expected a finite number"),
+        (("--prompt", "a", "--guidance-scale", "nan"), "--guidance-scale must be a finite number, got nan"),
         (("--prompt", "a", "--image", str(SAMPLES / "courtyard.jpg"), "--image-guidance-scale", "inf"), "inf"),
-        (("--prompt", "a", "--sampler", "magic"), "sampler='magic': use one of ddim, dpm, euler"),
-        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "a photo's fov is 180.0°"),
+        (("--prompt", "a", "--sampler", "magic"), "--sampler must be one of ddim, dpm, euler, got 'magic'"),
+        (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "--fov must be between 0 and 180 degrees"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "use a photo with a larger fov"),
         (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
@@ -529,7 +530,7 @@ def test_a_fifo_as_photo_is_refused_without_waiting(model, photo, tmp_path) -> N
 def test_a_photo_of_too_many_pixels_is_refused_by_its_header(model, tmp_path) -> None:
     chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    refused(run(model, tmp_path / "out", "--image", tmp_path / "bomb.png"), "20000x20000 is more than 178956970 pixels")
+    refused(run(model, tmp_path / "out", "--image", tmp_path / "bomb.png"), "20000x20000 is more than 268435456 pixels")
 
 
 def test_a_folder_without_a_cubediff_model_is_named(model, tmp_path) -> None:

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cubediff.generation.jobs import MAX_SEED, Job, PhotoFile, read_jobs
+from cubediff.generation.command import Call, run
+from cubediff.generation.jobs import MAX_COUNT, Job, check_prompt, photo_file, read_jobs, repeat_job
+from cubediff.generation.options import MAX_SEED, MAX_STEPS, Execution, Options, option_name, parse_options
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,12 +43,20 @@ def generate(
     jobs: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines with prompt, image, name and seed: one panorama a line, each in its own folder. "
-            "Panoramas that exist already are skipped."
+            help="JSON lines with prompt, image, name, seed and any of these options: one panorama a line, each in its "
+            "own folder. Panoramas that exist already are skipped."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Panoramas of --jobs that are sampled at once.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    count: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_COUNT,
+            help="Panoramas of each prompt, with the seeds --seed, --seed + 1, …, each in its own folder.",
+        ),
+    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Panoramas that are sampled at once.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps.")] = 50,
     sampler: Annotated[
         str | None, typer.Option(help="ddim, dpm (DPM-Solver++) or euler.", show_default="the model's own")
     ] = None,
@@ -76,7 +86,11 @@ def generate(
         int | None,
         typer.Option(min=2, help="Height of the panorama, in pixels.", show_default="twice a face's"),
     ] = None,
+    format: Annotated[str, typer.Option(help="Format of the panorama's file: jpg, png or webp.")] = "jpg",
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best available")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto (bf16 on GPUs that have it, else fp32), bf16, fp16 or fp32.")
+    ] = "auto",
     save_faces: Annotated[bool, typer.Option("--save-faces", help="Also write the six faces as PNG files.")] = False,
 ) -> None:
     """Generate panoramas from text, from photos, or from both, with a viewer page."""
@@ -93,39 +107,34 @@ def generate(
                 f"--{name} is given {len(values)} times and --image {len(image or [])} times: pass one of each"
             )
     try:
+        options = parse_options(
+            {
+                "steps": steps,
+                "guidance_scale": guidance_scale,
+                "image_guidance_scale": image_guidance_scale,
+                "guidance_rescale": guidance_rescale,
+                "negative_prompt": negative_prompt,
+                "paste_image": paste_image,
+                "height": height,
+                "sampler": sampler,
+                "format": format,
+                "average_overlap": average_overlap,
+                "save_faces": save_faces,
+            },
+            option_name,
+            Options(),
+        )
         if jobs is not None:
-            requested = read_jobs(jobs, seed)
+            requested = read_jobs(jobs, seed, options, count)
         else:
             photos = tuple(
-                PhotoFile(str(file), **{name: values[i] for name, values in camera.items() if values})
+                photo_file(str(file), {name: values[i] for name, values in camera.items() if values}, option_name)
                 for i, file in enumerate(image or [])
             )
-            requested = [Job("", prompt[0] if prompt and len(prompt) == 1 else prompt, photos, seed)]
-        # Imported here so that --help does not wait for torch.
-        from cubediff.generation.run import Sampling
-        from cubediff.generation.run import generate as run
-
-        sampling = Sampling(
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            guidance_rescale=guidance_rescale,
-            negative_prompt=negative_prompt,
-            paste_image=paste_image,
-            panorama_height=height,
-            sampler=sampler,
-            average_overlap=average_overlap,
-        )
-        for path in run(
-            model,
-            output,
-            requested,
-            sampling,
-            batch=batch,
-            device=device,
-            save_faces=save_faces,
-            resume=jobs is not None,
-        ):
+            text = prompt[0] if prompt and len(prompt) == 1 else prompt
+            requested = repeat_job(Job("", check_prompt(text), photos, seed, options), count)
+        execution = Execution(batch, device, dtype)
+        for path in run(Call(model, output, requested, execution)):
             typer.echo(path)
     except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(error_line(error), err=True)

@@ -22,7 +22,8 @@ from cubediff.geometry import (
     perspective_to_cube,
     rotation_matrix,
 )
-from cubediff.geometry.photos import EXIF_IFD, FOCAL_LENGTH_35MM, Photo, exif_fov, project_photos
+from cubediff.geometry.photos import Photo, exif_fov, project_photos
+from cubediff.images.exif import EXIF_IFD, FOCAL_LENGTH_35MM
 from cubediff.pipelines.prompts import photos_by_panorama
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"

@@ -1,169 +1,263 @@
-"""Generation jobs: one panorama each, from the options of the command or from the lines of a JSON-lines file."""
+"""Generation jobs: one panorama each, from the options of the command or from the lines of a JSON-lines file.
 
-import math
+Loads no library: jobs are checked before torch is imported.
+"""
+
 import re
-from collections import Counter
-from dataclasses import asdict, dataclass
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias, cast
 
-from cubediff.utils.files import read_json_lines, sha256_file
-
-if TYPE_CHECKING:
-    from cubediff.geometry.photos import Photo
+from cubediff.generation.options import (
+    MAX_SEED,
+    OPTION_KEYS,
+    Options,
+    check_value,
+    finite_number,
+    integer,
+    option_name,
+    parse_options,
+)
+from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
+from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
+from cubediff.geometry.faces import FACES
+from cubediff.utils.json_text import parse_json
+from cubediff.utils.text import is_unicode, printable
 
 JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
 
-MAX_SEED = 2**63 - 1  # of torch.Generator
-
-_JOB_KEYS = ("prompt", "image", "name", "seed")
-_CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
+JOB_KEYS = ("prompt", "image", "name", "seed", "count", *OPTION_KEYS)
+CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
+MAX_COUNT = 100_000
+GALLERY = "index.html"
 _FOLDER_NAME = re.compile(r"[^\W_][\w.-]{0,199}(?<!\.)")  # neither hidden nor a path
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)  # devices of Windows
-
-
-@dataclass(frozen=True)
-class PhotoFile:
-    """A photo's file and the camera that took it; angles in degrees.
-
-    Args:
-        file: Path of the image.
-        fov: Horizontal field of view. None: that of the EXIF data; without any, the central square fills a face.
-        yaw: Direction of the camera, to the right of the panorama's front.
-        pitch: Elevation of the camera, upwards.
-        roll: Rotation of the camera, clockwise.
-    """
-
-    file: str
-    fov: float | None = None
-    yaw: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
+_MAX_ERRORS = 20  # that one message lists
 
 
 @dataclass(frozen=True)
 class Job:
     """One panorama to generate.
 
-    Args:
+    Attributes:
         name: Folder of its files, below the output folder; empty for the output folder itself.
         prompt: One text, six texts in FACES order, a text for each face name, or None.
         photos: Photos that the panorama contains.
         seed: Seed of the initial noise.
+        options: How it is sampled and written.
+        where: The file and line that it is from, for error messages; empty for the command line.
     """
 
     name: str
     prompt: JobPrompt
     photos: tuple[PhotoFile, ...]
     seed: int
+    options: Options = field(default_factory=Options)
+    where: str = ""
 
-    def record(self) -> dict[str, object]:
-        """The job's part of `generation.json`. Photos have their SHA-256: a changed file makes another job."""
-        photos = [{**asdict(photo), "sha256": sha256_file(Path(photo.file))} for photo in self.photos]
-        return {"prompt": self.prompt, "images": photos, "seed": self.seed}
+    @property
+    def text(self) -> str:
+        """The prompt in one line, in the order of FACES; empty without a prompt."""
+        if isinstance(self.prompt, dict):
+            texts = [self.prompt[face] for face in FACES]
+        else:
+            texts = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
+        return " · ".join(dict.fromkeys(texts))
+
+    def request(self) -> dict[str, object]:
+        """What determines the panorama, for a given model, under the keys of `generation.json`.
+
+        Photos have their SHA-256: a changed file makes another panorama.
+        """
+        photos = [{**asdict(photo), "sha256": sha256_of(photo.file)} for photo in self.photos]
+        return {**asdict(self.options), "prompt": self.prompt, "images": photos, "seed": self.seed}
+
+    def exif_fovs(self) -> dict[str, float]:
+        """The fields of view that EXIF data gives, in degrees, by the photos' files."""
+        fovs = {photo.file: check_photo(photo.file).exif_fov for photo in self.photos if photo.fov is None}
+        return {file: fov for file, fov in fovs.items() if fov is not None}
+
+    def label(self, key: str) -> str:
+        """Names an option of the job in an error message."""
+        return f"{self.where}: {key}" if self.where else option_name(key)
 
 
-def read_jobs(path: Path, seed: int) -> list[Job]:
-    """Reads jobs from a JSON-lines file, one panorama a line.
+def repeat_job(job: Job, count: int) -> list[Job]:
+    """A job for each of `count` panoramas: numbered names, and the seeds `seed`, `seed + 1` and so on.
 
-    A line is an object with `prompt`, `image` or both, and optionally `name` (default: the line's number) and `seed`.
-    `image` is a file name, an object with `file` and the camera's `fov`, `yaw`, `pitch` and `roll` in degrees, or a
-    list of these. File names are relative to the folder of the JSON-lines file.
+    Raises:
+        ValueError: If a seed would be too large.
+    """
+    if job.seed + count - 1 > MAX_SEED:
+        raise ValueError(f"{job.label('seed')} is {job.seed}, too large for {count} panoramas: use a smaller seed")
+    if count == 1:
+        return [job]
+    prefix = f"{job.name}-" if job.name else ""
+    return [replace(job, name=f"{prefix}{i + 1:03d}", seed=job.seed + i) for i in range(count)]
+
+
+def read_jobs(path: Path, seed: int = 0, options: Options | None = None, count: int = 1) -> list[Job]:
+    """Reads jobs from a JSON-lines file, one or more panoramas a line.
+
+    A line is an object with `prompt`, `image` or both, and optionally `name` (default: the line's number), `seed`,
+    `count` and options by `OPTION_KEYS`. `image` is a file name, an object with `file` and the camera's `fov`, `yaw`,
+    `pitch` and `roll` in degrees, or a list of these. File names are relative to the folder of the JSON-lines file.
 
     Args:
         path: The JSON-lines file.
-        seed: The default seed.
+        seed, options, count: The values of lines without.
 
     Returns:
         The jobs, in the order of the file.
 
     Raises:
-        ValueError: If a line is invalid (the message names it), there are no jobs, or two jobs have the same name.
+        ValueError: If lines are invalid or two jobs have the same name (the message names the lines), or there are no
+            jobs.
     """
     jobs: list[Job] = []
-    try:
-        lines = read_json_lines(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from None
-    while True:
+    lines: dict[str, int] = {}  # by folder name, as file systems compare them
+    errors: list[str] = []
+    for number, value in _lines(path, errors):
+        default = Job(f"{number:06d}", None, (), seed, options or Options(), f"{path}, line {number}")
         try:
-            number, value = next(lines)
-        except StopIteration:
-            break
+            parsed = _parse_line(value, path.parent, default, count)
+            for job in parsed:
+                key = unicodedata.normalize("NFC", job.name).casefold()
+                if (earlier := lines.setdefault(key, number)) != number:
+                    raise ValueError(f"{job.where}: name {job.name!r} is that of line {earlier} too: use another one")
+            jobs += parsed
         except ValueError as error:
-            raise ValueError(f"{path}, {error}") from None
-        jobs.append(_parse_job(value, f"{path}, line {number}", path.parent, f"{number:06d}", seed))
+            errors.append(str(error))
+    raise_errors(errors)
     if not jobs:
         raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
-    names = Counter(job.name.casefold() for job in jobs)  # file systems of Windows and macOS ignore the case
-    if repeated := sorted({job.name for job in jobs if names[job.name.casefold()] > 1}):
-        raise ValueError(f"{path}: several jobs are named {', '.join(repeated[:5])}: use a unique name for every job")
     return jobs
 
 
-def _parse_job(value: object, where: str, folder: Path, name: str, seed: int) -> Job:
+def raise_errors(errors: list[str]) -> None:
+    """Raises a ValueError with all errors, if there are any."""
+    if errors:
+        more = [f"and {len(errors) - _MAX_ERRORS} more"] if len(errors) > _MAX_ERRORS else []
+        raise ValueError("\n".join([*errors[:_MAX_ERRORS], *more]))
+
+
+def _lines(path: Path, errors: list[str]) -> Iterator[tuple[int, object]]:
+    """Numbers and values of the lines; what is not JSON is added to the errors."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from None
+    for number, text in enumerate(content.split("\n"), 1):
+        if text.strip():
+            try:
+                yield number, parse_json(text)
+            except (ValueError, RecursionError) as error:
+                errors.append(f"{path}, line {number}: not JSON ({error})")
+
+
+def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
+    """The jobs of a line, whose defaults are those of `job`."""
+    where = job.where
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object with prompt, image or both, got {value!r}")
-    if unknown := sorted(set(value) - set(_JOB_KEYS)):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}: use {', '.join(_JOB_KEYS)}")
+        raise ValueError(f"{where}: expected an object with prompt, image or both, got {value!r:.200}")
+    if unknown := sorted(set(value) - set(JOB_KEYS)):
+        near = get_close_matches(unknown[0].replace("-", "_"), JOB_KEYS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(JOB_KEYS)}"
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}: {hint}")
     if value.get("prompt") is None and value.get("image") is None:
         raise ValueError(f"{where}: neither prompt nor image: specify at least one")
-    name, seed = value.get("name", name), value.get("seed", seed)
-    if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+    name = value.get("name", job.name)
+    if (
+        not isinstance(name, str)
+        or not _FOLDER_NAME.fullmatch(name)
+        or _RESERVED.fullmatch(name)
+        or name.casefold() == GALLERY
+    ):
         raise ValueError(
-            f"{where}: name {name!r} is not a folder name on every system: use up to 200 letters, digits, '.', '-' and "
-            "'_', and no device name of Windows"
+            f"{where}: name {name!r:.200} is not a folder name on every system: use up to 200 letters, digits, '.', "
+            f"'-' and '_', and neither a device name of Windows nor {GALLERY}, which is written beside it"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"{where}: seed must be a non-negative integer of 63 bits, got {seed!r}")
-    return Job(name, _parse_prompt(value.get("prompt"), where), _parse_photos(value.get("image"), folder, where), seed)
+    seed = cast(int, check_value(job.label("seed"), value.get("seed", job.seed), integer(0, MAX_SEED)))
+    count = cast(int, check_value(job.label("count"), value.get("count", count), integer(1, MAX_COUNT)))
+    prompt = check_prompt(value.get("prompt"), where)
+    photos = _parse_photos(value.get("image"), folder, where)
+    options = parse_options(value, job.label, job.options)
+    return repeat_job(replace(job, name=name, prompt=prompt, photos=photos, seed=seed, options=options), count)
 
 
-def _parse_prompt(value: object, where: str) -> JobPrompt:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
-        return value
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return value
-    raise ValueError(
-        f"{where}: prompt must be a text, a list of six texts or an object with a text for each face, got {value!r}"
-    )
+def check_prompt(value: object, where: str = "") -> JobPrompt:
+    """A panorama's prompt: a text, six texts, a dict from face name to text, or None.
+
+    Args:
+        value: The prompt.
+        where: Begins an error message; empty for the command line.
+
+    Raises:
+        ValueError: If it is none of these, or a text is blank or no valid Unicode.
+    """
+    begin = f"{where}: " if where else ""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        if set(value) != set(FACES):
+            raise ValueError(
+                f"{begin}prompts for the faces {', '.join(map(str, value)) or 'of no name'}: expected one for each of "
+                f"{', '.join(FACES)}"
+            )
+        texts = list(value.values())
+    else:
+        texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{begin}prompt must be a text, a list of six texts or an object with a text for each face, got "
+            f"{value!r:.200}"
+        )
+    if isinstance(value, list) and len(value) != 6:
+        raise ValueError(f"{begin}{len(value)} prompts: expected one, or six ({', '.join(FACES)})")
+    for text in texts:
+        if not text.strip():
+            raise ValueError(f"{begin}a prompt is empty: describe the panorama, or leave the prompt out")
+        if not is_unicode(text):
+            raise ValueError(f"{begin}the prompt {printable(text)!r} is no valid Unicode text: type it in UTF-8")
+    return cast(JobPrompt, value)
 
 
 def _parse_photos(value: object, folder: Path, where: str) -> tuple[PhotoFile, ...]:
     entries = [] if value is None else value if isinstance(value, list) else [value]
+    if value == []:
+        raise ValueError(f"{where}: image is an empty list: name a photo, or leave the image out")
     return tuple(_parse_photo(entry, folder, where) for entry in entries)
 
 
 def _parse_photo(value: object, folder: Path, where: str) -> PhotoFile:
     entry = {"file": value} if isinstance(value, str) else value
-    if not isinstance(entry, dict) or not isinstance(file := entry.get("file"), str):
-        raise ValueError(f"{where}: image must be a file name or an object with a file, got {value!r}")
-    camera: dict[str, float] = {}
-    for key, angle in entry.items():
-        if key == "file":
-            continue
-        is_number = isinstance(angle, int | float) and not isinstance(angle, bool) and math.isfinite(angle)
-        if key not in _CAMERA_KEYS or not is_number:
-            raise ValueError(f"{where}: image with {key} {angle!r}: use {', '.join(_CAMERA_KEYS)}, in degrees")
-        camera[key] = float(angle)
-    return PhotoFile(str(folder / file), **camera)
+    if not isinstance(entry, dict) or not isinstance(file := entry.get("file"), str) or not file:
+        raise ValueError(f"{where}: image must be a file name or an object with a file, got {value!r:.200}")
+    if unknown := sorted(set(entry) - {"file", *CAMERA_KEYS}):
+        raise ValueError(
+            f"{where}: image with {unknown[0]} {entry[unknown[0]]!r:.200}: use {', '.join(CAMERA_KEYS)}, in degrees"
+        )
+    camera = {key: angle for key, angle in entry.items() if key != "file" and angle is not None}
+    return photo_file(str(folder / file), camera, lambda key: f"{where}: image with {key}")
 
 
-def open_photo(photo: PhotoFile) -> "Photo":
-    """Reads a photo, upright as its EXIF orientation says.
+def photo_file(file: str, camera: Mapping[str, object], name: Callable[[str], str]) -> PhotoFile:
+    """A photo with a camera.
+
+    Args:
+        file: Path of the image.
+        camera: Some of `CAMERA_KEYS`, in degrees.
+        name: Names the option of a key in an error message.
 
     Raises:
-        ValueError: If the file is not a readable image, or the camera's angles are invalid.
+        ValueError: If an angle is not a finite number, or the field of view is not between 0° and 180°.
     """
-    # Imported here so that --help does not wait for torch.
-    from cubediff.geometry.photos import Photo
-    from cubediff.images.reading import read_image
-
-    try:
-        image = read_image(Path(photo.file))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--image {photo.file}: not a readable image ({error})") from error
-    return Photo(image, photo.fov, photo.yaw, photo.pitch, photo.roll)
+    angles = {key: cast(float, check_value(name(key), angle, finite_number())) for key, angle in camera.items()}
+    fov = angles.get("fov")
+    if fov is not None and not 0 < fov < 180:
+        raise ValueError(f"{name('fov')} must be between 0 and 180 degrees, both excluded, got {fov:g}")
+    return PhotoFile(file, **angles)

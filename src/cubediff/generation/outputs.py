@@ -1,4 +1,4 @@
-"""The files of a generated panorama: JPEG with photo-sphere tags, faces, viewer page and record."""
+"""The files of a generated panorama: image with photo-sphere tags, faces, viewer page and record."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 
 from cubediff.cubemaps.engines import Cube
 from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
+from cubediff.generation.options import MAX_HEIGHTS
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube
 from cubediff.images.gpano import full_sphere_xmp
@@ -18,17 +19,22 @@ from cubediff.utils.files import write_json
 
 
 def write_panorama(path: Path, panorama: PIL.Image.Image) -> Path:
-    """Writes an equirectangular panorama of the full sphere as a JPEG with photo-sphere (GPano) tags.
+    """Writes an equirectangular panorama of the full sphere with photo-sphere (GPano) tags.
 
     Args:
-        path: The file to write; its suffix must be that of a JPEG.
+        path: The file to write; its suffix is .jpg, .webp (both of quality 95) or .png.
         panorama: RGB image, twice as wide as high.
 
     Returns:
         `path`.
     """
-    xmp = full_sphere_xmp(panorama.width, panorama.height).encode()
-    panorama.save(path, quality=95, subsampling=0, xmp=xmp)
+    xmp = full_sphere_xmp(panorama.width, panorama.height)
+    if path.suffix == ".png":
+        path.write_bytes(encode_png(np.asarray(panorama), xmp=xmp))
+    elif path.suffix == ".webp":
+        panorama.save(path, quality=95, xmp=xmp.encode())
+    else:
+        panorama.save(path, quality=95, subsampling=0, xmp=xmp.encode())
     return path
 
 
@@ -41,10 +47,12 @@ def write_generation(
     fov: float,
     prompt: str,
     save_faces: CubemapFormat | None,
+    format: str = "jpg",
 ) -> list[Path]:
     """Writes a panorama, its faces, a viewer page and the record of its generation.
 
-    `generation.json` is written last and atomically: where it exists the other files are complete.
+    `generation.json` is written last and atomically: where it exists the other files are complete. The files of an
+    earlier panorama are removed first.
 
     Args:
         folder: Folder to write to; it is created.
@@ -54,20 +62,28 @@ def write_generation(
         fov: Field of view of the faces, in degrees.
         prompt: Text that the viewer page shows.
         save_faces: Also write the faces: to the folder `faces`, or as the image `cubemap.png`.
+        format: Of the panorama's file, one of `MAX_HEIGHTS`.
 
     Returns:
         The written files, with the folder `faces` in place of its six.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in ("faces", "cubemap.png"):  # of another panorama
-        remove_cubemap(folder / earlier)
-    written = [write_panorama(folder / "panorama.jpg", panorama)]
+    _remove_earlier(folder)
+    written = [write_panorama(folder / f"panorama.{format}", panorama)]
     if save_faces is not None:
         path = folder / ("faces" if save_faces.layout == "faces" else "cubemap.png")
         written.append(write_cubemap(path, _with_fov(faces, fov, save_faces.fov), save_faces, encode_png))
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
     write_json(folder / "generation.json", record, sync=True)
     return [*written, folder / "generation.json"]
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Removes the files of another panorama, its record first: an interruption must not leave files of both."""
+    for name in ("generation.json", *(f"panorama.{suffix}" for suffix in MAX_HEIGHTS), "viewer.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("faces", "cubemap.png"):
+        remove_cubemap(folder / name)
 
 
 def _with_fov(faces: Sequence[PIL.Image.Image], own: float, fov: float) -> Cube:

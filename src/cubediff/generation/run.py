@@ -1,10 +1,8 @@
-"""Runs generation jobs: in batches that share a guidance, resumable, each panorama in a separate folder."""
+"""Runs generation jobs: in batches that share a guidance, split among processes, each panorama in a separate folder."""
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -16,133 +14,101 @@ import transformers
 import cubediff
 from cubediff.cubemaps.files import CubemapFormat
 from cubediff.diffusion.schedulers import use_sampler_
-from cubediff.generation.jobs import Job, open_photo
+from cubediff.generation.devices import DTYPES, memory_errors, resolve_dtype, usable_device
+from cubediff.generation.jobs import Job, raise_errors
+from cubediff.generation.options import Execution
 from cubediff.generation.outputs import write_generation
-from cubediff.geometry.photos import Photo
+from cubediff.generation.photos import open_photo, photo_may_be_unseen
+from cubediff.geometry.photos import project_photos
+from cubediff.models.inputs import latent_mask
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.prompts import six_prompts
-from cubediff.utils.json_text import parse_json
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How all panoramas of a call are sampled: the pipeline's arguments of the same names, and the sampler.
-
-    `sampler` is one of `cubediff.diffusion.schedulers.SAMPLERS`, or None for the model's own. `generation.json` holds
-    the fields under their names.
-    """
-
-    num_inference_steps: int = 50
-    guidance_scale: float = 3.5
-    image_guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    negative_prompt: str | None = None
-    paste_image: bool = False
-    panorama_height: int | None = None
-    sampler: str | None = None
-    average_overlap: bool | None = None
+Images = tuple[PIL.Image.Image, list[PIL.Image.Image]]  # a panorama and its six faces
 
 
 def generate(
-    model: str,
-    output: Path,
-    jobs: Sequence[Job],
-    sampling: Sampling,
-    *,
-    batch: int = 1,
-    device: str | None = None,
-    save_faces: bool = False,
-    resume: bool = False,
+    model: str, output: Path, batches: Sequence[Sequence[Job]], names: Collection[str], execution: Execution
 ) -> Iterator[Path]:
-    """Generates a panorama for each job.
+    """Generates the panoramas of batches of jobs.
 
     Args:
         model: CubeDiff folder or Hub id.
         output: Folder to write to; a job's files are in its subfolder `job.name`.
-        jobs: The panoramas to generate.
-        sampling: The sampling settings.
-        batch: Panoramas that are sampled at once.
-        device: torch device; None: the first available of CUDA, MPS and CPU.
-        save_faces: Also write the six faces, 90° wide, as PNG files.
-        resume: Skip jobs whose folder holds their panorama already.
+        batches: Jobs that are sampled together.
+        names: The jobs whose panoramas are written; a batch without any is not sampled.
+        execution: Device and dtype.
 
     Yields:
         The paths of written files and folders.
 
     Raises:
-        ValueError: If a photo, the model, the device or a setting is invalid, or `resume` finds a panorama that was
-            generated with other settings.
+        ValueError: If the model, the device or a setting is invalid, or the memory is too small.
         OSError: If `output` cannot be written.
     """
-    opened = {job.name: _open_photos(job) for job in jobs[:1]}  # an unreadable photo fails before the model loads
-    request = {"model": model, **asdict(sampling)}
-    if resume:
-        pending = [job for job in jobs if not _exists(output / job.name, {**request, **job.record()})]
-        print(f"{len(jobs) - len(pending)} of {len(jobs)} panoramas exist already", file=sys.stderr)
-    else:
-        pending = list(jobs)
-    if (existing := next(path for path in (output, *output.parents) if path.exists())).is_file():
-        raise ValueError(f"--output {output}: {existing} is a file: choose a folder")
-    device = _usable_device(device)
-    pipeline = load_for_generation(model).to(device)
-    if sampling.sampler is not None:
-        use_sampler_(pipeline, sampling.sampler)
+    device = usable_device(execution.device)
+    dtype = resolve_dtype(execution.dtype, device)
+    with memory_errors(execution, device):
+        pipeline = load_for_generation(model, dtype=DTYPES[dtype]).to(device)
     output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
-    environment = _environment(pipeline, device)
-    for part in _batches(pending, batch):
-        photos = [opened.get(job.name) or _open_photos(job) for job in part]
-        for job, (panorama, faces) in zip(part, _sample(pipeline, part, photos, sampling), strict=True):
-            yield from write_generation(
-                output / job.name,
-                panorama,
-                faces,
-                {**request, **job.record(), **environment},
-                fov=pipeline.config.fov,
-                prompt=" · ".join(dict.fromkeys(six_prompts(job.prompt) if job.prompt is not None else [])),
-                save_faces=CubemapFormat() if save_faces else None,
-            )
+    stored_scheduler = pipeline.scheduler
+    _check_coverage(pipeline, [job for jobs in batches for job in jobs if job.name in names])
+    for jobs in batches:
+        if not any(job.name in names for job in jobs):
+            continue
+        pipeline.scheduler = stored_scheduler
+        if (sampler := jobs[0].options.sampler) is not None:
+            use_sampler_(pipeline, sampler)
+        with memory_errors(execution, device, _face_size(pipeline)), _naming(jobs):
+            images = _sample(pipeline, jobs)
+        environment = {"dtype": dtype, **_environment(pipeline, device)}
+        for job, (panorama, faces) in zip(jobs, images, strict=True):
+            if job.name in names:
+                folder = output / job.name
+                print(f"{folder}: seed {job.seed}", file=sys.stderr)
+                yield from write_generation(
+                    folder,
+                    panorama,
+                    faces,
+                    {"model": model, **job.request(), "exif_fov": job.exif_fovs(), **environment},
+                    fov=pipeline.config.fov,
+                    prompt=job.text,
+                    save_faces=CubemapFormat() if job.options.save_faces else None,
+                    format=job.options.format,
+                )
 
 
-def _open_photos(job: Job) -> list[Photo]:
-    return [open_photo(photo) for photo in job.photos]
+def _face_size(pipeline: CubePipeline) -> int:
+    backbone = pipeline.backbone
+    return backbone.sample_size * backbone.latent_scale
 
 
-def _exists(folder: Path, request: dict[str, object]) -> bool:
-    """Whether a folder holds the panorama of a request; ValueError if it holds that of another one."""
-    path = folder / "generation.json"
-    if not path.is_file():
-        return False
+def _check_coverage(pipeline: CubePipeline, jobs: Sequence[Job]) -> None:
+    """Raises ValueError for a job whose photos are too small to be seen by the network, before any is sampled."""
+    scale, errors = pipeline.backbone.latent_scale, list[str]()
+    for job in jobs:
+        if any(photo_may_be_unseen(photo) for photo in job.photos):
+            photos = [[open_photo(photo) for photo in job.photos]]
+            covered = project_photos(photos, _face_size(pipeline), pipeline.config.fov)[1]
+            if not latent_mask(covered, scale).any():
+                errors.append(
+                    f"{job.label('image')} covers no {scale} × {scale} pixels of a face: use a photo with a larger fov"
+                )
+    raise_errors(errors)
+
+
+@contextmanager
+def _naming(jobs: Sequence[Job]) -> Iterator[None]:
+    """Begins the message of an error with the lines of the jobs."""
     try:
-        record = parse_json(path.read_bytes())
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
-    expected = json.loads(json.dumps(request))  # tuples become lists
-    if differing := [key for key, value in expected.items() if record.get(key) != value]:
-        raise ValueError(
-            f"{folder} holds a panorama with another {', '.join(differing)}: choose another --output, or remove it"
-        )
-    try:
-        with PIL.Image.open(folder / "panorama.jpg") as panorama:
-            panorama.load()
-    except (OSError, SyntaxError):  # missing, or incomplete after a power loss
-        return False
-    return True
-
-
-def _usable_device(device: str | None) -> str:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device {device}: not available on this machine: omit the option to use the best device"
-        ) from error
-    return device
+        yield
+    except (ValueError, FloatingPointError) as error:
+        lines = ", ".join(job.where for job in jobs if job.where)
+        if not lines:
+            raise
+        raise type(error)(f"{lines}: {error}") from error
 
 
 def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
@@ -159,25 +125,16 @@ def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
     }
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Consecutive jobs that the pipeline guides in the same way, at most `size` at once."""
-    for _, group in groupby(jobs, key=lambda job: (job.prompt is None, not job.photos)):
-        alike = list(group)
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-def _sample(
-    pipeline: CubePipeline, jobs: list[Job], photos: list[list[Photo]], sampling: Sampling
-) -> list[tuple[PIL.Image.Image, list[PIL.Image.Image]]]:
-    """Panorama and faces of each job."""
-    settings = asdict(sampling)
-    del settings["sampler"]
+def _sample(pipeline: CubePipeline, jobs: Sequence[Job]) -> list[Images]:
+    """Panorama and faces of each job of a batch."""
+    negative = [six_prompts(job.options.negative_prompt or "", allow_empty=True) for job in jobs]
     output = pipeline(
         [six_prompts(job.prompt) for job in jobs if job.prompt is not None] or None,  # all of them have one, or none
-        image=photos if jobs[0].photos else None,
+        image=[[open_photo(photo) for photo in job.photos] for job in jobs] if jobs[0].photos else None,
+        negative_prompt=negative if any(job.options.negative_prompt for job in jobs) else None,
         # Noise is drawn on the CPU: a seed gives the same panorama on every device.
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
-        **settings,
+        **jobs[0].options.arguments,
     )
     images = cast(CubeDiffOutput, output)  # return_dict is true, and output_type "pil"
     panoramas = cast(list[PIL.Image.Image], images.panoramas)

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-FACE_FOV: Final = 95.0  # degrees; 5° more than a quarter turn, so that neighbouring faces overlap (section 3)
-
-FACES: Final = ("front", "right", "back", "left", "up", "down")
+from cubediff.geometry.faces import FACE_FOV as FACE_FOV
+from cubediff.geometry.faces import FACES as FACES
 
 # Axes of each face's frame in the world: the right and the top of its image, and its centre.
 FRAMES: Final = (

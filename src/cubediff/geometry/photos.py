@@ -19,15 +19,13 @@ from torch import Tensor
 from cubediff.geometry.conventions import face_rays, rotation_matrix
 from cubediff.geometry.panoramas import Panorama, project_panorama
 from cubediff.geometry.perspective import perspective_to_cube
-from cubediff.images.exif import EXIF_IFD
+from cubediff.images.exif import camera_fov
 from cubediff.images.levels import fill_transparent, to_srgb
 from cubediff.utils.errors import DataError
 
 PhotoImage = PIL.Image.Image | Tensor
 
-FOCAL_LENGTH_35MM = 0xA405  # tag of the EXIF data
 _OPAQUE = 0.98  # on [−1, 1]; a projected pixel between an opaque and a transparent one is not covered
-DIAGONAL_35MM = math.hypot(36, 24)  # mm, of the film that a "focal length in 35 mm film" refers to
 
 log = logging.getLogger(__name__)
 
@@ -141,20 +139,16 @@ def feather(mask: Bool[Tensor, "b 6 1 s s"], radius: int) -> Float[Tensor, "b 6 
 
 
 def exif_fov(picture: PhotoImage) -> float | None:
-    """The horizontal field of view of an image by its EXIF data, degrees; None without valid data.
+    """The horizontal field of view of an image by its EXIF data, degrees; see `camera_fov`.
 
-    It follows from the focal length in 35 mm film (EXIF 2.3, tag 0xA405), which refers to the diagonal (CIPA DCG-001).
+    None without valid data; invalid data is logged as a warning.
     """
     if not isinstance(picture, PIL.Image.Image):
         return None
-    try:
-        focal = float(picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_LENGTH_35MM, 0))
-    except Exception:  # Pillow raises many types on damaged EXIF data
-        return None
-    if not (math.isfinite(focal) and focal > 0):
-        return None
-    width = picture.width / math.hypot(picture.width, picture.height)
-    return math.degrees(2 * math.atan(DIAGONAL_35MM / 2 * width / focal))
+    fov, note = camera_fov(picture)
+    if note is not None:
+        log.warning("image: %s", note)
+    return fov
 
 
 def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:

@@ -20,7 +20,7 @@ from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".hdr", ".exr")
-MAX_PHOTO_PIXELS = 178_956_970  # the number above which Pillow refuses an image
+MAX_PHOTO_PIXELS = 1 << 28  # sensors have up to 200 million; 800 MB as 8-bit RGB
 
 # Other decoders of Pillow start programs (EPS) or are rarely tested.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")
@@ -49,6 +49,18 @@ def read_image(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> Image.Image:
     ignored in the file, such as a damaged colour profile, is logged as a warning.
 
     Raises:
+        DataError, OSError: As `read_photo`.
+    """
+    image, notes = read_photo(path, max_pixels)
+    for note in notes:
+        log.warning("%s: %s", path, note)
+    return image
+
+
+def read_photo(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> tuple[Image.Image, tuple[str, ...]]:
+    """Reads a photo as `read_image` does, and returns notes on what was ignored in the file instead of logging them.
+
+    Raises:
         DataError: If the file is not a readable JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file, has more than
             `max_pixels`, or radiance in place of levels.
         OSError: If the machine fails to read it.
@@ -59,17 +71,16 @@ def read_image(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> Image.Image:
             if opened.width * opened.height > max_pixels:
                 raise DataError(f"{opened.width}x{opened.height} is more than {max_pixels} pixels: shrink it")
             decoded = decode_levels(opened, data)
-            tags = exif.camera_tags(opened)
+            tags, tags_note = exif.camera_tags(opened)
     if decoded.pixels.dtype != np.uint8:
         raise DataError("floating-point radiance: save it with 8 or 16 bits a channel")
-    for note in (*damage, *decoded.notes):
-        log.warning("%s: %s", path, note)
     image = Image.fromarray(decoded.pixels)
     if decoded.opaque is not None and not decoded.opaque.all():
         image.putalpha(Image.fromarray(decoded.opaque.astype(np.uint8) * 255))
     if tags:
         image.info["exif"] = tags
-    return image
+    notes = (*damage, *decoded.notes)
+    return image, notes if tags_note is None or notes else (tags_note,)
 
 
 def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) -> DecodedImage:

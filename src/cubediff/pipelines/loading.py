@@ -60,9 +60,9 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     return pipeline_classes().get(name) if isinstance(name, str) else None
 
 
-def load_for_generation(path: str | Path) -> CubePipeline:
+def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
     """Loads a trained CubeDiff of any installed backbone, from a folder or the Hub; see `from_pretrained`."""
-    return (pipeline_class(path) or CubeDiffPipeline).from_pretrained(path)
+    return (pipeline_class(path) or CubeDiffPipeline).from_pretrained(path, **options)
 
 
 def load_pipeline(

@@ -19,6 +19,13 @@ def is_first_rank() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
 
 
+def torchrun_rank() -> tuple[int, int]:
+    """The rank of this process and the number of processes, as torchrun sets them; (0, 1) without it."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def is_started_by_first_rank() -> bool:
     """Whether Lightning's launcher on rank 0 has started this process; it kills rank 0 if one exits with an error."""
     return any(argument.startswith("hydra.job.name=") and "_ddp_process_" in argument for argument in sys.argv)

@@ -1,0 +1,61 @@
+"""Panoramas that exist already: which jobs are done. Loads Pillow alone: torch is not imported when all of them are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from cubediff.generation.jobs import Job
+from cubediff.generation.options import Options
+from cubediff.images.decoding import without_pillow_limits
+from cubediff.utils.errors import storage_message
+from cubediff.utils.json_text import parse_json
+
+RECORD = "generation.json"
+# The values of folders that were written before the keys existed.
+_FORMER = {**asdict(Options()), "dtype": "fp32"}
+
+
+def pending_jobs(jobs: Sequence[Job], output: Path, request: Mapping[str, object]) -> list[Job]:
+    """The jobs whose folders do not hold their panorama yet.
+
+    Args:
+        jobs: The jobs.
+        output: The output folder.
+        request: What all jobs have in common, under the keys of `generation.json`.
+
+    Raises:
+        ValueError: If a folder holds the panorama of another request, or a damaged record.
+    """
+    return [job for job in jobs if not _exists(output / job.name, job, request)]
+
+
+def _exists(folder: Path, job: Job, common: Mapping[str, object]) -> bool:
+    path = folder / RECORD
+    if not path.is_file():
+        return False
+    try:
+        request = {**common, **job.request()}
+    except OSError as error:
+        raise ValueError(f"{job.label('image')} {storage_message(error)}") from error
+    try:
+        record = parse_json(path.read_bytes())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
+    with_faces = request.pop("save_faces")
+    expected = json.loads(json.dumps(request))  # tuples become lists
+    found = {**_FORMER, **record}
+    if differing := [key for key, value in expected.items() if found.get(key) != value]:
+        raise ValueError(
+            f"{folder} holds a panorama with another {', '.join(differing)}: choose another --output, or remove it"
+        )
+    try:
+        with without_pillow_limits(), Image.open(folder / f"panorama.{found['format']}") as panorama:
+            panorama.load()
+    except (OSError, SyntaxError):  # missing, or incomplete after a power loss
+        return False
+    return not with_faces or any((folder / name).is_file() for name in ("faces/faces.json", "cubemap.png"))
