@@ -16,7 +16,7 @@ from support.damage import cuts, other_types
 from cubediff.data import DataError
 from cubediff.data.building.journal import Accepted, _load_record
 from cubediff.data.sources import Entry, Rejection
-from cubediff.generation.run import _exists
+from cubediff.generation.existing import panorama_exists
 from cubediff.pipelines.folders import read_index
 from cubediff.runs import lock
 from cubediff.runs.resume import read_saved_run
@@ -63,17 +63,17 @@ def test_generation_json_and_panorama(tmp_path: Path) -> None:
     panorama, file = tmp_path / "panorama.jpg", tmp_path / "generation.json"
     PIL.Image.effect_noise((64, 32), 50).save(panorama)
     content, pixels = file.read_bytes(), panorama.read_bytes()
-    assert _exists(tmp_path, request)
+    assert panorama_exists(tmp_path, request)
     for damaged in [*cuts(content[:-1]), *other_types(content)]:
         file.write_bytes(damaged)
         try:
-            assert _exists(tmp_path, request)
+            assert panorama_exists(tmp_path, request)
         except ValueError as error:
             assert re.search(r" holds a panorama with another|generation\.json is damaged", str(error))  # noqa: PT017
     file.write_bytes(content)
     for damaged in [*(pixels[:place] for place in range(0, len(pixels) - 2, 60)), b"", b"\0" * len(pixels)]:
         panorama.write_bytes(damaged)
-        assert _exists(tmp_path, request) is False  # it is generated again
+        assert panorama_exists(tmp_path, request) is False  # it is generated again
 
 
 def test_model_index(tmp_path: Path) -> None:

@@ -29,25 +29,38 @@ def pending_jobs(jobs: Sequence[Job], output: Path, request: Mapping[str, object
     Raises:
         ValueError: If a folder holds the panorama of another request, or a damaged record.
     """
-    return [job for job in jobs if not _exists(output / job.name, job, request)]
+    return [job for job in jobs if not _is_done(job, output / job.name, request)]
 
 
-def _exists(folder: Path, job: Job, common: Mapping[str, object]) -> bool:
-    path = folder / RECORD
-    if not path.is_file():
+def _is_done(job: Job, folder: Path, common: Mapping[str, object]) -> bool:
+    if not (folder / RECORD).is_file():
         return False
     try:
         request = {**common, **job.request()}
-    except OSError as error:
+    except OSError as error:  # a photo is gone
         raise ValueError(f"{job.label('image')} {storage_message(error)}") from error
+    return panorama_exists(folder, request)
+
+
+def panorama_exists(folder: Path, request: Mapping[str, object]) -> bool:
+    """Whether a folder with a record holds the panorama of a request, undamaged.
+
+    Args:
+        folder: The panorama's folder.
+        request: What determines the panorama, under the keys of its record.
+
+    Raises:
+        ValueError: If the record is damaged, or that of another request.
+    """
+    path = folder / RECORD
     try:
         record = parse_json(path.read_bytes())
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
-    with_faces = request.pop("save_faces")
     expected = json.loads(json.dumps(request))  # tuples become lists
+    with_faces = expected.pop("save_faces", False)
     found = {**_FORMER, **record}
     if differing := [key for key, value in expected.items() if found.get(key) != value]:
         raise ValueError(
