@@ -38,8 +38,8 @@ def build(
             "--source",
             help="Type of SOURCE: equirect, cubemaps, webdataset, imagefolder, parquet; or a data set's tree: "
             "structured3d, matterport3d; or the naming scheme of cubemap faces: axes, matterport, words, unity, quake, "
-            "short, opengl, py360convert; or your own class, module:Class, or its name in the entry-point group "
-            "cubediff.sources.",
+            "short, opengl, py360convert, three, unreal, blender; or your own class, module:Class, or its name in the "
+            "entry-point group cubediff.sources.",
             show_default="detected",
         ),
     ] = None,

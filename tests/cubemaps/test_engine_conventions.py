@@ -2,6 +2,7 @@
 float64, with the direction that the engine's own rule gives it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +156,19 @@ def test_unknown_names_and_shapes_are_refused() -> None:
     with pytest.raises(DataError, match="20x10 is not a cubemap"):
         from_layout(np.zeros((10, 20)), engine_images("cubediff"))
     assert layout_of(20, 10) is None
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    rows = {}
+    for line in (Path(__file__).parents[2] / "docs/faces.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and (name := cells[0].strip("`")) in CONVENTIONS:
+            rows[name] = cells[1]
+    turned = {0: "", 1: " (90° CCW)", 2: " (180°)", 3: " (270° CCW)"}
+    assert rows == {
+        name: ", ".join(
+            image.name + (f" {image.face}{turned[image.quarter_turns]}" if image.name != image.face else "")
+            for image in images
+        )
+        for name, images in CONVENTIONS.items()
+    }

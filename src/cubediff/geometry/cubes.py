@@ -6,7 +6,7 @@ projections sample one blended sphere, so that the results agree along their com
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from cubediff.geometry import atlas as atlases
@@ -130,3 +130,47 @@ def _view(
         band = band.unflatten(2, (-1, columns))
         bands.append(F.avg_pool2d(band, supersampling) if supersampling > 1 else band)
     return sampling.to_pixels(torch.cat(bands, 2), faces.dtype)
+
+
+def edge_difference(faces: Real[Tensor, "b 6 c s s"], fov: float, samples: int = 256) -> float:
+    """Mean absolute difference of neighbouring faces where they see the twelve edges of the cube.
+
+    It is smallest for the field of view that the faces have.
+
+    Args:
+        faces: (B, 6, C, S, S) in FACES order, float in any range or uint8.
+        fov: Assumed field of view of a face, in degrees: at least 90, below 180.
+        samples: Directions along an edge.
+
+    Returns:
+        The difference, in the units of the faces.
+
+    Raises:
+        ValueError: If a shape, `fov` or the dtype is invalid.
+    """
+    atlases.check_faces(faces, fov, "blend")
+    along = (2 * torch.arange(samples, dtype=torch.float64) + 1) / samples - 1
+    ones = torch.ones(samples, dtype=torch.float64)
+    edges = [
+        torch.stack([(a * ones, b * ones, along)[(axis - k) % 3 - 1] for k in range(3)], -1)
+        for axis in range(3)
+        for a in (-1, 1)
+        for b in (-1, 1)
+    ]
+    rays = torch.cat(edges)
+    seeing = (rays @ torch.tensor([frame[2] for frame in FRAMES], dtype=torch.float64).T).topk(2).indices
+    first, second = (_samples_of(faces, rays, seeing[:, k], fov) for k in (0, 1))
+    return float((first - second).abs().mean())
+
+
+def _samples_of(faces: Tensor, rays: Float[Tensor, "n 3"], seen_by: Int[Tensor, " n"], fov: float) -> Tensor:
+    """Bilinear samples (B, C, N) of faces along directions, each on the face that is given for it."""
+    pixels = faces.to(sampling.work_dtype(faces))
+    samples = pixels.new_empty(*pixels.shape[:1], pixels.shape[2], len(rays))
+    for face, frame in enumerate(FRAMES):
+        chosen = seen_by == face
+        u, v, depth = (rays[chosen] @ torch.tensor(frame, dtype=torch.float64).T).unbind(-1)
+        grid = torch.stack([u, -v], -1) / (depth * tan_half(fov))[:, None]
+        grid = grid.to(pixels)[None, None].expand(len(faces), -1, -1, -1)
+        samples[..., chosen.to(pixels.device)] = sampling.sample(pixels[:, face], grid, "bilinear").flatten(2)
+    return samples

@@ -1,22 +1,26 @@
-"""Cubemaps of 90° faces, in six files or in one image, converted to equirectangular panoramas.
+"""Cubemaps in six files or in one image, converted to equirectangular panoramas.
 
 The paper's training data includes Humus' cubemaps (arXiv 2501.17162, section 3)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
 from cubediff.cubemaps.engines import Cube, layout_of
+from cubediff.cubemaps.files import read_record, record_path
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
+from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
-from cubediff.data.sources.schemes import SCHEMES, STRIPS, Group, cut, group_files, seam, upright
-from cubediff.geometry.conventions import FACES
+from cubediff.data.sources.overlap import check_width
+from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut, seam, upright
+from cubediff.geometry.conventions import FACES, tan_half
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
 from cubediff.images.levels import DecodedImage
@@ -27,6 +31,15 @@ from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
 
 _MAX_SEAM = 8.0  # grey levels; with a smaller difference at the edges, no other reading of the names is considered
+
+
+class _Read(NamedTuple):
+    """The faces of a scene, the scheme that names them, their field of view if a record says it, and notes."""
+
+    scheme: str
+    cube: Cube
+    fov: float | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -63,32 +76,38 @@ class Cubemaps:
     def files(self, entry: Entry) -> list[Path]:
         group = self._listing[0].get(entry.file)
         if group is None:
-            return [self.path / entry.file]
-        return [self.path / file for file in sorted(next(iter(group.readings.values())).values())]
+            image = self.path / entry.file
+            return [image, *_existing(record_path(image, "strip"))]
+        files = [self.path / file for file in sorted(next(iter(group.readings.values())).values())]
+        return files if group.record is None else [*files, *_existing(record_path(files[0].parent))]
 
     def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
         group = self._listing[0].get(entry.file)
         with decoding():
-            name, cube, notes = (
-                self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
-            )
-            # Four faces of S pixels go around, so the panorama is 4 S wide. That is 0.64 S pixels a radian; a face has
-            # S/2 at its centre and S at the middle of an edge.
-            faces = np.stack([cube[face] for face in FACES])
-            size = faces.shape[1]
+            read = self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
+            if read.fov is None:
+                check_width({face: _levels(pixels) for face, pixels in read.cube.items()})
+            # Four faces of 90° and S pixels go around, so the panorama is 4 S wide. That is 0.64 S pixels a radian; a
+            # face has S/2 at its centre and S at the middle of an edge.
+            faces = np.stack([read.cube[face] for face in FACES])
+            size, fov = faces.shape[1], read.fov or 90.0
+            height = round(2 * size / tan_half(fov))
             tensor = torch.from_numpy(faces).permute(0, 3, 1, 2)[None].contiguous()
-            panorama = cube_to_equirect(tensor, 2 * size, fov=90.0, mode="bicubic")[0].permute(1, 2, 0).numpy()
+            panorama = cube_to_equirect(tensor, height, fov=fov, mode="bicubic")[0].permute(1, 2, 0).numpy()
             jpeg, record = encode_panorama(panorama, quality)
-        record = {"cubemap": name, "face_size": size} | record | ({"notes": notes} if notes else {})
-        return Panorama(jpeg, 4 * size, 2 * size, None, record)
+        described: dict[str, object] = {"cubemap": read.scheme, "face_size": size}
+        described |= {} if fov == 90 else {"face_fov": fov}
+        return Panorama(
+            jpeg, 2 * height, height, None, described | record | ({"notes": read.notes} if read.notes else {})
+        )
 
     @cached_property
     def _listing(self) -> tuple[dict[str, Group], dict[str, str], list[str], list[Rejection]]:
         files, rejected = list_images(self.path)
-        groups, broken, images = group_files(files, self.scheme)
+        groups, broken, images = find_scenes(self.path, files, self.scheme)
         return {group.name: group for group in groups}, broken, images, rejected
 
-    def _read_files(self, group: Group, max_width: int) -> tuple[str, Cube, list[str]]:
+    def _read_files(self, group: Group, max_width: int) -> _Read:
         scheme, files = next(iter(group.readings.items()))
         images: dict[str, DecodedImage] = {}
         for file in files.values():
@@ -101,27 +120,33 @@ class Cubemaps:
         if len({(p.pixels.shape, p.pixels.dtype) for p in images.values()}) > 1:
             sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in images.items())
             raise DataError(f"its faces differ in size or type: {', '.join(sizes)}")
-        readings = {s: upright({face: images[f].pixels for face, f in r.items()}, s) for s, r in group.readings.items()}
+        readings = {
+            s: upright({face: images[f].pixels for face, f in r.items()}, s, group.record)
+            for s, r in group.readings.items()
+        }
         notes = [f"{PurePosixPath(file).name}: {note}" for file, image in images.items() for note in image.notes]
-        return scheme, self._check_reading(scheme, readings), notes
+        fov = None if group.record is None else group.record.fov
+        return _Read(scheme, self._check_reading(scheme, readings), fov, notes)
 
-    def _read_layout(self, file: str, max_width: int) -> tuple[str, Cube, list[str]]:
+    def _read_layout(self, file: str, max_width: int) -> _Read:
         with open_regular(self.path / file) as opened:
             image = decode(opened, file, lambda w, h: _check_layout(w, h, max_width))
         strip = self.scheme if self.scheme in STRIPS else STRIPS[0]
-        name, cube, empty = cut(image.pixels, strip)
+        record = read_record(record_path(self.path / file, "strip"))
+        name, cube, empty = cut(image.pixels, strip, record if self.scheme is None else None)
         if image.opaque is not None:
-            _, opaque, blank = cut(image.opaque, strip)
+            _, opaque, blank = cut(image.opaque, strip, record)
             for mask in opaque.values():
                 check_opaque(mask)
             empty = [cell for cell, mask in zip(empty, blank, strict=True) if mask.all()]
         if any(np.ptp(_levels(cell), axis=(0, 1)).max() > 16 for cell in empty):
             height, width, _ = image.pixels.shape
             raise DataError(f"{width}x{height} has the shape of a cubemap's cross, but its corners are not empty")
-        if not name.startswith("strip"):
-            return name, cube, list(image.notes)
+        fov, notes = None if record is None else record.fov, list(image.notes)
+        if not name.startswith("strip") or name == f"strip_{RECORDED}":
+            return _Read(name, cube, fov, notes)
         readings = {strip: cube} | {o: cut(image.pixels, o)[1] for o in STRIPS}
-        return name, self._check_reading(strip, readings), list(image.notes)
+        return _Read(name, self._check_reading(strip, readings), fov, notes)
 
     def _check_reading(self, name: str, readings: dict[str, Cube]) -> Cube:
         """The faces by the scheme `name`, unless another scheme clearly fits better."""
@@ -135,6 +160,10 @@ class Cubemaps:
                     f"({found:.0f} levels): pass --source {best}"
                 )
         return cube
+
+
+def _existing(path: Path) -> list[Path]:
+    return [path] if path.is_file() else []
 
 
 def _seam_in_levels(cube: Cube) -> float:

@@ -5,10 +5,10 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.cubemaps.engines import layout_of
 from cubediff.data.sources.captions import find_captions_file
+from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.imagefolder import list_tables
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.parquet import list_parquet
-from cubediff.data.sources.schemes import group_files
 from cubediff.data.sources.trees import tree_of
 from cubediff.data.sources.webdataset import Shards
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
@@ -47,7 +47,7 @@ def detect_kind(path: Path, captions: Path | None, output: Path | None, is_used:
     if any(map(is_used, list_parquet(path)[0])):
         found["parquet"] = "Parquet files"
     if images and (named or "imagefolder" not in found):
-        groups, broken, rest = group_files(images)
+        groups, broken, rest = find_scenes(path, images)
         layouts = _are_layouts(path, rest)
         if groups or broken or layouts:
             found["cubemaps"] = "the faces of cubemaps"

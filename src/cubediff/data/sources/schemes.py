@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from cubediff.cubemaps.engines import CONVENTIONS, Cube, engine_images, from_engine, from_layout, layout_of
+from cubediff.cubemaps.files import CubemapRecord
 from cubediff.data.sources.names import normal_form
 from cubediff.geometry.conventions import FACES
 
@@ -65,11 +66,15 @@ STRIPS = ("opengl", "py360convert", *_ENGINES)
 _LAYOUT_NAMES = {"cross": "horizontal_cross", "cross-vertical": "vertical_cross"}  # as shards record them
 
 
+RECORDED = "recorded"  # the scheme of scenes whose record lists their files
+
+
 class Group(NamedTuple):
-    """A scene of six files: the file of each face, for each scheme in which the names are complete."""
+    """A scene of six files: the file of each face, for each scheme in which the names are complete; and its record."""
 
     name: str
     readings: dict[str, dict[str, str]]
+    record: CubemapRecord | None = None
 
 
 def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Group], dict[str, str], list[str]]:
@@ -92,7 +97,7 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
         stem = file.removesuffix(path.suffix).rpartition("/")[2]
         for scheme, (pattern, faces) in patterns.items():
             if match := pattern.fullmatch(stem):
-                name = "/".join(part for part in (*path.parent.parts, match["scene"]) if part) or "cubemap"
+                name = scene_name("/".join(part for part in (*path.parent.parts, match["scene"]) if part))
                 name = spelt.setdefault(normal_form(name), name)
                 candidates[name][scheme][faces[match["token"].lower()]].append(file)
     groups: list[Group] = []
@@ -115,6 +120,11 @@ def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Gro
     return groups, broken, [f for f in files if f not in used]
 
 
+def scene_name(path: str) -> str:
+    """The name of a scene by its folder and prefix, relative to the source."""
+    return "cubemap" if path in ("", ".") else path
+
+
 def _pattern(tokens: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
     faces = {token: face for face, names in zip(FACES, tokens, strict=True) for token in names}
     long = "|".join(re.escape(t) for t in sorted(faces, key=len, reverse=True) if len(t) > 1)
@@ -124,25 +134,30 @@ def _pattern(tokens: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict
     return re.compile(rf"(?P<scene>.*?)[ ._-]*(?P<token>{long}{separated}){tail}", re.IGNORECASE | re.DOTALL), faces
 
 
-def upright(cube: Cube, scheme: str) -> Cube:
-    """The faces of six files, without the rotations of the scheme."""
-    if scheme not in _ENGINES:
+def upright(cube: Cube, scheme: str, record: CubemapRecord | None = None) -> Cube:
+    """The faces of six files, without the rotations of the scheme or the record."""
+    images = record.images if scheme == RECORDED and record is not None else CONVENTIONS.get(scheme)
+    if images is None:
         return cube
-    images = CONVENTIONS[scheme]
     return from_engine({image.name: cube[image.face] for image in images}, images)
 
 
-def cut(image: Shaped[np.ndarray, "h w ..."], strip: str) -> tuple[str, Cube, list[Shaped[np.ndarray, "s s ..."]]]:
+def cut(
+    image: Shaped[np.ndarray, "h w ..."], strip: str, record: CubemapRecord | None = None
+) -> tuple[str, Cube, list[Shaped[np.ndarray, "s s ..."]]]:
     """Cuts an image with all six faces.
 
     Args:
         image: An image that has the shape of a layout.
         strip: Order of the faces in a strip, one of STRIPS.
+        record: The record of the image, whose order counts, if it has one.
 
     Returns:
         Name of the layout, the faces (views), and the empty cells of a cross.
     """
     layout = layout_of(image.shape[1], image.shape[0]) or ""
+    if record is not None and record.images is not None:
+        return _LAYOUT_NAMES.get(layout, f"strip_{RECORDED}"), *from_layout(image, record.images)
     return _LAYOUT_NAMES.get(layout, f"strip_{strip}"), *from_layout(image, engine_images(strip))
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+from cubediff.cubemaps.files import RECORD, read_record
 from cubediff.data.sources.base import Entry, Listing, Rejection
 from cubediff.data.sources.listing import OTHER_IMAGES, list_files
 from cubediff.data.sources.names import FileNames, normal_form
@@ -50,11 +51,11 @@ def read_sidecars(source: Path, names: FileNames, captioned: bool) -> Listing:
         except DataError as error:
             rejected.append(Rejection(file, str(error)))
     if captioned:
-        rejected += _unmatched(names, found)
+        rejected += _unmatched(source, names, found)
     return entries, rejected
 
 
-def _unmatched(names: FileNames, found: dict[str, dict[str, str]]) -> list[Rejection]:
+def _unmatched(source: Path, names: FileNames, found: dict[str, dict[str, str]]) -> list[Rejection]:
     """Sidecars without a panorama of their name, in folders with panoramas."""
     stems = {normal_form(_stem(file)) for file in (*names.files, *names.refused)}
     examples = {str(PurePosixPath(normal_form(file)).parent): _stem(file) for file in reversed(names.files)}
@@ -62,12 +63,25 @@ def _unmatched(names: FileNames, found: dict[str, dict[str, str]]) -> list[Rejec
     for stem in sorted(set(found) - stems):
         path = PurePosixPath(stem)
         example = examples.get(str(path.parent))
+        if _is_cubemap_record(source, found[stem]):
+            continue
         if example is not None and not path.name.lower().startswith(_NO_CAPTIONS):
             for name in found[stem].values():
                 suffix = PurePosixPath(name).suffix
                 reason = f"no panorama has this name: a file that would match is {PurePosixPath(example).name}{suffix}"
                 rejected.append(Rejection(name, reason))
     return rejected
+
+
+def _is_cubemap_record(source: Path, sidecar: dict[str, str]) -> bool:
+    """Whether a sidecar is the record of a cubemap, which other readers check."""
+    name = sidecar.get(".json", "")
+    if PurePosixPath(name).name != RECORD and not name.endswith(f".{RECORD}"):
+        return False
+    try:
+        return read_record(source / name) is not None
+    except DataError:
+        return True
 
 
 def _stem(file: str) -> str:
