@@ -1,6 +1,6 @@
 """Measures whether cubediff_tiny's panoramas follow their condition: is each training panorama recognised from them?
 
-    python experiments/cubediff_tiny/evaluate.py MODEL PANORAMAS OUTPUT [--skip ASSET …]
+    python experiments/cubediff_tiny/evaluate.py MODEL PANORAMAS OUTPUT [--skip ASSET …] [--no-average-overlap]
 
 - From a photo: the faces generated from the front face of panorama i are compared (PSNR) with those of every panorama.
 - From six captions, one for each face: likewise.
@@ -88,6 +88,9 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=3.5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--average-overlap", action=argparse.BooleanOptionalAction, help="by default as the model folder says"
+    )
     args = parser.parse_args()
 
     lines = (args.panoramas / "captions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -118,6 +121,7 @@ def main() -> None:
                 guidance_scale=args.guidance_scale,
                 generator=torch.Generator("cpu").manual_seed(start),
                 output_type="pt",
+                average_overlap=args.average_overlap,
             )
             all_panoramas.append(output.panoramas.cpu())
             all_faces.append(output.faces.cpu())
@@ -170,6 +174,7 @@ def main() -> None:
         **view_report,
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
+        "average_overlap": pipeline.config.average_overlap if args.average_overlap is None else args.average_overlap,
     }
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -127,5 +127,11 @@ def test_panoramas_of_a_batch_are_averaged_alone(pipeline: CubeDiffPipeline) -> 
 def test_faces_that_do_not_overlap_are_refused() -> None:
     pipeline = awake(fov=90.0)
     faces(pipeline)
-    with pytest.raises(ValueError, match=r"fov is 90.0°: faces overlap with more than 90°"):
+    with pytest.raises(ValueError, match=r"average_overlap=True with faces of 90°, .*use average_overlap=False"):
         faces(pipeline, average_overlap=True)
+
+
+def test_a_setting_that_is_neither_true_nor_false_is_refused(pipeline: CubeDiffPipeline) -> None:
+    """A word in a folder's model_index.json would be true whatever it says."""
+    with pytest.raises(ValueError, match="average_overlap='false': use true or false"):
+        pipeline.register(pipeline.components, {**pipeline.config, "average_overlap": "false"})

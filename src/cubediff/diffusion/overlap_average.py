@@ -65,12 +65,22 @@ class OverlapAverage:
         fov: Field of view of the faces, degrees.
         clean: Known clean latents.
         known: Where latents are known.
+
+    Raises:
+        ValueError: If the faces do not overlap, because `fov` is not more than 90°.
     """
 
     scheduler: SchedulerMixin
     fov: float
     clean: Float[Tensor, "b 6 c h w"]
     known: Bool[Tensor, "b 6 1 h w"]
+
+    def __post_init__(self) -> None:
+        if self.fov <= 90:
+            raise ValueError(
+                f"average_overlap=True with faces of {self.fov:g}°, which do not overlap: use average_overlap=False, "
+                "or a model whose fov is above 90°"
+            )
 
     def __call__(
         self,

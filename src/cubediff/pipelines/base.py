@@ -112,6 +112,9 @@ class CubePipeline(DiffusionPipeline, ABC):
         photo_encoding = settings.get("photo_encoding", "cube")
         if photo_encoding not in ("cube", "face"):
             raise ValueError(f"photo_encoding={photo_encoding!r}: use 'cube' or 'face'")
+        average = settings.get("average_overlap", False)
+        if not isinstance(average, bool):
+            raise ValueError(f"average_overlap={average!r}: use true or false")
         self.register_modules(**components)
         self.register_to_config(**settings, **{FORMAT: FORMAT_VERSION})
         self.backbone.inflate_()
@@ -292,7 +295,9 @@ class CubePipeline(DiffusionPipeline, ABC):
         dropped = torch.tensor([not branch.image for branch in branches], device=mask.device)
         if average_overlap is None:
             average_overlap = bool(self.config.get("average_overlap"))
-        average = OverlapAverage(self.scheduler, self.config.fov, condition.clean, mask.bool())
+        average = (
+            OverlapAverage(self.scheduler, self.config.fov, condition.clean, mask.bool()) if average_overlap else None
+        )
         return _Inputs(
             guidance=guidance,
             conditioning=text,
@@ -300,7 +305,7 @@ class CubePipeline(DiffusionPipeline, ABC):
             mask=masks,
             hidden=None if by_noise else hidden_faces(masks, dropped.repeat_interleave(len(mask))),
             positions=self.positions(mask.shape[-1], mask.device),
-            average=average if average_overlap else None,
+            average=average,
         )
 
     def _denoise(
