@@ -276,6 +276,57 @@ def test_faces_of_an_earlier_run_do_not_stay_beside_a_new_panorama(model, tmp_pa
     assert not (tmp_path / "faces").exists()
 
 
+def test_faces_are_written_in_a_layout_and_a_convention(model, tmp_path) -> None:
+    assert run(model, tmp_path / "wide", "--save-faces", "--face-fov", 95, prompt=PROMPT).exit_code == 0
+    assert run(model, tmp_path / "plain", "--save-faces", prompt=PROMPT).exit_code == 0
+    pipeline = CubeDiffPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    generated = pipeline(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).faces[0]
+    assert np.array_equal(saved_faces(tmp_path / "wide"), np.stack([np.asarray(face) for face in generated]))
+    assert json.loads((tmp_path / "wide/faces/faces.json").read_text())["field_of_view"] == 95
+    cube = dict(zip(FACES, saved_faces(tmp_path / "plain"), strict=True))
+
+    words = ("--save-faces", "--convention", "unreal")
+    assert run(model, tmp_path / "unreal", *words, prompt=PROMPT).exit_code == 0
+    assert np.array_equal(picture(tmp_path / "unreal/faces/px.png"), np.rot90(cube["front"]))
+    assert record(tmp_path / "unreal")["convention"] == "unreal"
+
+    result = run(model, tmp_path / "unreal", *words, "--layout", "dice", prompt=PROMPT)
+    assert str(tmp_path / "unreal/cubemap.png") in result.stdout.split("\n")
+    assert not (tmp_path / "unreal/faces").exists()
+    row = np.concatenate([cube[face] for face in ("left", "front", "right", "back")], 1)
+    assert np.array_equal(picture(tmp_path / "unreal/cubemap.png")[64:128], row)
+    assert json.loads((tmp_path / "unreal/cubemap.faces.json").read_text())["layout"] == "cross"
+
+    lines = jobs_file(tmp_path, {"prompt": PROMPT, "save_faces": True, "layout": "strip", "convention": "three"})
+    assert run(model, tmp_path / "jobs", "--jobs", lines, prompt=None).exit_code == 0
+    strip = [
+        cube["left"],
+        cube["right"],
+        np.rot90(cube["up"], 2),
+        np.rot90(cube["down"], 2),
+        cube["back"],
+        cube["front"],
+    ]
+    assert np.array_equal(picture(tmp_path / "jobs/000001/cubemap.png"), np.concatenate(strip, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--layout", "cross"), "--layout says how faces are written: add --save-faces"),
+        (("--face-fov", 95), "--face-fov says how faces are written: add --save-faces"),
+        (("--save-faces", "--layout", "net"), "--layout must be one of faces, cross, cross-vertical, strip, dice"),
+        (("--save-faces", "--convention", "godot"), "--convention must be one of cubediff, three, opengl, unity"),
+        (("--save-faces", "--face-fov", 80), "--face-fov must be a number from 90 to 150, got 80"),
+    ],
+)
+def test_options_of_faces_are_checked_before_the_model_is_loaded(tmp_path, words, message) -> None:
+    result = run(tmp_path / "none", tmp_path / "out", *words, prompt=PROMPT)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
 def jobs_file(folder: Path, *jobs: Any) -> Path:
     path = folder / "jobs.jsonl"
     path.write_text("\n".join(json.dumps(job) if not isinstance(job, str) else job for job in jobs) + "\n")

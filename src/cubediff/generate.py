@@ -91,7 +91,26 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="auto (bf16 on GPUs that have it, else fp32), bf16, fp16 or fp32.")
     ] = "auto",
-    save_faces: Annotated[bool, typer.Option("--save-faces", help="Also write the six faces as PNG files.")] = False,
+    save_faces: Annotated[
+        bool, typer.Option("--save-faces", help="Also write the six faces as PNG, for engines and viewers.")
+    ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the faces: faces (six files), cross or dice, cross-vertical, strip.", show_default="faces"
+        ),
+    ] = None,
+    convention: Annotated[
+        str | None,
+        typer.Option(
+            help="Names, order and rotation of the faces: cubediff, three, opengl, unity, unreal, pannellum, blender.",
+            show_default="cubediff",
+        ),
+    ] = None,
+    face_fov: Annotated[
+        float | None,
+        typer.Option(help="Field of view of the written faces, in degrees; 95: as generated.", show_default="90"),
+    ] = None,
 ) -> None:
     """Generate panoramas from text, from photos, or from both, with a viewer page."""
     if jobs is not None and (prompt is not None or image is not None):
@@ -106,6 +125,7 @@ def generate(
             raise typer.BadParameter(
                 f"--{name} is given {len(values)} times and --image {len(image or [])} times: pass one of each"
             )
+    as_faces = {"layout": layout, "convention": convention, "face_fov": face_fov}
     try:
         options = parse_options(
             {
@@ -120,6 +140,7 @@ def generate(
                 "format": format,
                 "average_overlap": average_overlap,
                 "save_faces": save_faces,
+                **{key: value for key, value in as_faces.items() if value is not None},
             },
             option_name,
             Options(),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cubediff.cubemaps.engines import CONVENTIONS, FaceImage, engine_images
+from cubediff.cubemaps.conventions import CONVENTIONS, FaceImage, engine_images
 from cubediff.cubemaps.files import (
     CubemapFormat,
     CubemapRecord,

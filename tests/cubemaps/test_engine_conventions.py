@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cubediff.cubemaps.engines import (
-    CONVENTIONS,
-    check_layout,
-    engine_images,
-    from_engine,
-    from_layout,
-    layout_images,
-    layout_of,
-    to_engine,
-    to_layout,
-)
+from cubediff.cubemaps.conventions import CONVENTIONS, check_layout, engine_images, layout_images, layout_of
+from cubediff.cubemaps.layouts import from_engine, from_layout, to_engine, to_layout
 from cubediff.geometry import FACES, equirect_to_perspective, face_directions
 from cubediff.utils.errors import DataError
 

@@ -8,19 +8,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from cubediff.cubemaps.engines import (
+from cubediff.cubemaps.conventions import (
     CONVENTIONS,
     CROSSES,
     LAYOUTS,
-    Cube,
     FaceImage,
     Images,
     check_layout,
     engine_images,
     layout_images,
-    to_engine,
-    to_layout,
 )
+from cubediff.cubemaps.layouts import Cube, to_engine, to_layout
 from cubediff.geometry.conventions import FACES
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_limited, write_atomic, write_json

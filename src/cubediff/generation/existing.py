@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import Options
+from cubediff.generation.options import FACE_KEYS, Options
 from cubediff.images.decoding import without_pillow_limits
 from cubediff.utils.errors import storage_message
 from cubediff.utils.json_text import parse_json
@@ -60,7 +60,8 @@ def panorama_exists(folder: Path, request: Mapping[str, object]) -> bool:
     if not isinstance(record, dict):
         raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
     expected = json.loads(json.dumps(request))  # tuples become lists
-    with_faces = expected.pop("save_faces", False)
+    if not (with_faces := expected.pop("save_faces", False)):
+        expected = {key: value for key, value in expected.items() if key not in FACE_KEYS}
     found = {**_FORMER, **record}
     if differing := [key for key, value in expected.items() if found.get(key) != value]:
         raise ValueError(

@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, TypeVar
 
+from cubediff.cubemaps.conventions import CONVENTIONS, LAYOUT_ALIASES, LAYOUTS
 from cubediff.utils.text import is_unicode
 
 MAX_SEED: Final = 2**63 - 1  # of torch.Generator
 MAX_STEPS: Final = 1000  # the timesteps that Stable Diffusion is trained with
 SAMPLERS: Final = ("ddim", "dpm", "euler")  # the keys of `cubediff.diffusion.schedulers.SAMPLERS`, which loads torch
 DTYPES: Final = ("auto", "bf16", "fp16", "fp32")
+MAX_FACE_FOV: Final = 150.0  # degrees; the centre of a wider face has hardly any pixels
 MAX_HEIGHTS: Final = {"jpg": 32750, "png": 1 << 20, "webp": 8191}  # pixels, by file format: half of its largest width
+FACE_KEYS = ("layout", "convention", "face_fov")  # of `Options`
 
 T = TypeVar("T")
 
@@ -100,6 +103,7 @@ class Options:
         sampler: One of `SAMPLERS`; None: the model's own scheduler.
         format: Of the panorama's file, one of `MAX_HEIGHTS`.
         save_faces: Also write the six faces.
+        layout, convention, face_fov: How faces are written, see `cubediff.cubemaps.files.CubemapFormat`.
     """
 
     num_inference_steps: int = _option("steps", integer(1, MAX_STEPS), 50)
@@ -113,11 +117,14 @@ class Options:
     average_overlap: bool | None = _option("average_overlap", unset_or(boolean), None)
     format: str = _option("format", one_of(*MAX_HEIGHTS), "jpg")
     save_faces: bool = _option("save_faces", boolean, False)
+    layout: str = _option("layout", one_of(*LAYOUTS, *LAYOUT_ALIASES), "faces")
+    convention: str = _option("convention", one_of(*CONVENTIONS), "cubediff")
+    face_fov: float = _option("face_fov", finite_number(90.0, MAX_FACE_FOV), 90.0)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the pipeline's call; the negative prompts of a batch are passed together."""
-        others = ("negative_prompt", "sampler", "format", "save_faces")
+        others = ("negative_prompt", "sampler", "format", "save_faces", *FACE_KEYS)
         return {key: value for key, value in vars(self).items() if key not in others}
 
 
@@ -172,6 +179,8 @@ def parse_options(values: Mapping[str, object], name: Callable[[str], str], defa
         if (key := each.metadata["key"]) in values
     }
     options = replace(defaults, **changed)
+    if not options.save_faces and (ignored := [key for key in FACE_KEYS if key in values]):
+        raise ValueError(f"{name(ignored[0])} says how faces are written: add {name('save_faces')}")
     height, largest = options.panorama_height, MAX_HEIGHTS[options.format]
     if height is not None and height > largest:
         raise ValueError(

@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from cubediff.cubemaps.engines import Cube
 from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
+from cubediff.cubemaps.layouts import Cube
 from cubediff.generation.options import MAX_HEIGHTS
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube

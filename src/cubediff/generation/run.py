@@ -16,7 +16,7 @@ from cubediff.cubemaps.files import CubemapFormat
 from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.devices import DTYPES, memory_errors, resolve_dtype, usable_device
 from cubediff.generation.jobs import Job, raise_errors
-from cubediff.generation.options import Execution
+from cubediff.generation.options import Execution, Options
 from cubediff.generation.outputs import write_generation
 from cubediff.generation.photos import open_photo, photo_may_be_unseen
 from cubediff.geometry.photos import project_photos
@@ -75,9 +75,14 @@ def generate(
                     {"model": model, **job.request(), "exif_fov": job.exif_fovs(), **environment},
                     fov=pipeline.config.fov,
                     prompt=job.text,
-                    save_faces=CubemapFormat() if job.options.save_faces else None,
+                    save_faces=_cubemap_format(job.options),
                     format=job.options.format,
                 )
+
+
+def _cubemap_format(options: Options) -> CubemapFormat | None:
+    """How faces are written; None: not at all."""
+    return CubemapFormat(options.layout, options.convention, options.face_fov) if options.save_faces else None
 
 
 def _face_size(pipeline: CubePipeline) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cubediff.geometry.faces import FACE_FOV as FACE_FOV
+from cubediff.geometry.faces import FACE_ORDERS as FACE_ORDERS
 from cubediff.geometry.faces import FACES as FACES
 
 # Axes of each face's frame in the world: the right and the top of its image, and its centre.
@@ -26,15 +27,6 @@ FRAMES: Final = (
     ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
     ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
 )
-
-# All orders orient their faces as FACES does, so an order is a permutation and nothing is flipped: py360convert since
-# 1.0, the sc/tc/ma table of OpenGL read with this module's axes, and the public SD 1.5 checkpoints.
-FACE_ORDERS: Final = {
-    "cubediff": FACES,
-    "py360convert": ("front", "right", "back", "left", "up", "down"),
-    "opengl": ("right", "left", "up", "down", "front", "back"),
-    "opencubediff": ("front", "back", "left", "right", "up", "down"),
-}
 
 
 def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch.float32) -> Float[Tensor, "6 s s 3"]:

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from support.pictures import SAMPLES, psnr, shown
 
-from cubediff.cubemaps.engines import CONVENTIONS, Cube
+from cubediff.cubemaps.conventions import CONVENTIONS
 from cubediff.cubemaps.files import CubemapFormat, write_cubemap
+from cubediff.cubemaps.layouts import Cube
 from cubediff.data.sources import open_source
 from cubediff.geometry import FACES, equirect_to_cube
 from cubediff.images.writing import encode_png

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 
-from cubediff.cubemaps.engines import Cube, layout_of
+from cubediff.cubemaps.conventions import layout_of
 from cubediff.cubemaps.files import read_record, record_path
+from cubediff.cubemaps.layouts import Cube
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.cubemap_records import find_scenes

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from cubediff.cubemaps.engines import layout_of
+from cubediff.cubemaps.conventions import layout_of
 from cubediff.data.sources.captions import find_captions_file
 from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.imagefolder import list_tables

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from cubediff.cubemaps.engines import Cube
+from cubediff.cubemaps.layouts import Cube
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import edge_difference
 from cubediff.utils.errors import DataError

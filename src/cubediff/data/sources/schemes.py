@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from cubediff.cubemaps.engines import CONVENTIONS, Cube, engine_images, from_engine, from_layout, layout_of
+from cubediff.cubemaps.conventions import CONVENTIONS, engine_images, layout_of
 from cubediff.cubemaps.files import CubemapRecord
+from cubediff.cubemaps.layouts import Cube, from_engine, from_layout
 from cubediff.data.sources.names import normal_form
 from cubediff.geometry.conventions import FACES
 

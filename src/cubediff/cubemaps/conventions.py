@@ -1,4 +1,4 @@
-"""Six faces as the images that engines and viewers take: names, order and rotation of each, and layouts in one image.
+"""Six faces as the images that engines and viewers take: names, order and rotation of each; loads no library.
 
 A convention lists six images in the order in which its engine takes them. Each shows one of FACES, rotated by quarter
 turns; none is flipped. Cube maps are looked up by the table "Selection of cube map images" of the OpenGL specification,
@@ -9,13 +9,8 @@ which Direct3D shares; s grows along a row of the image, t from its first row on
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-import numpy as np
-from jaxtyping import Shaped
-
-from cubediff.geometry.conventions import FACE_ORDERS, FACES
+from cubediff.geometry.faces import FACE_ORDERS, FACES
 from cubediff.utils.errors import DataError
-
-Cube = dict[str, Shaped[np.ndarray, "s s ..."]]  # face by its name in FACES, upright
 
 
 class FaceImage(NamedTuple):
@@ -120,27 +115,6 @@ def check_layout(layout: str) -> str:
     return layout
 
 
-def to_engine(cube: Cube, images: Images) -> Cube:
-    """The six images by the names of their files, in their order.
-
-    Args:
-        cube: The faces.
-        images: See `engine_images`.
-
-    Example:
-        >>> cube = {face: np.full((1, 1), number) for number, face in enumerate(FACES)}
-        >>> [int(image[0, 0]) for image in to_engine(cube, engine_images("three")).values()]  # px shows left
-        [3, 1, 4, 5, 2, 0]
-    """
-    return {image.name: np.rot90(cube[image.face], image.quarter_turns) for image in images}
-
-
-def from_engine(named: Cube, images: Images) -> Cube:
-    """The upright faces of six images, the inverse of `to_engine`."""
-    by_face = {image.face: np.rot90(named[image.name], -image.quarter_turns) for image in images}
-    return {face: by_face[face] for face in FACES}
-
-
 def layout_images(layout: str, images: Images) -> Images:
     """The images in one image, row by row: those of a cross do not depend on the convention.
 
@@ -153,62 +127,6 @@ def layout_images(layout: str, images: Images) -> Images:
     faces = [face for row in CROSSES[layout] for face in row if face is not None]
     is_vertical = layout == "cross-vertical"
     return tuple(FaceImage(face, face, 2 if is_vertical and face == "back" else 0) for face in faces)
-
-
-def to_layout(cube: Cube, layout: str, images: Images) -> Shaped[np.ndarray, "h w ..."]:
-    """One image with all six faces.
-
-    Args:
-        cube: The faces.
-        layout: "cross" (4:3: up above, down below front; left, front, right, back), "cross-vertical" (3:4: back upside
-            down below down) or "strip" (6:1, the images of a convention in its order).
-        images: Those of the convention.
-
-    Returns:
-        The image; the empty cells of a cross are 0.
-    """
-    images = layout_images(layout, images)
-    named = to_engine(cube, images)
-    if layout == "strip":
-        return np.concatenate(list(named.values()), 1)
-    empty = np.zeros_like(cube["front"])
-    rows = [[empty if face is None else named[face] for face in row] for row in CROSSES[layout]]
-    return np.concatenate([np.concatenate(row, 1) for row in rows])
-
-
-def from_layout(
-    image: Shaped[np.ndarray, "h w ..."], images: Images
-) -> tuple[Cube, list[Shaped[np.ndarray, "s s ..."]]]:
-    """The faces of an image with all six, the inverse of `to_layout`; a strip may also be vertical.
-
-    Args:
-        image: The image.
-        images: Those of the convention, for a strip.
-
-    Returns:
-        The upright faces, which are views of the image, and the empty cells of a cross.
-
-    Raises:
-        DataError: If the image has not the shape of a layout.
-    """
-    height, width = image.shape[:2]
-    layout = layout_of(width, height)
-    if layout is None:
-        raise DataError(f"{width}x{height} is not a cubemap: a cross is 4:3 or 3:4, a strip 6:1 or 1:6")
-    images = layout_images(layout, images)
-    if layout == "strip":
-        parts = np.split(image, 6, axis=1 if width > height else 0)
-        return from_engine({part.name: cell for part, cell in zip(images, parts, strict=True)}, images), []
-    cells: Cube = {}
-    empty, size = [], height // len(CROSSES[layout])
-    for i, row in enumerate(CROSSES[layout]):
-        for j, face in enumerate(row):
-            cell = image[i * size : (i + 1) * size, j * size : (j + 1) * size]
-            if face is None:
-                empty.append(cell)
-            else:
-                cells[face] = cell
-    return from_engine(cells, images), empty
 
 
 def layout_of(width: int, height: int) -> str | None:
