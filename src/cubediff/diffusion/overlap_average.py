@@ -37,11 +37,10 @@ def noise_level(scheduler: SchedulerMixin, t: Shaped[Tensor, ""], step: int) -> 
         ValueError: If the class has no noise schedule of Stable Diffusion.
     """
     if (sigmas := getattr(scheduler, "sigmas", None)) is not None:
-        ratio = sigmas[step].double()  # sigma / alpha
+        ratio = sigmas[step].cpu().double()  # sigma / alpha; they are on the CPU, where float64 exists
         if not getattr(scheduler, "state_in_first_order", True):
             # The second evaluation of a step may lie between two of `sigmas`; the input is scaled by alpha.
-            alpha = scheduler.scale_model_input(torch.ones(()), t).cpu().double()
-            ratio = (alpha**-2 - 1).clamp_min(0).sqrt()
+            ratio = (scheduler.scale_model_input(torch.ones(()), t).cpu().double() ** -2 - 1).clamp_min(0).sqrt()
         alpha = (ratio.square() + 1).rsqrt()
         return NoiseLevel(alpha.float(), (ratio * alpha).float())
     if (alphas := getattr(scheduler, "alphas_cumprod", None)) is None:
@@ -49,8 +48,7 @@ def noise_level(scheduler: SchedulerMixin, t: Shaped[Tensor, ""], step: int) -> 
             f"average_overlap=True with a {type(scheduler).__name__}, which has no noise schedule of Stable Diffusion: "
             "use another scheduler, such as DDIMScheduler, or average_overlap=False"
         )
-    squared = alphas[t].double()
-    return NoiseLevel(squared.sqrt().float(), (1 - squared).sqrt().float())
+    return NoiseLevel(alphas[t].sqrt(), (1 - alphas[t]).sqrt())
 
 
 @dataclass(frozen=True)
