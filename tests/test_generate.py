@@ -19,61 +19,31 @@ import PIL.ImageOps
 import pytest
 import safetensors.torch
 import torch
-from click.testing import Result
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from support.awake import awaken_
+from support.generating import SAMPLES, jobs_file, picture, pixels, record, refused, run, save_model, save_photo
 from support.image_files import chunk, exif_block, icc, png
 from support.promises import promised
-from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline
-from cubediff.generate import app
 from cubediff.generation.jobs import read_jobs
 from cubediff.generation.outputs import write_panorama
 from cubediff.geometry import FACES
 from cubediff.geometry.cubes import cube_to_cube
 from cubediff.geometry.photos import Photo
 from cubediff.models.stable_diffusion import StableDiffusion
-from cubediff.pipelines.loading import tiny_random
 
-SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
 PROMPT = 'a hall with "arches" & <light>'
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CubeDiff folder whose weights are random, so that prompt, photo and seed all have an effect."""
-    folder = tmp_path_factory.mktemp("model")
-    pipeline = tiny_random()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A square crop of a sample panorama, lighter above than below."""
-    path = tmp_path_factory.mktemp("photo") / "photo.png"
-    panorama = PIL.Image.open(SAMPLES / "courtyard.jpg")
-    side = panorama.height // 2
-    panorama.crop((side, side // 2, 2 * side, side + side // 2)).resize((64, 64)).save(path)
-    return path
-
-
-def run(model: Path | str, output: Path, *arguments: object, prompt: str | None = None) -> Result:
-    command = [
-        "--model",
-        model,
-        "--output",
-        output,
-        "--steps",
-        2,
-        *(["--prompt", prompt] if prompt else []),
-        *arguments,
-    ]
-    return CliRunner().invoke(app, [str(argument) for argument in command])
+    return save_photo(tmp_path_factory.mktemp("photo") / "photo.png")
 
 
 def saved_faces(folder: Path) -> np.ndarray:
@@ -84,19 +54,6 @@ def of_90_degrees(faces: list[PIL.Image.Image]) -> np.ndarray:
     """Faces of 95° as those of 90° that meet at their edges."""
     tensor = torch.from_numpy(np.stack([np.asarray(face) for face in faces])).permute(0, 3, 1, 2)[None]
     return cube_to_cube(tensor, tensor.shape[-1])[0].permute(0, 2, 3, 1).numpy()
-
-
-def picture(path: Path) -> np.ndarray:
-    with PIL.Image.open(path) as image:
-        return np.array(image)
-
-
-def pixels(folder: Path) -> np.ndarray:
-    return picture(folder / "panorama.jpg")
-
-
-def record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "generation.json").read_text(encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------------------- files
@@ -327,12 +284,6 @@ def test_options_of_faces_are_checked_before_the_model_is_loaded(tmp_path, words
     assert message in result.stderr
 
 
-def jobs_file(folder: Path, *jobs: Any) -> Path:
-    path = folder / "jobs.jsonl"
-    path.write_text("\n".join(json.dumps(job) if not isinstance(job, str) else job for job in jobs) + "\n")
-    return path
-
-
 def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, tmp_path, monkeypatch) -> None:
     shutil.copy(photo, tmp_path / "p.png")
     six = {face: f"the {face}" for face in FACES}
@@ -393,8 +344,11 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         ("[]", "line 2: expected an object"),
         ({}, "line 2: neither prompt nor image"),
         ({"prompt": "a", "promt": "b"}, "line 2: unknown keys promt: did you mean prompt?"),
-        ({"prompt": 7}, "line 2: prompt must be a text"),
-        ({"prompt": ["a", 7]}, "line 2: prompt must be a text"),
+        ({"prompt": 7}, "line 2: a prompt is of type int: pass a text"),
+        ({"prompt": ["a", "b"]}, "line 2: 2 prompts for one panorama: pass one, or six"),
+        ({"prompt": [7] * 6}, "line 2: a prompt is of type int"),
+        ({"prompt": {"front": "a"}}, "line 2: prompts for the faces ['front']: pass one for each of front, right"),
+        ({"prompt": " "}, "line 2: a prompt is empty"),
         ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is not a folder name"),
         ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is not a folder name"),
         ({"prompt": "a", "name": "000001"}, "line 2: name '000001' is that of line 1 too"),
@@ -440,14 +394,6 @@ def test_a_file_without_jobs_is_refused(model, tmp_path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- errors
-
-
-def refused(result: Result, message: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)  # no traceback
-    assert message in result.stderr, result.stderr
-    if code == 1:
-        assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

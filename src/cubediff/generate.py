@@ -7,7 +7,15 @@ import typer
 
 from cubediff.generation.command import Call, run
 from cubediff.generation.jobs import MAX_COUNT, Job, check_prompt, photo_file, read_jobs, repeat_job
-from cubediff.generation.options import MAX_SEED, MAX_STEPS, Execution, Options, option_name, parse_options
+from cubediff.generation.options import (
+    MAX_FACE_SIZE,
+    MAX_SEED,
+    MAX_STEPS,
+    Execution,
+    Options,
+    option_name,
+    parse_options,
+)
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -86,6 +94,10 @@ def generate(
         int | None,
         typer.Option(min=2, help="Height of the panorama, in pixels.", show_default="twice a face's"),
     ] = None,
+    face_size: Annotated[
+        int | None,
+        typer.Option(min=8, max=MAX_FACE_SIZE, help="Size of the faces, in pixels.", show_default="the model's"),
+    ] = None,
     format: Annotated[str, typer.Option(help="Format of the panorama's file: jpg, png or webp.")] = "jpg",
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best available")] = None,
     dtype: Annotated[
@@ -136,6 +148,7 @@ def generate(
                 "negative_prompt": negative_prompt,
                 "paste_image": paste_image,
                 "height": height,
+                "face_size": face_size,
                 "sampler": sampler,
                 "format": format,
                 "average_overlap": average_overlap,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,13 @@ from cubediff.generation.options import Execution
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _GIB = 2**30
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of MPS and the CPU
+
+
+class FaceSizes(NamedTuple):
+    """Sizes of faces in pixels: the size to sample, and the size that the model was trained with."""
+
+    used: int
+    model: int
 
 
 def usable_device(device: str | None) -> str:
@@ -47,27 +55,35 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 @contextmanager
-def memory_errors(execution: Execution, device: str, face_size: int | None = None) -> Iterator[None]:
-    """Turns a lack of memory inside the block into a ValueError with the remedies that are left."""
+def memory_errors(execution: Execution, device: str, dtype: str, face_sizes: FaceSizes | None = None) -> Iterator[None]:
+    """Turns a lack of memory inside the block into a ValueError that names what needs less.
+
+    Args:
+        execution: How the call runs.
+        device: Its device.
+        dtype: Its dtype, "auto" resolved.
+        face_sizes: The sizes of the faces that are sampled; None while the model is loaded.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and not any(part in str(error) for part in _OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(s in text for s in _OUT_OF_MEMORY):
             raise
-        raise ValueError(_out_of_memory(execution, device, face_size)) from error
+        raise ValueError(_out_of_memory(execution, device, dtype, face_sizes)) from error
 
 
-def _out_of_memory(execution: Execution, device: str, face_size: int | None) -> str:
+def _out_of_memory(execution: Execution, device: str, dtype: str, face_sizes: FaceSizes | None) -> str:
     is_gpu = device.startswith("cuda")
-    memory = f" of {torch.cuda.mem_get_info(device)[1] / _GIB:.1f} GiB" if is_gpu else ""
-    faces = f" with faces of {face_size} pixels" if face_size else ""
+    memory = f" ({torch.cuda.mem_get_info(device)[1] / _GIB:.1f} GiB)" if is_gpu else ""
+    given = [f"--dtype {dtype}"]
     remedies = []
-    if execution.batch > 1:
-        remedies.append("--batch 1")
-    if is_gpu and execution.dtype == "fp32":
-        remedies.append("--dtype auto")
-    remedies += ["a GPU with more memory"] if is_gpu else ["a machine with more memory"]
-    return f"the memory{memory} on {device} is too small for batches of {execution.batch}{faces}: use " + " or ".join(
-        remedies
-    )
+    if face_sizes is not None:
+        given += [f"--batch {execution.batch}", f"faces of {face_sizes.used} pixels"]
+        remedies += ["--batch 1"] if execution.batch > 1 else []
+        smaller = face_sizes.model if face_sizes.used > face_sizes.model else face_sizes.model // 2
+        remedies += [f"--face-size {smaller}"] if smaller < face_sizes.used else []
+    if dtype == "fp32" and is_gpu:
+        remedies.append("--dtype bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "--dtype fp16")
+    remedies.append(f"a {'GPU' if is_gpu else 'machine'} with more memory")
+    return f"out of memory on {device}{memory} with {', '.join(given)}: use {', or '.join(remedies)}"

@@ -23,9 +23,8 @@ from cubediff.generation.options import (
 )
 from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
 from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
-from cubediff.geometry.faces import FACES
+from cubediff.pipelines.texts import six_prompts
 from cubediff.utils.json_text import parse_json
-from cubediff.utils.text import is_unicode, printable
 
 JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
 
@@ -61,11 +60,7 @@ class Job:
     @property
     def text(self) -> str:
         """The prompt in one line, in the order of FACES; empty without a prompt."""
-        if isinstance(self.prompt, dict):
-            texts = [self.prompt[face] for face in FACES]
-        else:
-            texts = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
-        return " · ".join(dict.fromkeys(texts))
+        return "" if self.prompt is None else " · ".join(dict.fromkeys(six_prompts(self.prompt)))
 
     def request(self) -> dict[str, object]:
         """What determines the panorama, for a given model, under the keys of `generation.json`.
@@ -190,39 +185,20 @@ def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
 
 
 def check_prompt(value: object, where: str = "") -> JobPrompt:
-    """A panorama's prompt: a text, six texts, a dict from face name to text, or None.
+    """A panorama's prompt, as `Job` has it.
 
     Args:
         value: The prompt.
-        where: Begins an error message; empty for the command line.
+        where: Begins an error message.
 
     Raises:
-        ValueError: If it is none of these, or a text is blank or no valid Unicode.
+        ValueError: If it is neither None nor prompts for the six faces, see `six_prompts`.
     """
-    begin = f"{where}: " if where else ""
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        if set(value) != set(FACES):
-            raise ValueError(
-                f"{begin}prompts for the faces {', '.join(map(str, value)) or 'of no name'}: expected one for each of "
-                f"{', '.join(FACES)}"
-            )
-        texts = list(value.values())
-    else:
-        texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"{begin}prompt must be a text, a list of six texts or an object with a text for each face, got "
-            f"{value!r:.200}"
-        )
-    if isinstance(value, list) and len(value) != 6:
-        raise ValueError(f"{begin}{len(value)} prompts: expected one, or six ({', '.join(FACES)})")
-    for text in texts:
-        if not text.strip():
-            raise ValueError(f"{begin}a prompt is empty: describe the panorama, or leave the prompt out")
-        if not is_unicode(text):
-            raise ValueError(f"{begin}the prompt {printable(text)!r} is no valid Unicode text: type it in UTF-8")
+    if value is not None:
+        try:
+            six_prompts(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}" if where else str(error)) from None
     return cast(JobPrompt, value)
 
 

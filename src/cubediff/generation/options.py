@@ -12,6 +12,7 @@ from cubediff.cubemaps.conventions import CONVENTIONS, LAYOUT_ALIASES, LAYOUTS
 from cubediff.utils.text import is_unicode
 
 MAX_SEED: Final = 2**63 - 1  # of torch.Generator
+MAX_FACE_SIZE: Final = 8192  # pixels
 MAX_STEPS: Final = 1000  # the timesteps that Stable Diffusion is trained with
 SAMPLERS: Final = ("ddim", "dpm", "euler")  # the keys of `cubediff.diffusion.schedulers.SAMPLERS`, which loads torch
 DTYPES: Final = ("auto", "bf16", "fp16", "fp32")
@@ -100,6 +101,7 @@ class Options:
         guidance_scale, image_guidance_scale, guidance_rescale, negative_prompt, paste_image, average_overlap: See
             `CubePipeline.__call__`.
         panorama_height: In pixels; None: twice the face size.
+        face_size: In pixels; None: that of the model.
         sampler: One of `SAMPLERS`; None: the model's own scheduler.
         format: Of the panorama's file, one of `MAX_HEIGHTS`.
         save_faces: Also write the six faces.
@@ -113,6 +115,7 @@ class Options:
     negative_prompt: str | None = _option("negative_prompt", unset_or(text), None)
     paste_image: bool = _option("paste_image", boolean, False)
     panorama_height: int | None = _option("height", unset_or(integer(2, max(MAX_HEIGHTS.values()))), None)
+    face_size: int | None = _option("face_size", unset_or(integer(8, MAX_FACE_SIZE)), None)
     sampler: str | None = _option("sampler", unset_or(one_of(*SAMPLERS)), None)
     average_overlap: bool | None = _option("average_overlap", unset_or(boolean), None)
     format: str = _option("format", one_of(*MAX_HEIGHTS), "jpg")

@@ -14,7 +14,7 @@ import transformers
 import cubediff
 from cubediff.cubemaps.files import CubemapFormat
 from cubediff.diffusion.schedulers import use_sampler_
-from cubediff.generation.devices import DTYPES, memory_errors, resolve_dtype, usable_device
+from cubediff.generation.devices import DTYPES, FaceSizes, memory_errors, resolve_dtype, usable_device
 from cubediff.generation.jobs import Job, raise_errors
 from cubediff.generation.options import Execution, Options
 from cubediff.generation.outputs import write_generation
@@ -24,7 +24,7 @@ from cubediff.models.inputs import latent_mask
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.loading import load_for_generation
-from cubediff.pipelines.prompts import six_prompts
+from cubediff.pipelines.texts import six_prompts
 
 Images = tuple[PIL.Image.Image, list[PIL.Image.Image]]  # a panorama and its six faces
 
@@ -50,20 +50,21 @@ def generate(
     """
     device = usable_device(execution.device)
     dtype = resolve_dtype(execution.dtype, device)
-    with memory_errors(execution, device):
+    with memory_errors(execution, device, dtype):
         pipeline = load_for_generation(model, dtype=DTYPES[dtype]).to(device)
     output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
     stored_scheduler = pipeline.scheduler
-    _check_coverage(pipeline, [job for jobs in batches for job in jobs if job.name in names])
+    _check_with_model(pipeline, [job for jobs in batches for job in jobs if job.name in names])
     for jobs in batches:
         if not any(job.name in names for job in jobs):
             continue
         pipeline.scheduler = stored_scheduler
         if (sampler := jobs[0].options.sampler) is not None:
             use_sampler_(pipeline, sampler)
-        with memory_errors(execution, device, _face_size(pipeline)), _naming(jobs):
+        with memory_errors(execution, device, dtype, _face_sizes(pipeline, jobs[0])), _naming(jobs):
             images = _sample(pipeline, jobs)
-        environment = {"dtype": dtype, **_environment(pipeline, device)}
+        # Without the number of the GPU that this process has been given: all of them write the same files.
+        environment = {"dtype": dtype, **_environment(pipeline, execution.device or device.partition(":")[0])}
         for job, (panorama, faces) in zip(jobs, images, strict=True):
             if job.name in names:
                 folder = output / job.name
@@ -85,18 +86,22 @@ def _cubemap_format(options: Options) -> CubemapFormat | None:
     return CubemapFormat(options.layout, options.convention, options.face_fov) if options.save_faces else None
 
 
-def _face_size(pipeline: CubePipeline) -> int:
-    backbone = pipeline.backbone
-    return backbone.sample_size * backbone.latent_scale
+def _face_sizes(pipeline: CubePipeline, job: Job) -> FaceSizes:
+    own = pipeline.backbone.sample_size * pipeline.backbone.latent_scale
+    return FaceSizes(job.options.face_size or own, own)
 
 
-def _check_coverage(pipeline: CubePipeline, jobs: Sequence[Job]) -> None:
-    """Raises ValueError for a job whose photos are too small to be seen by the network, before any is sampled."""
+def _check_with_model(pipeline: CubePipeline, jobs: Sequence[Job]) -> None:
+    """Raises ValueError with all jobs whose faces have an impossible size, or whose photos cover no latent pixel."""
     scale, errors = pipeline.backbone.latent_scale, list[str]()
     for job in jobs:
+        size = _face_sizes(pipeline, job).used
+        if size % scale:
+            errors.append(f"{job.label('face_size')} must be a multiple of {scale}, got {size}")
+            continue
         if any(photo_may_be_unseen(photo) for photo in job.photos):
             photos = [[open_photo(photo) for photo in job.photos]]
-            covered = project_photos(photos, _face_size(pipeline), pipeline.config.fov)[1]
+            covered = project_photos(photos, size, pipeline.config.fov)[1]
             if not latent_mask(covered, scale).any():
                 errors.append(
                     f"{job.label('image')} covers no {scale} × {scale} pixels of a face: use a photo with a larger fov"

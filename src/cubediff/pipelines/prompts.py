@@ -11,21 +11,19 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from cubediff.geometry.conventions import FACES
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, PhotoImage
 from cubediff.images.reading import read_image
+from cubediff.pipelines.texts import Prompt
+from cubediff.pipelines.texts import six_prompts as six_prompts
 from cubediff.utils.errors import DataError
-from cubediff.utils.text import is_unicode, printable
 
-Prompt: TypeAlias = str | Sequence[str] | Mapping[str, str]  # of one panorama
 Prompts: TypeAlias = str | Mapping[str, str] | Sequence[Prompt]  # of one or of several
 AnyImage: TypeAlias = str | Path | npt.NDArray[np.generic] | PhotoImage
 OneImage: TypeAlias = AnyImage | Photo | Panorama
 Image: TypeAlias = OneImage | Sequence[OneImage] | Sequence[Sequence[OneImage]]
 
 _ONE = (str, Path, np.ndarray, PIL.Image.Image, Tensor, Photo, Panorama)
-_NO_TEXT = "a prompt is of type {}: pass a text"
 _SPELLINGS = (
     "pass image=[a, b] for two panoramas with a photo each, or image=[[a, b]] or image=[Photo(a), Photo(b)] for one "
     "panorama with both"
@@ -49,42 +47,6 @@ def prompts_by_panorama(prompt: object, allow_empty: bool = False) -> list[list[
     if not prompt:
         raise ValueError("prompt is an empty list: pass one text for each panorama, or prompt=None for no text")
     return [six_prompts(one, allow_empty) for one in prompt]
-
-
-def six_prompts(prompt: object, allow_empty: bool = False) -> list[str]:
-    """One prompt per face, in the order of `FACES`.
-
-    Args:
-        prompt: One text for all faces, six texts, or a dict from face name to text.
-        allow_empty: Whether texts may be empty.
-
-    Raises:
-        ValueError: If there are not six texts, or one is empty or no Unicode text.
-
-    Example:
-        >>> six_prompts("a meadow")
-        ['a meadow', 'a meadow', 'a meadow', 'a meadow', 'a meadow', 'a meadow']
-    """
-    if isinstance(prompt, str):
-        texts = [prompt] * 6
-    elif isinstance(prompt, Mapping):
-        if set(prompt) != set(FACES):
-            raise ValueError(f"prompts for the faces {sorted(prompt)}: pass one for each of {', '.join(FACES)}")
-        texts = [prompt[face] for face in FACES]
-    elif isinstance(prompt, Sequence):
-        texts = list(prompt)
-        if len(texts) != 6:
-            raise ValueError(f"{len(texts)} prompts for one panorama: pass one, or six ({', '.join(FACES)})")
-    else:
-        raise ValueError(_NO_TEXT.format(type(prompt).__name__))
-    if others := [type(text).__name__ for text in texts if not isinstance(text, str)]:
-        raise ValueError(_NO_TEXT.format(others[0]))
-    if not allow_empty and any(not text.strip() for text in texts):
-        raise ValueError("a prompt is empty: describe the panorama, or set prompt=None for no text")
-    for text in texts:
-        if not is_unicode(text):
-            raise ValueError(f"the prompt {printable(text)!r} is no valid Unicode text: type it in UTF-8")
-    return texts
 
 
 def photos_by_panorama(image: object) -> list[list[Photo | Panorama]]:

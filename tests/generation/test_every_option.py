@@ -1,0 +1,221 @@
+"""Every option of `cubediff generate`, on the command line and in a jobs file, has its effect on what is written."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import typer
+from support.generating import SAMPLES, jobs_file, picture, pixels, record, run, succeed
+
+from cubediff import CubeDiffPipeline, Photo
+from cubediff.diffusion.schedulers import SAMPLERS, use_sampler_
+from cubediff.generate import app
+from cubediff.generation import options
+from cubediff.generation.devices import resolve_dtype
+from cubediff.generation.jobs import JOB_KEYS
+from cubediff.generation.options import FACE_KEYS, OPTION_KEYS, Options
+from cubediff.generation.outputs import write_panorama
+from cubediff.images.gpano import full_sphere_xmp
+
+DOCS = Path(__file__).parents[2] / "docs/generation.md"
+PARAMETERS = {parameter.name for parameter in typer.main.get_command(app).params}
+
+# For an option: its value, and the arguments of the pipeline's call with the same result (none: that of its own name).
+SAMPLING: dict[str, tuple[object, dict[str, object]]] = {
+    "steps": (3, {"num_inference_steps": 3}),
+    "guidance_scale": (2.0, {}),
+    "image_guidance_scale": (1.5, {}),
+    "guidance_rescale": (0.5, {}),
+    "negative_prompt": ("people", {}),
+    "paste_image": (True, {}),
+    "height": (60, {}),
+    "face_size": (96, {}),
+    "average_overlap": (True, {}),
+    "seed": (3, {}),
+    "sampler": ("euler", {}),
+}
+CAMERA: dict[str, float] = {"fov": 60.0, "yaw": 50.0, "pitch": 20.0, "roll": 30.0}
+
+
+def call(model: Path, photo: Path, **arguments: Any) -> np.ndarray:
+    """The panorama of the pipeline itself, for the prompt and the photo of these tests."""
+    pipeline = CubeDiffPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    if sampler := arguments.pop("sampler", None):
+        use_sampler_(pipeline, sampler)
+    camera = {key: arguments.pop(key) for key in CAMERA if key in arguments}
+    arguments = {"num_inference_steps": 2, "seed": 0, **arguments}
+    generator = torch.Generator().manual_seed(arguments.pop("seed"))
+    image = Photo(PIL.Image.fromarray(picture(photo)), **camera)
+    return np.asarray(pipeline("a hall", image=image, generator=generator, **arguments).panoramas[0])
+
+
+def words(key: str, value: object) -> list[object]:
+    """An option with its value as words of the command line."""
+    option = f"--{key.replace('_', '-')}"
+    return [option] if value is True else [option, value]
+
+
+@pytest.fixture(scope="module")
+def written(model: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one panorama of a jobs file for each option that a line may have, and one without options."""
+    folder = tmp_path_factory.mktemp("written")
+    common = {"prompt": "a hall", "steps": 2}
+    lines = [{**common, "image": str(photo), "name": "none"}]
+    lines += [{**common, "image": str(photo), "name": key, key: value} for key, (value, _) in SAMPLING.items()]
+    lines += [{**common, "image": {"file": str(photo), key: value}, "name": key} for key, value in CAMERA.items()]
+    lines.append({**common, "image": str(photo), "name": "format", "format": "png"})
+    lines.append({**common, "image": str(photo), "name": "save_faces", "save_faces": True})
+    lines.append({**common, "image": str(photo), "name": "count", "count": 2, "seed": 7})
+    succeed(model, folder / "out", "--jobs", jobs_file(folder, *lines))
+    return folder / "out"
+
+
+@pytest.mark.parametrize("key", [*SAMPLING, *CAMERA])
+def test_an_option_is_the_pipelines_argument(model: Path, photo: Path, written: Path, tmp_path: Path, key: str) -> None:
+    """On the command line and in a line of jobs, and other than without it."""
+    value, arguments = SAMPLING.get(key) or (CAMERA[key], {})
+    succeed(model, tmp_path, "--image", photo, "--format", "png", *words(key, value), prompt="a hall")
+    expected = call(model, photo, **(arguments or {key: value}))
+    np.testing.assert_array_equal(pixels(tmp_path), expected)
+    assert pixels(written / key).shape == expected.shape
+    assert np.abs(pixels(written / key).astype(int) - expected).mean() < 3  # JPEG
+    without = pixels(written / "none")
+    assert without.shape != expected.shape or np.abs(without.astype(int) - pixels(written / key)).mean() > 0.3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_format(model: Path, tmp_path: Path, suffix: str) -> None:
+    succeed(model, tmp_path, "--format", suffix, prompt="a hall")
+    with PIL.Image.open(tmp_path / f"panorama.{suffix}") as image:
+        assert image.format == {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
+        assert image.size == (256, 128)
+        xmp = image.info["xmp"]
+    assert (xmp.decode() if isinstance(xmp, bytes) else xmp).strip("\0") == full_sphere_xmp(256, 128)
+    assert record(tmp_path)["format"] == suffix
+
+
+def test_png_keeps_every_pixel_and_webp_and_jpeg_are_near(tmp_path: Path) -> None:
+    with PIL.Image.open(SAMPLES / "courtyard.jpg") as image:
+        levels = np.asarray(image).astype(int)
+        for suffix, low, high in (("png", 0.0, 0.0), ("webp", 0.1, 3.0), ("jpg", 0.1, 3.0)):
+            written = picture(write_panorama(tmp_path / f"p.{suffix}", image))
+            assert low <= np.abs(written - levels).mean() <= high
+
+
+def test_a_format_and_faces_in_a_line_of_jobs(written: Path) -> None:
+    assert (written / "format/panorama.png").is_file()
+    assert not (written / "format/panorama.jpg").exists()
+    assert len(list((written / "save_faces/faces").glob("*.png"))) == 6
+    assert not (written / "none/faces").exists()
+
+
+def test_save_faces(model: Path, tmp_path: Path) -> None:
+    succeed(model, tmp_path, "--save-faces", prompt="a hall")
+    assert len(list((tmp_path / "faces").glob("*.png"))) == 6
+
+
+def test_count(model: Path, written: Path, tmp_path: Path) -> None:
+    """One folder each, with the seeds that follow each other."""
+    result = succeed(model, tmp_path, "--count", 3, "--seed", 5, prompt="a hall")
+    names = ["001", "002", "003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "index.html"]
+    assert [record(tmp_path / name)["seed"] for name in names] == [5, 6, 7]
+    printed = [line for line in result.stderr.splitlines() if ": seed " in line]
+    assert printed == [f"{tmp_path / name}: seed {seed}" for name, seed in zip(names, (5, 6, 7), strict=True)]
+    succeed(model, tmp_path / "one", "--seed", 7, prompt="a hall")
+    np.testing.assert_array_equal(pixels(tmp_path / "003"), pixels(tmp_path / "one"))
+    assert [record(written / name)["seed"] for name in ("count-001", "count-002")] == [7, 8]
+
+
+def test_prompt_and_image(model: Path, photo: Path, tmp_path: Path) -> None:
+    expected = call(model, photo)
+    succeed(model, tmp_path / "both", "--image", photo, "--format", "png", prompt="a hall")
+    succeed(model, tmp_path / "image", "--image", photo, "--format", "png")
+    succeed(model, tmp_path / "prompt", "--format", "png", prompt="a hall")
+    np.testing.assert_array_equal(pixels(tmp_path / "both"), expected)
+    assert (pixels(tmp_path / "image") != expected).any()
+    assert (pixels(tmp_path / "prompt") != expected).any()
+
+
+def test_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    original = CubeDiffPipeline.__call__
+
+    def recorded(self: CubeDiffPipeline, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(options["generator"]))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(CubeDiffPipeline, "__call__", recorded)
+    succeed(model, tmp_path, "--count", 3, "--batch", 2, prompt="a hall")
+    assert sizes == [2, 1]
+
+
+def test_model_output_jobs_and_device_are_read_as_given(model: Path, tmp_path: Path) -> None:
+    jobs = jobs_file(tmp_path, {"prompt": "a hall", "name": "hall"})
+    succeed(model, tmp_path / "a/b", "--jobs", jobs, "--device", "cpu")
+    assert record(tmp_path / "a/b/hall")["device"] == "cpu"
+    assert record(tmp_path / "a/b/hall")["model"] == str(model)
+    assert run(tmp_path / "nowhere", tmp_path / "c", prompt="a hall").exit_code == 1
+    assert run(model, tmp_path / "c", "--device", "abacus", prompt="a hall").exit_code == 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "auto"])
+def test_dtype(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    dtypes = []
+    original = CubeDiffPipeline.__call__
+
+    def recorded(self: CubeDiffPipeline, *arguments: Any, **options: Any) -> Any:
+        dtypes.append({part.dtype for part in (self.unet, self.vae, self.text_encoder)})
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(CubeDiffPipeline, "__call__", recorded)
+    succeed(model, tmp_path / "default", "--device", "cpu", prompt="a hall")
+    succeed(model, tmp_path / dtype, "--device", "cpu", "--dtype", dtype, prompt="a hall")
+    assert dtypes == [{torch.float32}, {torch.bfloat16 if dtype == "bf16" else torch.float32}]
+    assert record(tmp_path / dtype)["dtype"] == ("bf16" if dtype == "bf16" else "fp32")
+    difference = np.abs(pixels(tmp_path / dtype).astype(int) - pixels(tmp_path / "default")).mean()
+    assert (0 < difference < 8) if dtype == "bf16" else difference == 0
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert resolve_dtype("auto", "cuda:1") == expected
+    assert resolve_dtype("auto", "cpu") == resolve_dtype("auto", "mps") == "fp32"
+    assert resolve_dtype("fp16", "cuda") == "fp16"
+
+
+# ------------------------------------------------------------------------------------------- completeness
+
+ELSEWHERE = {
+    *("prompt", "image", "model", "output", "jobs", "device", "dtype", "batch", "count", "format", "save_faces"),
+    *FACE_KEYS,  # in tests/test_generate.py
+}
+CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "batch"}  # the others may stand in a line of jobs
+
+
+def test_no_option_is_left_out() -> None:
+    assert {*SAMPLING, *CAMERA, *ELSEWHERE} == PARAMETERS
+    assert PARAMETERS - CALL_ONLY - set(CAMERA) | {"name"} == set(JOB_KEYS)
+    assert set(OPTION_KEYS) == set(JOB_KEYS) - {"prompt", "image", "name", "seed", "count"}
+
+
+def test_the_defaults_of_the_command_are_those_of_options() -> None:
+    defaults = {parameter.name: parameter.default for parameter in typer.main.get_command(app).params}
+    assert {key: defaults[key] for key in OPTION_KEYS} == dict(zip(OPTION_KEYS, vars(Options()).values(), strict=True))
+    assert tuple(SAMPLERS) == options.SAMPLERS
+
+
+def test_the_table_of_the_documentation_has_every_key_of_a_line() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    table = text[text.index("| key |") :].split("\n\n")[0]
+    keys = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    assert [key for cell in keys for key in re.findall(r"`(\w+)`", cell)] == sorted(JOB_KEYS, key=list(JOB_KEYS).index)
+    example = next(block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"prompt"' in block)
+    assert {key for line in example.splitlines() for key in json.loads(line)} <= set(JOB_KEYS)
