@@ -1,6 +1,8 @@
 """CubeDiff (arXiv 2501.17162): panoramas by diffusion on the six faces of a cube.
 
-Importing this package imports no library: every name of `__all__` is imported on first use.
+Importing this package imports no library: every name of `__all__` is imported on first use. diffusers then finds the
+pipeline classes of this package and its backbones, so that `DiffusionPipeline.from_pretrained(folder)` loads their
+folders.
 
 >>> import cubediff
 >>> cubediff.FACES
@@ -9,7 +11,7 @@ Importing this package imports no library: every name of `__all__` is imported o
 
 from typing import TYPE_CHECKING
 
-from cubediff.utils.lazy import lazy_attributes
+from cubediff.utils.lazy import extend_module, lazy_attributes
 
 if TYPE_CHECKING:
     from cubediff.data.batches.panoramas import PanoramaDataModule
@@ -94,3 +96,16 @@ if not TYPE_CHECKING:
             "widen_conv_in_": "cubediff.models.inflation",
         },
     )
+
+
+def _pipeline_class(name: str) -> object:
+    """The class that a model folder names, where diffusers looks for it: among its own attributes."""
+    if name.endswith("Pipeline"):
+        from cubediff.pipelines.loading import pipeline_classes  # here for start-up time
+
+        if (found := pipeline_classes().get(name)) is not None:
+            return found
+    raise AttributeError(f"module 'diffusers' has no attribute {name!r}")
+
+
+extend_module("diffusers", _pipeline_class)

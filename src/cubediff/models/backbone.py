@@ -278,6 +278,15 @@ class Backbone(ABC):
         return faces, [[f"{panorama} {face}" for face in range(6)] for panorama in range(batch)]
 
 
+def execution_device(module: nn.Module) -> torch.device:
+    """The device that a model computes on: that of its weights, or the one to which accelerate's hooks move them."""
+    for child in module.modules():
+        device = getattr(getattr(child, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
 def to_device_async(values: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor to a device; to a GPU from pinned memory, without waiting for the work queued there."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cubediff.models.backbone import to_device_async
+from cubediff.models.backbone import execution_device, to_device_async
 from cubediff.models.inflation import sync_group_norm_
 from cubediff.utils.text import printable
 
@@ -97,7 +97,7 @@ class FrozenEncoders:
             if len(ids) > limit:
                 self._too_long(caption, ids, truncate)
         ids = self.tokenizer(captions, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        states: Tensor = self.text_encoder(to_device_async(ids.input_ids, self.text_encoder.device))[0]
+        states: Tensor = self.text_encoder(to_device_async(ids.input_ids, execution_device(self.text_encoder)))[0]
         return states
 
     def _too_long(self, caption: str, ids: Sequence[int], truncate: bool) -> None:

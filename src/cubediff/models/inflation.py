@@ -5,6 +5,7 @@ those of stock diffusers models. Faces are folded into the batch as (B·6, …),
 """
 
 from collections.abc import Callable
+from types import MethodType
 from typing import TypeVar
 
 import torch
@@ -93,6 +94,8 @@ def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
     for child in module.modules():
         if type(child) is old:
             child.__class__ = new
+            if "_old_forward" in vars(child):  # accelerate's hooks hold the method that they wrap
+                vars(child)["_old_forward"] = MethodType(new.forward, child)
     return module
 
 

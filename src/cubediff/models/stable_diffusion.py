@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable
+from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable, execution_device
 from cubediff.models.encoders import FrozenEncoders
 from cubediff.models.inflation import inflate_, widen_conv_in_
 from cubediff.models.inputs import face_attention_mask, input_channels, unet_input
@@ -109,7 +109,7 @@ class StableDiffusion(Backbone):
                 f"{name} has shape {tuple(embeds.shape)}: expected (B, L, {width}), or (B, 6, L, {width}) with a text "
                 "per face"
             )
-        return Conditioning({TEXT: states.to(self.encoders.text_encoder.device)})
+        return Conditioning({TEXT: states.to(execution_device(self.encoders.text_encoder))})
 
     # ---------------------------------------------------------------------------------------------- network
 

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
@@ -46,6 +47,9 @@ from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
 from cubediff.pipelines.text import branch_text, encode_prompts
 from cubediff.pipelines.trust import check_components
+
+
+_SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the pipeline that used it last
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,23 @@ class CubePipeline(DiffusionPipeline, ABC):
             raise ValueError(f"average_overlap={average!r}: use true or false")
         self.register_modules(**components)
         self.register_to_config(**settings, **{FORMAT: FORMAT_VERSION})
-        self.backbone.inflate_()
+        backbone = self.backbone
+        backbone.inflate_()
+        setattr(backbone.network, _SETTINGS, dict(settings))
+
+    @staticmethod
+    def complete_settings(
+        network: ModelMixin, given: Mapping[str, object], defaults: Mapping[str, object]
+    ) -> dict[str, object]:
+        """Settings in which None is replaced by the setting of the pipeline that used a network last, or a default.
+
+        Args:
+            network: The trained network.
+            given: The arguments of the pipeline's `__init__`.
+            defaults: The settings for a network that no pipeline has used.
+        """
+        known = {**defaults, **getattr(network, _SETTINGS, {})}
+        return {name: known[name] if value is None else value for name, value in given.items()}
 
     def positions(self, size: int, device: torch.device) -> Tensor:
         """The position channels (6, P, h, h) of latents of height h = `size`."""

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from diffusers import DDIMScheduler
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import SchedulerMixin
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Unpack
 
 from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.finite import NonFiniteWeightsError
+from cubediff.models.lora import fusable_biases
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
@@ -27,16 +29,28 @@ __all__ = ["CubeDiffOutput", "CubeDiffPipeline"]
 class Settings(TypedDict, total=False):
     """The settings of `CubeDiffPipeline`; see there."""
 
-    fov: float
-    position_encoding: str
-    position_samples: str
-    sync_group_norm: bool
-    cross_attention: str
-    image_drop: str
+    fov: float | None
+    position_encoding: str | None
+    position_samples: str | None
+    sync_group_norm: bool | None
+    cross_attention: str | None
+    image_drop: str | None
     drops: Sequence[float] | None
-    photo_encoding: str
-    average_overlap: bool
+    photo_encoding: str | None
+    average_overlap: bool | None
 
+
+DEFAULTS = Settings(
+    fov=FACE_FOV,
+    position_encoding="uv",
+    position_samples="centers",
+    sync_group_norm=True,
+    cross_attention="per_face",
+    image_drop="noise",
+    drops=None,
+    photo_encoding="cube",
+    average_overlap=False,
+)
 
 # Of the public SD 1.5 checkpoints (`hlicai/cubediff-512-…`), as their code has it.
 OPENCUBEDIFF = Settings(
@@ -51,7 +65,7 @@ OPENCUBEDIFF = Settings(
 )
 
 
-class CubeDiffPipeline(CubePipeline):
+class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
     """Generates panoramas with a Stable Diffusion UNet that `cubediff train` has trained.
 
     Args:
@@ -66,6 +80,9 @@ class CubeDiffPipeline(CubePipeline):
             by the VAE with plain GroupNorms.
         average_overlap: Whether calls average overlapping faces unless they say it, see `CubePipeline.__call__`.
 
+    A setting that is None is that of the pipeline that used the UNet last, so that `CubeDiffPipeline(**components)`
+    keeps them; with a UNet that none has used, it is that of `DEFAULTS`.
+
     All settings are stored in the model folder.
 
     Raises:
@@ -76,36 +93,39 @@ class CubeDiffPipeline(CubePipeline):
 
     def __init__(
         self,
-        vae: ModelMixin,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        unet: ModelMixin,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        fov: float = FACE_FOV,
-        position_encoding: str = "uv",
-        position_samples: str = "centers",
-        sync_group_norm: bool = True,
-        cross_attention: str = "per_face",
-        image_drop: str = "noise",
+        fov: float | None = None,
+        position_encoding: str | None = None,
+        position_samples: str | None = None,
+        sync_group_norm: bool | None = None,
+        cross_attention: str | None = None,
+        image_drop: str | None = None,
         drops: Sequence[float] | None = None,
-        photo_encoding: str = "cube",
-        average_overlap: bool = False,
+        photo_encoding: str | None = None,
+        average_overlap: bool | None = None,
     ) -> None:
         super().__init__()
-        self.check_input_channels(unet.config.in_channels, vae.config.latent_channels, position_encoding)
+        given = Settings(
+            fov=fov,
+            position_encoding=position_encoding,
+            position_samples=position_samples,
+            sync_group_norm=sync_group_norm,
+            cross_attention=cross_attention,
+            image_drop=image_drop,
+            drops=None if drops is None else list(drops),
+            photo_encoding=photo_encoding,
+            average_overlap=average_overlap,
+        )
+        settings = self.complete_settings(unet, given, DEFAULTS)
+        encoding = str(settings["position_encoding"])
+        self.check_input_channels(unet.config.in_channels, vae.config.latent_channels, encoding)
         self.register(
             {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler},
-            {
-                "fov": fov,
-                "position_encoding": position_encoding,
-                "position_samples": position_samples,
-                "sync_group_norm": sync_group_norm,
-                "cross_attention": cross_attention,
-                "image_drop": image_drop,
-                "drops": None if drops is None else list(drops),
-                "photo_encoding": photo_encoding,
-                "average_overlap": average_overlap,
-            },
+            settings,
         )
 
     @property
@@ -143,7 +163,7 @@ class CubeDiffPipeline(CubePipeline):
         """
         path = _checked(path)
         try:
-            components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding", "uv"))
+            components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding") or "uv")
         except SafetensorError as error:
             raise OSError(f"{path} is incomplete or damaged ({error}): copy the model again") from error
         noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
@@ -179,6 +199,47 @@ class CubeDiffPipeline(CubePipeline):
             f"{folder} holds a {kind}, which generates no panoramas: use a folder that "
             f"`cubediff train` exported; a 2D Stable Diffusion model is trained with model.pipeline.path={folder}, or "
             f"loaded untrained with {cls.__name__}.from_2d"
+        )
+
+
+    # ------------------------------------------------------------------------------------------------ LoRA
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Loads LoRA weights: of a run with model.trainable=lora, or any that diffusers loads; safetensors only.
+
+        Loaded into the model that the run started from, its export's adapter gives the exported model, and can be
+        scaled (`set_adapters`) or fused (`fuse_lora`).
+
+        Args:
+            pretrained_model_name_or_path_or_dict: The export of a run, its `unet_lora/`, another folder or file, a Hub
+                id, or a state dict.
+            adapter_name: A name for `set_adapters`.
+            **kwargs: As for diffusers' Stable Diffusion pipeline.
+        """
+        with fusable_biases(self.unet):
+            super().load_lora_weights(
+                pretrained_model_name_or_path_or_dict, adapter_name=adapter_name, use_safetensors=True, **kwargs
+            )
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor], **kwargs: object
+    ) -> tuple[Mapping[str, object] | None, ...]:
+        """Reads LoRA weights, as diffusers does; the names of a run's export lack the prefix of the network."""
+        source = pretrained_model_name_or_path_or_dict
+        if not isinstance(source, dict) and (adapter := Path(source) / f"{cls.unet_name}_lora").is_dir():
+            source = adapter
+        weights, *others = super().lora_state_dict(source, **kwargs)
+        if any(name.startswith((f"{cls.unet_name}.", f"{cls.text_encoder_name}.")) for name in weights):
+            return weights, *others
+        return tuple(
+            each if each is None else {f"{cls.unet_name}.{name}": value for name, value in each.items()}
+            for each in (weights, *others)
         )
 
 

@@ -107,7 +107,7 @@ def tiny_random(
         >>> tiny_random().unet.config.in_channels
         7
     """
-    components = tiny_components(seed, options.get("position_encoding", "uv"))
+    components = tiny_components(seed, options.get("position_encoding") or "uv")
     noise_schedule = convert_scheduler(sd_scheduler(), scheduler or {})
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)
 
@@ -137,5 +137,5 @@ def meta_pipeline(target: str, settings: Mapping[str, object]) -> CubePipeline:
     scheduler = cast(Mapping[str, object], settings.get("scheduler") or {})
     noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
     options = cast(Settings, {key: value for key, value in settings.items() if key not in ("path", "scheduler")})
-    components = StableDiffusion.on_meta(path, options["position_encoding"])
+    components = StableDiffusion.on_meta(path, options.get("position_encoding") or "uv")
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 
+from cubediff.models.lora import save_lora
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import ExportWeights
@@ -20,7 +21,7 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
     """Writes the pipeline and a training.json that names its weights; rank 0 writes, every rank must call it.
 
     An earlier export stays as it is until the new one is complete. LoRA weights are fused into the layers that they
-    adapt, and saved separately in NETWORK_lora/, such as unet_lora/.
+    adapt, and saved separately in NETWORK_lora/, such as unet_lora/, see `save_lora`.
 
     Args:
         module: The trained module; its pipeline is unchanged afterwards.
@@ -40,7 +41,7 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
     ):
         exported = network
         if getattr(network, "peft_config", None):
-            network.save_lora_adapter(part / f"{name}_lora")
+            save_lora(network, module.base_weights, part / f"{name}_lora")
             exported = copy.deepcopy(network)
             exported.fuse_lora()
             exported.unload_lora()

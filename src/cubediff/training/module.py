@@ -126,6 +126,11 @@ class CubeDiffModule(L.LightningModule):
         self.backbone = pipeline.backbone
         network = self.backbone.network
         select_trainable_(self.backbone, settings.trainable, settings.lora_rank)
+        self.base_weights = {
+            name: p.detach().clone()
+            for name, p in network.named_parameters()
+            if settings.trainable == "lora" and p.requires_grad and ".lora_" not in name
+        }
         setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)
