@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from peft.utils import get_peft_model_state_dict
 from support.losses import PAPER, SHARES, losses_of
 from torch import Tensor
 
@@ -175,10 +176,52 @@ def test_lora_starts_as_the_base_model_and_exports_the_fused_model_in_stock_layo
     assert loaded.unet.state_dict().keys() == plain.unet.state_dict().keys()
     torch.testing.assert_close(answer(loaded.unet), trained, rtol=1e-4, atol=1e-5)
     assert torch.equal(answer(module.unet), trained)  # the module itself is unchanged
-    adapter = load_file(tmp_path / "unet_lora" / "pytorch_lora_weights.safetensors")
-    assert sum(a.numel() for a in adapter.values()) == sum(
-        p.numel() for name, p in module.trained_parameters.items() if "lora_" in name
-    )
+    start = module_of().unet  # of stock diffusers: weights and biases of conv_in come as LoRA matrices of full rank
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lora_bias=True.* no bias")
+        start.load_lora_adapter(tmp_path / "unet_lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(answer(start), trained, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pipeline_loads_scales_fuses_and_saves_the_adapter_of_a_lora_run(batch: Batch, tmp_path: Path) -> None:
+    module = module_of(trainable="lora", lora_rank=3, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    fitted(module, [batch], steps=3)
+    export_pipeline(module, tmp_path / "export", None, steps=3)
+    inputs = torch.randn(6, 7, 8, 8), torch.tensor(500), torch.randn(6, 5, 32)
+
+    @torch.no_grad()
+    def answer(pipeline: CubeDiffPipeline) -> Tensor:
+        return pipeline.unet(*inputs).sample
+
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    trained, untrained = answer(CubeDiffPipeline.from_pretrained(tmp_path / "export")), answer(tiny_random())
+    for source in (tmp_path / "export", str(tmp_path / "export" / "unet_lora")):
+        pipeline = tiny_random()
+        pipeline.load_lora_weights(source, adapter_name="scenes")
+        close(answer(pipeline), trained)
+        pipeline.set_adapters("scenes", 0.0)
+        close(answer(pipeline), untrained)
+        pipeline.set_adapters("scenes", 1.0)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        close(answer(pipeline), trained)
+        assert pipeline.unet.state_dict().keys() == tiny_random().unet.state_dict().keys()
+    pipeline = tiny_random()
+    pipeline.load_lora_weights(tmp_path / "export")
+    pipeline.unload_lora_weights()
+    close(answer(pipeline), untrained)
+    module.unet.requires_grad_(False)
+    CubeDiffPipeline.save_lora_weights(tmp_path / "saved", unet_lora_layers=get_peft_model_state_dict(module.unet))
+    pipeline.load_lora_weights(tmp_path / "saved")  # of stock diffusers: with the prefix, without conv_in
+    assert {name for name, layer in pipeline.unet.named_modules() if hasattr(layer, "lora_A")} >= {
+        name.removesuffix(".lora_A.default.weight") for name in module.unet.state_dict() if "lora_A" in name
+    }
+
+
+def test_pickled_lora_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"unet.conv_in.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises((OSError, ValueError)):
+        tiny_random().load_lora_weights(tmp_path)
 
 
 @pytest.mark.parametrize(

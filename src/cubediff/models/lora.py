@@ -25,10 +25,9 @@ def save_lora(network: ModelMixin, base: Mapping[str, Tensor], folder: Path) -> 
         base: The initial values of the weights that were trained as a whole, by their names in the network.
         folder: Folder to write `pytorch_lora_weights.safetensors` to; it is created.
     """
-    from peft import LoraConfig  # takes a second to import
-    from peft.utils import get_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict  # takes a second to import
 
-    config: LoraConfig = network.peft_config[_ADAPTER]
+    config = network.peft_config[_ADAPTER]
     weights: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=_ADAPTER)
     trained = dict(network.named_parameters())
     ranks: dict[str, int] = {}
@@ -45,15 +44,15 @@ def save_lora(network: ModelMixin, base: Mapping[str, Tensor], folder: Path) -> 
         for name, weight in list(weights.items()):
             if name.endswith(".lora_B.weight"):
                 weights.setdefault(f"{name.removesuffix('weight')}bias", weight.new_zeros(len(weight)))
-    described = LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        target_modules=sorted({*config.target_modules, *ranks}),
-        rank_pattern=ranks,
-        alpha_pattern=ranks,
-        lora_bias=has_bias,
-    ).to_dict()
-    metadata = json.dumps(described, indent=2, sort_keys=True, default=sorted)  # sets
+    described = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": sorted({*config.target_modules, *ranks}),
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "lora_bias": has_bias,
+    }
+    metadata = json.dumps(described, indent=2, sort_keys=True)
     folder.mkdir(parents=True)
     save_file(
         {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
@@ -78,12 +77,15 @@ def fusable_biases(network: nn.Module) -> Iterator[None]:
 
     A layer without a bias has an adapter bias of 0, which peft refuses to fuse.
     """
+    from peft.tuners.lora import LoraLayer  # takes a second to import
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*lora_bias=True.* no bias")
         yield
     for layer in network.modules():
-        biases: dict[str, bool] = getattr(layer, "lora_bias", {})
-        for adapter in [name for name, has_bias in biases.items() if has_bias]:
-            matrix = layer.lora_B[adapter]
-            if layer.get_base_layer().bias is None and not matrix.bias.any():
-                biases[adapter], matrix.bias = False, None
+        if isinstance(layer, LoraLayer) and layer.get_base_layer().bias is None:
+            for adapter, matrix in layer.lora_B.items():
+                bias = matrix.bias
+                if layer.lora_bias[adapter] and isinstance(bias, Tensor) and not bias.any():
+                    layer.lora_bias[adapter] = False
+                    matrix.register_parameter("bias", None)

@@ -48,7 +48,6 @@ from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
 from cubediff.pipelines.text import branch_text, encode_prompts
 from cubediff.pipelines.trust import check_components
 
-
 _SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the pipeline that used it last
 
 

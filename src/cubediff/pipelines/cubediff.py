@@ -201,7 +201,6 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             f"loaded untrained with {cls.__name__}.from_2d"
         )
 
-
     # ------------------------------------------------------------------------------------------------ LoRA
 
     def load_lora_weights(
