@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from PIL import Image
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cubediff.geometry.photos import Photo
 
 _MANY_PIXELS = 100_000_000  # a photo with more is halved: projecting it in float32 would take gigabytes
-
-_NARROW = 10.0  # degrees
+_NARROW = 10.0  # degrees; a photo that is wider covers a latent pixel
+_Version: TypeAlias = tuple[int, int]
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,13 @@ class PhotoFile:
     roll: float = 0.0
 
 
-@cache
 def sha256_of(file: str) -> str:
     """The SHA-256 of a photo's file, which is read once.
 
     Raises:
         OSError: If it cannot be read.
     """
-    return sha256_file(Path(file))
+    return _sha256(file, _version(file))
 
 
 class PhotoFacts(NamedTuple):
@@ -62,13 +61,31 @@ class PhotoFacts(NamedTuple):
     is_transparent: bool
 
 
-@cache
 def check_photo(file: str) -> PhotoFacts:
     """Decodes a photo, once, to find out whether it is usable.
 
     Raises:
         ValueError: If the file is not a readable image, or all of its pixels are transparent.
     """
+    try:
+        return _facts(file, _version(file))
+    except OSError as error:
+        raise ValueError(f"{file}: not a readable image ({error})") from error
+
+
+def _version(file: str) -> _Version:
+    """Size and time of a file, so that what is known of it does not outlast a change."""
+    status = Path(file).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _sha256(file: str, version: _Version) -> str:
+    return sha256_file(Path(file))
+
+
+@cache
+def _facts(file: str, version: _Version) -> PhotoFacts:
     image, notes = _read(file)
     is_transparent = image.mode == "RGBA"
     if is_transparent and image.getchannel("A").getextrema()[1] != 255:
