@@ -1,4 +1,4 @@
-"""The command `cubediff generate --model FOLDER --prompt TEXT --image PHOTO --output DIR`."""
+"""The command `cubediff generate --model FOLDER --prompt TEXT --image PHOTO --panorama FILE --output DIR`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cubediff.generation.command import Call, run
-from cubediff.generation.jobs import MAX_COUNT, Job, check_prompt, photo_file, read_jobs, repeat_job
+from cubediff.generation.jobs import MAX_COUNT, Job, check_edit, check_prompt, photo_file, read_jobs, repeat_job
 from cubediff.generation.options import (
     MAX_FACE_SIZE,
     MAX_SEED,
@@ -16,6 +16,7 @@ from cubediff.generation.options import (
     option_name,
     parse_options,
 )
+from cubediff.generation.panoramas import PanoramaFile
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,11 +49,21 @@ def generate(
     roll: Annotated[
         list[float] | None, typer.Option(help="Roll of each camera, clockwise, in degrees.", show_default="0")
     ] = None,
+    panorama: Annotated[
+        Path | None,
+        typer.Option(
+            help="Panorama to edit: white pixels of the mask, transparent pixels and the missing part of a cropped "
+            "panorama with GPano tags are repainted. Written as PNG in its size and bit depth."
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Mask of --panorama, of its size: white where to repaint, black where to keep.")
+    ] = None,
     jobs: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines with prompt, image, name, seed and any of these options: one panorama a line, each in its "
-            "own folder. Panoramas that exist already are skipped."
+            help="JSON lines with prompt, image, panorama, mask, name, seed and any of these options: one panorama a "
+            "line, each in its own folder. Panoramas that exist already are skipped."
         ),
     ] = None,
     count: Annotated[
@@ -98,7 +109,12 @@ def generate(
         int | None,
         typer.Option(min=8, max=MAX_FACE_SIZE, help="Size of the faces, in pixels.", show_default="the model's"),
     ] = None,
-    format: Annotated[str, typer.Option(help="Format of the panorama's file: jpg, png or webp.")] = "jpg",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Format of the panorama's file: jpg, png or webp.", show_default="jpg, png for an edited panorama"
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best available")] = None,
     dtype: Annotated[
         str, typer.Option(help="auto (bf16 on GPUs that have it, else fp32), bf16, fp16 or fp32.")
@@ -124,11 +140,14 @@ def generate(
         typer.Option(help="Field of view of the written faces, in degrees; 95: as generated.", show_default="90"),
     ] = None,
 ) -> None:
-    """Generate panoramas from text, from photos, or from both, with a viewer page."""
-    if jobs is not None and (prompt is not None or image is not None):
-        raise typer.BadParameter("pass --jobs, or --prompt and --image, not both")
-    if jobs is None and prompt is None and image is None:
-        raise typer.BadParameter("pass --prompt TEXT, --image PHOTO, or both; or --jobs FILE")
+    """Generate panoramas from text, from photos, or from both, or edit panoramas, with a viewer page."""
+    inputs = (prompt, image, panorama)
+    if jobs is not None and any(each is not None for each in (*inputs, mask)):
+        raise typer.BadParameter("pass --jobs, or --prompt, --image and --panorama, not both")
+    if jobs is None and all(each is None for each in inputs):
+        raise typer.BadParameter("pass --prompt TEXT, --image PHOTO, or both; or --panorama FILE; or --jobs FILE")
+    if mask is not None and panorama is None:
+        raise typer.BadParameter("--mask needs --panorama FILE, the panorama that it belongs to")
     if prompt is not None and len(prompt) not in (1, 6):
         raise typer.BadParameter(f"{len(prompt)} prompts: pass one, or six (front, right, back, left, up, down)")
     camera = {"fov": fov, "yaw": yaw, "pitch": pitch, "roll": roll}
@@ -166,7 +185,10 @@ def generate(
                 for i, file in enumerate(image or [])
             )
             text = prompt[0] if prompt and len(prompt) == 1 else prompt
-            requested = repeat_job(Job("", check_prompt(text), photos, seed, options), count)
+            edited = None if panorama is None else PanoramaFile(str(panorama), None if mask is None else str(mask))
+            job = Job("", check_prompt(text), photos, seed, options, panorama=edited)
+            check_edit(job)
+            requested = repeat_job(job, count)
         execution = Execution(batch, device, dtype)
         for path in run(Call(model, output, requested, execution)):
             typer.echo(path)

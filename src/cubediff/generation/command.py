@@ -13,6 +13,7 @@ from pathlib import Path
 from cubediff.generation.existing import pending_jobs
 from cubediff.generation.jobs import GALLERY, Job, raise_errors
 from cubediff.generation.options import Execution
+from cubediff.generation.panoramas import read_canvas
 from cubediff.generation.photos import check_photo
 from cubediff.pages.gallery import Item, write_gallery
 from cubediff.pipelines.folders import check_folder
@@ -91,7 +92,8 @@ def make_batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 
 def _sampled_alike(job: Job) -> object:
     """Equal for jobs that one call of the pipeline can sample."""
-    return job.options.arguments, job.options.sampler, job.prompt is None, not job.photos
+    edited = job.name if job.panorama is not None else None  # alone, because sizes may differ
+    return job.options.arguments, job.options.sampler, job.prompt is None, not job.photos, edited
 
 
 def _check_output(output: Path) -> None:
@@ -101,10 +103,15 @@ def _check_output(output: Path) -> None:
 
 
 def _check_photos(jobs: Sequence[Job], announce: bool) -> None:
-    """Raises ValueError with all photos that cannot be used; prints the fields of view of the others."""
+    """Raises ValueError with all photos and panoramas that cannot be used; prints the photos' fields of view."""
     errors: list[str] = []
     fovs: dict[str, float] = {}
     for job in jobs:
+        if job.panorama is not None:
+            try:
+                read_canvas(job.panorama)
+            except ValueError as error:
+                errors.append(f"{job.label('panorama')}: {error}")
         for photo in job.photos:
             try:
                 facts = check_photo(photo.file)
@@ -128,4 +135,4 @@ def _wait_for_all_processes() -> None:
 
 def _item(job: Job) -> Item:
     """The job's entry of the gallery."""
-    return Item(job.name, f"panorama.{job.options.format}", job.text, f"seed {job.seed}")
+    return Item(job.name, f"panorama.{job.format}", job.text, f"seed {job.seed}")

@@ -15,7 +15,7 @@ from cubediff.utils.json_text import parse_json
 
 RECORD = "generation.json"
 # The values of folders that were written before the keys existed.
-_FORMER = {**asdict(Options()), "dtype": "fp32"}
+_FORMER = {**asdict(Options()), "format": "jpg", "dtype": "fp32"}
 
 
 def pending_jobs(jobs: Sequence[Job], output: Path, request: Mapping[str, object]) -> list[Job]:

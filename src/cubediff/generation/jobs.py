@@ -21,6 +21,7 @@ from cubediff.generation.options import (
     option_name,
     parse_options,
 )
+from cubediff.generation.panoramas import PanoramaFile
 from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
 from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
 from cubediff.pipelines.texts import six_prompts
@@ -28,7 +29,7 @@ from cubediff.utils.json_text import parse_json
 
 JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None
 
-JOB_KEYS = ("prompt", "image", "name", "seed", "count", *OPTION_KEYS)
+JOB_KEYS = ("prompt", "image", "panorama", "mask", "name", "seed", "count", *OPTION_KEYS)
 CAMERA_KEYS = ("fov", "yaw", "pitch", "roll")
 MAX_COUNT = 100_000
 GALLERY = "index.html"
@@ -48,6 +49,7 @@ class Job:
         seed: Seed of the initial noise.
         options: How it is sampled and written.
         where: The file and line that it is from, for error messages; empty for the command line.
+        panorama: The panorama that is edited; None generates a new one.
     """
 
     name: str
@@ -56,6 +58,12 @@ class Job:
     seed: int
     options: Options = field(default_factory=Options)
     where: str = ""
+    panorama: PanoramaFile | None = None
+
+    @property
+    def format(self) -> str:
+        """Format of the panorama's file; an edited one is PNG, which keeps its pixels."""
+        return self.options.format or ("jpg" if self.panorama is None else "png")
 
     @property
     def text(self) -> str:
@@ -68,7 +76,15 @@ class Job:
         Photos have their SHA-256: a changed file makes another panorama.
         """
         photos = [{**asdict(photo), "sha256": sha256_of(photo.file)} for photo in self.photos]
-        return {**asdict(self.options), "prompt": self.prompt, "images": photos, "seed": self.seed}
+        edited = None if self.panorama is None else self.panorama.request()
+        return {
+            **asdict(self.options),
+            "format": self.format,
+            "prompt": self.prompt,
+            "images": photos,
+            "panorama": edited,
+            "seed": self.seed,
+        }
 
     def exif_fovs(self) -> dict[str, float]:
         """The fields of view that EXIF data gives, in degrees, by the photos' files."""
@@ -97,9 +113,10 @@ def repeat_job(job: Job, count: int) -> list[Job]:
 def read_jobs(path: Path, seed: int = 0, options: Options | None = None, count: int = 1) -> list[Job]:
     """Reads jobs from a JSON-lines file, one or more panoramas a line.
 
-    A line is an object with `prompt`, `image` or both, and optionally `name` (default: the line's number), `seed`,
-    `count` and options by `OPTION_KEYS`. `image` is a file name, an object with `file` and the camera's `fov`, `yaw`,
-    `pitch` and `roll` in degrees, or a list of these. File names are relative to the folder of the JSON-lines file.
+    A line is an object with `prompt`, `image` or `panorama`, and optionally `name` (default: the line's number),
+    `seed`, `count` and options by `OPTION_KEYS`. `image` is a file name, an object with `file` and the camera's `fov`,
+    `yaw`, `pitch` and `roll` in degrees, or a list of these; `panorama` and its `mask` are file names. File names are
+    relative to the folder of the JSON-lines file.
 
     Args:
         path: The JSON-lines file.
@@ -128,7 +145,7 @@ def read_jobs(path: Path, seed: int = 0, options: Options | None = None, count: 
             errors.append(str(error))
     raise_errors(errors)
     if not jobs:
-        raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or both a line")
+        raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or panorama a line")
     return jobs
 
 
@@ -158,13 +175,13 @@ def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
     """The jobs of a line, whose defaults are those of `job`."""
     where = job.where
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object with prompt, image or both, got {value!r:.200}")
+        raise ValueError(f"{where}: expected an object with prompt, image or panorama, got {value!r:.200}")
     if unknown := sorted(set(value) - set(JOB_KEYS)):
         near = get_close_matches(unknown[0].replace("-", "_"), JOB_KEYS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use {', '.join(JOB_KEYS)}"
         raise ValueError(f"{where}: unknown keys {', '.join(unknown)}: {hint}")
-    if value.get("prompt") is None and value.get("image") is None:
-        raise ValueError(f"{where}: neither prompt nor image: specify at least one")
+    if all(value.get(key) is None for key in ("prompt", "image", "panorama")):
+        raise ValueError(f"{where}: neither prompt nor image nor panorama: specify at least one")
     name = value.get("name", job.name)
     if (
         not isinstance(name, str)
@@ -181,7 +198,36 @@ def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
     prompt = check_prompt(value.get("prompt"), where)
     photos = _parse_photos(value.get("image"), folder, where)
     options = parse_options(value, job.label, job.options)
-    return repeat_job(replace(job, name=name, prompt=prompt, photos=photos, seed=seed, options=options), count)
+    panorama = _parse_panorama(value.get("panorama"), value.get("mask"), folder, where)
+    parsed = replace(job, name=name, prompt=prompt, photos=photos, seed=seed, options=options, panorama=panorama)
+    check_edit(parsed)
+    return repeat_job(parsed, count)
+
+
+def check_edit(job: Job) -> None:
+    """Raises ValueError if a job edits a panorama, and has options that its result cannot have."""
+    if job.panorama is None:
+        return
+    if job.format != "png":
+        raise ValueError(
+            f"{job.label('format')} is {job.format}: an edited panorama is written as png, which keeps its pixels"
+        )
+    if job.options.panorama_height is not None:
+        raise ValueError(
+            f"{job.label('height')} is {job.options.panorama_height}: an edited panorama has the size of its input; "
+            "omit the height"
+        )
+
+
+def _parse_panorama(file: object, mask: object, folder: Path, where: str) -> PanoramaFile | None:
+    for key, name in (("panorama", file), ("mask", mask)):
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ValueError(f"{where}: {key} must be a file name, got {name!r:.200}")
+    if file is None:
+        if mask is not None:
+            raise ValueError(f"{where}: a mask without a panorama: name the panorama that it belongs to")
+        return None
+    return PanoramaFile(str(folder / cast(str, file)), None if mask is None else str(folder / cast(str, mask)))
 
 
 def check_prompt(value: object, where: str = "") -> JobPrompt:

@@ -103,7 +103,7 @@ class Options:
         panorama_height: In pixels; None: twice the face size.
         face_size: In pixels; None: that of the model.
         sampler: One of `SAMPLERS`; None: the model's own scheduler.
-        format: Of the panorama's file, one of `MAX_HEIGHTS`.
+        format: Of the panorama's file, one of `MAX_HEIGHTS`; None: jpg, or png for an edited panorama.
         save_faces: Also write the six faces.
         layout, convention, face_fov: How faces are written, see `cubediff.cubemaps.files.CubemapFormat`.
     """
@@ -118,7 +118,7 @@ class Options:
     face_size: int | None = _option("face_size", unset_or(integer(8, MAX_FACE_SIZE)), None)
     sampler: str | None = _option("sampler", unset_or(one_of(*SAMPLERS)), None)
     average_overlap: bool | None = _option("average_overlap", unset_or(boolean), None)
-    format: str = _option("format", one_of(*MAX_HEIGHTS), "jpg")
+    format: str | None = _option("format", unset_or(one_of(*MAX_HEIGHTS)), None)
     save_faces: bool = _option("save_faces", boolean, False)
     layout: str = _option("layout", one_of(*LAYOUTS, *LAYOUT_ALIASES), "faces")
     convention: str = _option("convention", one_of(*CONVENTIONS), "cubediff")
@@ -184,10 +184,11 @@ def parse_options(values: Mapping[str, object], name: Callable[[str], str], defa
     options = replace(defaults, **changed)
     if not options.save_faces and (ignored := [key for key in FACE_KEYS if key in values]):
         raise ValueError(f"{name(ignored[0])} says how faces are written: add {name('save_faces')}")
-    height, largest = options.panorama_height, MAX_HEIGHTS[options.format]
+    format = options.format or "jpg"
+    height, largest = options.panorama_height, MAX_HEIGHTS[format]
     if height is not None and height > largest:
         raise ValueError(
-            f"{name('height')} is {height}, and a {options.format} file has at most {largest} rows of a panorama: use "
+            f"{name('height')} is {height}, and a {format} file has at most {largest} rows of a panorama: use "
             "format png, or a smaller height"
         )
     return options

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -12,22 +13,42 @@ from cubediff.cubemaps.layouts import Cube
 from cubediff.generation.options import MAX_HEIGHTS
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube
-from cubediff.images.gpano import full_sphere_xmp
+from cubediff.images.colour import Levels
+from cubediff.images.gpano import Pose, full_sphere_xmp
 from cubediff.images.writing import encode_png
 from cubediff.pages.viewer import write_viewer
 from cubediff.utils.files import write_json
 
 
-def write_panorama(path: Path, panorama: PIL.Image.Image) -> Path:
+class EditedPanorama(NamedTuple):
+    """A panorama that was edited.
+
+    Attributes:
+        levels: (h, 2h, 3) in the bit depth of its input.
+        profile: The ICC profile of the levels; None for sRGB.
+        pose: Heading, pitch and roll of the camera, degrees.
+    """
+
+    levels: Levels
+    profile: bytes | None
+    pose: Pose
+
+
+def write_panorama(path: Path, panorama: PIL.Image.Image | EditedPanorama) -> Path:
     """Writes an equirectangular panorama of the full sphere with photo-sphere (GPano) tags.
 
     Args:
-        path: The file to write; its suffix is .jpg, .webp (both of quality 95) or .png.
+        path: The file to write; its suffix is .jpg, .webp (both of quality 95) or .png. An edited panorama is a .png.
         panorama: RGB image, twice as wide as high.
 
     Returns:
         `path`.
     """
+    if isinstance(panorama, EditedPanorama):
+        height, width, _ = panorama.levels.shape
+        xmp = full_sphere_xmp(width, height, panorama.pose)
+        path.write_bytes(encode_png(panorama.levels, panorama.profile, xmp))
+        return path
     xmp = full_sphere_xmp(panorama.width, panorama.height)
     if path.suffix == ".png":
         path.write_bytes(encode_png(np.asarray(panorama), xmp=xmp))
@@ -40,7 +61,7 @@ def write_panorama(path: Path, panorama: PIL.Image.Image) -> Path:
 
 def write_generation(
     folder: Path,
-    panorama: PIL.Image.Image,
+    panorama: PIL.Image.Image | EditedPanorama,
     faces: Sequence[PIL.Image.Image],
     record: Mapping[str, object],
     *,

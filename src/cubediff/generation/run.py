@@ -10,23 +10,27 @@ import diffusers
 import PIL.Image
 import torch
 import transformers
+from torch import Tensor
 
 import cubediff
 from cubediff.cubemaps.files import CubemapFormat
 from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.devices import DTYPES, FaceSizes, memory_errors, resolve_dtype, usable_device
+from cubediff.generation.editing import edited_images
 from cubediff.generation.jobs import Job, raise_errors
 from cubediff.generation.options import Execution, Options
-from cubediff.generation.outputs import write_generation
+from cubediff.generation.outputs import EditedPanorama, write_generation
+from cubediff.generation.panoramas import open_panorama, read_canvas
 from cubediff.generation.photos import open_photo, photo_may_be_unseen
-from cubediff.geometry.photos import project_photos
+from cubediff.geometry.panoramas import Panorama
+from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.inputs import latent_mask
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.loading import load_for_generation
 from cubediff.pipelines.texts import six_prompts
 
-Images = tuple[PIL.Image.Image, list[PIL.Image.Image]]  # a panorama and its six faces
+Images = tuple[PIL.Image.Image | EditedPanorama, list[PIL.Image.Image]]  # a panorama and its six faces
 
 
 def generate(
@@ -77,7 +81,7 @@ def generate(
                     fov=pipeline.config.fov,
                     prompt=job.text,
                     save_faces=_cubemap_format(job.options),
-                    format=job.options.format,
+                    format=job.format,
                 )
 
 
@@ -137,15 +141,25 @@ def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
 
 def _sample(pipeline: CubePipeline, jobs: Sequence[Job]) -> list[Images]:
     """Panorama and faces of each job of a batch."""
+    images = [_images(job) for job in jobs]
+    edited = jobs[0].panorama  # alone in its batch
     negative = [six_prompts(job.options.negative_prompt or "", allow_empty=True) for job in jobs]
     output = pipeline(
         [six_prompts(job.prompt) for job in jobs if job.prompt is not None] or None,  # all of them have one, or none
-        image=[[open_photo(photo) for photo in job.photos] for job in jobs] if jobs[0].photos else None,
+        image=images if images[0] else None,
         negative_prompt=negative if any(job.options.negative_prompt for job in jobs) else None,
         # Noise is drawn on the CPU: a seed gives the same panorama on every device.
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        output_type="pil" if edited is None else "pt",
         **jobs[0].options.arguments,
     )
-    images = cast(CubeDiffOutput, output)  # return_dict is true, and output_type "pil"
-    panoramas = cast(list[PIL.Image.Image], images.panoramas)
-    return list(zip(panoramas, cast(list[list[PIL.Image.Image]], images.faces), strict=True))
+    result = cast(CubeDiffOutput, output)  # return_dict is true
+    if edited is not None:
+        return [edited_images(cast(Tensor, result.panoramas)[0], read_canvas(edited), pipeline.config.fov)]
+    panoramas = cast(list[PIL.Image.Image], result.panoramas)
+    return list(zip(panoramas, cast(list[list[PIL.Image.Image]], result.faces), strict=True))
+
+
+def _images(job: Job) -> list[Photo | Panorama]:
+    panoramas = [] if job.panorama is None else [open_panorama(job.panorama)]
+    return [*panoramas, *(open_photo(photo) for photo in job.photos)]

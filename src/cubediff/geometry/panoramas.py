@@ -30,7 +30,7 @@ class Panorama:
     Attributes:
         picture: The panorama: a file, a PIL image, an array (H, W, 3 or 4) of uint8, uint16 or float in [0, 1], or a
             float tensor (3, H, W) in [−1, 1]. It is twice as wide as high, or a part of such a panorama by its GPano
-            tags, whose missing part is repainted. Transparent pixels are repainted.
+            tags, whose missing part is repainted. Transparent pixels are repainted. Or a `Canvas`, which has its mask.
         mask: White, at least half of the maximum, where to repaint: a file, a PIL image, an array (H, W) or a tensor
             (H, W) or (1, H, W) of bool, uint8, or float in [0, 1]; of the picture's size. None repaints transparent
             and missing pixels alone.
@@ -43,7 +43,7 @@ class Panorama:
         (False, False)
     """
 
-    picture: PanoramaImage
+    picture: PanoramaImage | Canvas
     mask: PanoramaImage | None = None
 
     @cached_property
@@ -53,6 +53,8 @@ class Panorama:
         Raises:
             ValueError: As `open_canvas`.
         """
+        if isinstance(self.picture, Canvas):
+            return self.picture
         mask = self.mask
         if isinstance(mask, Tensor):
             mask = mask.detach().cpu().numpy()

@@ -106,20 +106,24 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
         DataError: If the panorama is neither 2:1 nor tagged as a crop, or a file is unreadable.
         ValueError: If the sizes differ, there is nothing to repaint or nothing to keep, or a value is out of range.
     """
-    if isinstance(picture, np.ndarray):
-        xmp, (stored, value_range) = b"", _of_array(picture, float_range)
-    else:
-        stored, xmp = _read_stored(Path(picture)) if isinstance(picture, str | Path) else _of_image(picture)
-        value_range = (0.0, float(np.iinfo(stored.levels.dtype).max))
+    name = str(picture) if isinstance(picture, str | Path) else "the panorama"
+    try:
+        if isinstance(picture, np.ndarray):
+            xmp, (stored, value_range) = b"", _of_array(picture, float_range)
+        else:
+            stored, xmp = _read_stored(Path(picture)) if isinstance(picture, str | Path) else _of_image(picture)
+            value_range = (0.0, float(np.iinfo(stored.levels.dtype).max))
+        height, width = stored.levels.shape[:2]
+        area, pose = sphere_area(xmp, width, height), read_pose(xmp)
+    except (OSError, DataError) as error:
+        raise DataError(f"{name}: not a usable panorama ({error})") from error
     for note in stored.notes:
-        log.warning("panorama: %s", note)
-    height, width = stored.levels.shape[:2]
-    area = sphere_area(xmp, width, height)
+        log.warning("%s: %s", name, note)
     if 2 * area.height < MIN_WIDTH:
-        raise DataError(f"a panorama of {2 * area.height}x{area.height} pixels: expected at least {MIN_WIDTH} columns")
+        raise DataError(f"{name} has {2 * area.height}x{area.height} pixels: expected at least {MIN_WIDTH} columns")
     opaque = np.ones((height, width), bool) if stored.opaque is None else stored.opaque
     repaint = np.zeros_like(opaque) if mask is None else open_mask(mask, (width, height))
-    canvas = replace(_placed(stored, opaque & ~repaint, area, value_range), pose=read_pose(xmp))
+    canvas = replace(_placed(stored, opaque & ~repaint, area, value_range), pose=pose)
     if canvas.kept.all():
         cause = "no mask is given" if mask is None else "the mask is black everywhere"
         raise ValueError(
@@ -202,7 +206,10 @@ def open_mask(mask: Picture, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
         ValueError: If it has another size, colours, transparent pixels, or values out of range.
     """
     if isinstance(mask, str | Path):
-        mask = read_image(Path(mask))
+        try:
+            mask = read_image(Path(mask))
+        except (OSError, DataError) as error:
+            raise DataError(f"the mask {mask}: not a readable image ({error})") from error
     if isinstance(mask, PIL.Image.Image):
         mask = _mask_array(mask)
     if mask.ndim == 3 and mask.shape[-1] == 1:
