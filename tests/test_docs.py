@@ -35,6 +35,8 @@ TYPER = {
     "prepare": ("cubediff.prepare", "app"),
     "prepare check": ("cubediff.prepare", "check_app"),
     "generate": ("cubediff.generate", "app"),
+    "convert": ("cubediff.convert", "app"),
+    "view": ("cubediff.view", "app"),
     "sweep-report": ("cubediff.sweep_report", "app"),
     "dashboard": ("cubediff.dashboard", "app"),
 }
@@ -231,7 +233,7 @@ def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
             command = [sys.executable, "-m", "cubediff", *name.split(), *arguments, *few_steps.get(name, [])]
             subprocess.run(command, cwd=tmp_path, env=environment, check=True)
             ran.append(name)
-    assert set(ran) == {"prepare", "prepare check", "train", "generate", "plan", "example"}
+    assert set(ran) == {"prepare", "prepare check", "train", "generate", "convert", "view", "plan", "example"}
     for code in blocks(README, "python"):
         code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -59,6 +59,21 @@ def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch
     return F.normalize(rays, dim=-1).to(dtype)
 
 
+def sphere_directions(height: int) -> Float[Tensor, "h w 3"]:
+    """Viewing directions of the pixels of a panorama.
+
+    Args:
+        height: Height of the panorama, in pixels.
+
+    Returns:
+        Unit vectors (height, 2·height, 3) of (x, y, z), in float64.
+    """
+    step = math.pi / height
+    yaw = (torch.arange(2 * height, dtype=torch.float64) + 0.5) * step - math.pi
+    pitch = math.pi / 2 - (torch.arange(height, dtype=torch.float64)[:, None] + 0.5) * step
+    return torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1)
+
+
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def face_rays(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "6 s s 3"]:

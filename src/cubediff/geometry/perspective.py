@@ -4,6 +4,7 @@ They render photos from panoramas, and project photos onto the faces (CubeDiff, 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,15 @@ from jaxtyping import Bool, Real
 from torch import Tensor
 
 from cubediff.geometry import sampling
-from cubediff.geometry.conventions import as_tensor, check_size, face_rays, rotate, rotation_matrix, tan_half
+from cubediff.geometry.conventions import (
+    as_tensor,
+    check_size,
+    face_rays,
+    rotate,
+    rotation_matrix,
+    sphere_directions,
+    tan_half,
+)
 
 
 def equirect_to_perspective(
@@ -115,30 +124,92 @@ def perspective_to_cube(
         [True, False, False, False, False, False]
     """
     check_size(size, "size")
+    work = sampling.work_dtype(image)
+    ratio = image.shape[-1] * tan_half(face_fov) / (size * _least_tan_half(fov))
+    faces, mask = _project(
+        image,
+        lambda samples: face_rays(samples * size, face_fov, work, image.device),
+        ratio,
+        (fov, yaw, pitch, roll),
+        mode,
+    )
+    return faces.transpose(1, 2).contiguous(), mask[:, :, None]
+
+
+def perspective_to_equirect(
+    image: Real[Tensor, "b c h w"],
+    height: int,
+    fov: float | Tensor,
+    yaw: float | Tensor = 0.0,
+    pitch: float | Tensor = 0.0,
+    roll: float | Tensor = 0.0,
+    *,
+    mode: str = "bilinear",
+) -> tuple[Real[Tensor, "b c i j"], Bool[Tensor, "b 1 i j"]]:
+    """Projects pinhole images onto panoramas; around an image they continue as in `perspective_to_cube`.
+
+    Args:
+        image: (B, C, rows, columns), float in any range or uint8.
+        height: Height of the panorama, in pixels.
+        fov: Horizontal field of view of an image, in degrees; a float or a tensor (B,), as the angles below.
+        yaw: Direction of the camera, to the right, in degrees (see `rotation_matrix`).
+        pitch: Elevation of the camera, upwards, in degrees.
+        roll: Clockwise rotation of the camera, in degrees.
+        mode: "bilinear" or "bicubic".
+
+    Returns:
+        Panoramas (B, C, height, 2·height) in the image's dtype, and a mask (B, 1, height, 2·height) of the pixels whose
+        centres look into the image.
+
+    Raises:
+        ValueError: If `height`, `fov`, `mode` or the dtype is invalid.
+    """
+    check_size(height, "height")
+    work = sampling.work_dtype(image)
+    ratio = math.pi * image.shape[-1] / (2 * height * _least_tan_half(fov))
+    panoramas, mask = _project(
+        image,
+        lambda samples: sphere_directions(samples * height)[None].to(image.device, work),
+        ratio,
+        (fov, yaw, pitch, roll),
+        mode,
+    )
+    return panoramas[:, :, 0], mask
+
+
+def _project(
+    image: Tensor,
+    rays_of: Callable[[int], Tensor],
+    ratio: float,
+    camera: tuple[float | Tensor, ...],
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    """Pinhole images along the rays of F surfaces, (B, C, F, I, J), and which rays look into the image, (B, F, I, J).
+
+    `rays_of(n)` has n × n rays a pixel; `ratio` is the number of pixels of the image per pixel.
+    """
     batch, _, rows, columns = image.shape
     work = sampling.work_dtype(image)
-    ratio = columns * tan_half(face_fov) / (size * _least_tan_half(fov))
     supersampling = 2 if ratio > sampling.SUPERSAMPLE_ABOVE else 1
     source = image.to(work)
     if (shrink := ratio / 4) > 1:
         smaller = [max(1, round(n / shrink)) for n in (rows, columns)]
         source = F.interpolate(source, smaller, mode="bilinear", antialias=True)
-    fov_degrees, *angles = (as_tensor(a, work, image.device) for a in (fov, yaw, pitch, roll))
-    tan = torch.deg2rad(fov_degrees / 2).tan().reshape(-1, 1, 1, 1)
+    fov, *angles = (as_tensor(value, work, image.device) for value in camera)
+    tan = torch.deg2rad(fov / 2).tan().reshape(-1, 1, 1, 1)
     extent = torch.stack([tan, tan * rows / columns], -1)  # half size of the image on the plane one unit ahead
     inverse = rotation_matrix(*angles).reshape(-1, 3, 3).mT.expand(batch, 3, 3)
 
     def coordinates(samples: int) -> tuple[Tensor, Tensor]:
-        """Where face pixels look in the image, in [−1, 1] inside, and whether they look ahead of the camera."""
-        rays = face_rays(samples, face_fov, work, image.device)
-        x, y, z = rotate(rays[None], inverse).unbind(-1)
+        """Where rays look in the image, in [−1, 1] inside, and whether they look ahead of the camera."""
+        x, y, z = rotate(rays_of(samples)[None], inverse).unbind(-1)
         return torch.stack([x, -y], -1) / z.abs().clamp_min(1e-12)[..., None] / extent, z > 0
 
-    grid = coordinates(supersampling * size)[0].clamp(-1, 1)
-    faces = sampling.sample(source, grid.flatten(1, 2), mode, supersampling).unflatten(2, (6, size)).transpose(1, 2)
-    position, ahead = coordinates(size)
+    position, ahead = coordinates(1)
     mask = (position.abs().amax(-1) <= 1) & ahead
-    return sampling.to_pixels(faces, image.dtype), mask[:, :, None]
+    grid = (coordinates(supersampling)[0] if supersampling > 1 else position).clamp(-1, 1)
+    sampled = sampling.sample(source, grid.flatten(1, 2), mode, supersampling).unflatten(2, mask.shape[1:3])
+    return sampling.to_pixels(sampled, image.dtype), mask
 
 
 def _least_tan_half(fov: float | Tensor) -> float:

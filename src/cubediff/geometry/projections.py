@@ -25,6 +25,7 @@ from cubediff.geometry.conventions import (
     face_directions,
     face_rays,
     rotate,
+    sphere_directions,
     tan_half,
 )
 
@@ -178,11 +179,7 @@ def _sphere_grids(
     height: int, fov: float, blend: bool, size: int, margin: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "1 i j 2"], atlases.Overlaps | None]:
     """Positions of the pixels of a panorama in the atlas."""
-    step = math.pi / height
-    yaw = (torch.arange(2 * height, dtype=torch.float64) + 0.5) * step - math.pi
-    pitch = math.pi / 2 - (torch.arange(height, dtype=torch.float64)[:, None] + 0.5) * step
-    rays = torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1)
-    nearest, overlaps = atlases.ray_grids(rays.flatten(0, 1), fov, blend, size, margin, dtype)
+    nearest, overlaps = atlases.ray_grids(sphere_directions(height).flatten(0, 1), fov, blend, size, margin, dtype)
     if overlaps is not None:
         overlaps = atlases.Overlaps(*(values.to(device) for values in overlaps))
     return nearest.to(device).view(1, height, 2 * height, 2), overlaps

@@ -57,6 +57,11 @@ def encode_srgb(linear: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
+def decode_srgb(encoded: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
+    """Linear RGB in [0, 1] of sRGB in [0, 1], the inverse of `encode_srgb`."""
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(encoded.dtype)
+
+
 def levels_of_gamma(
     levels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"],
     gamma: float,

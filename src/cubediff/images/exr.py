@@ -3,6 +3,8 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +58,24 @@ def read_exr(
     return np.ascontiguousarray(radiance), None if alpha is None else alpha >= _OPAQUE
 
 
+def encode_exr(radiance: Float32[np.ndarray, "h w c"]) -> bytes:
+    """Encodes linear radiance with sRGB's primaries as a single-part OpenEXR file of 32-bit floats.
+
+    Args:
+        radiance: RGB, or RGB and alpha.
+
+    Raises:
+        DataError: If the package OpenEXR is missing.
+    """
+    library = _library()
+    name = "RGBA" if radiance.shape[2] == 4 else "RGB"
+    header = {"compression": library.ZIP_COMPRESSION, "type": library.scanlineimage}
+    with TemporaryDirectory() as folder:  # the package writes to files alone
+        path = Path(folder) / "image.exr"
+        library.File(header, {name: np.ascontiguousarray(radiance)}).write(str(path))
+        return path.read_bytes()
+
+
 def _radiance(
     channels: Mapping[str, np.ndarray], size: tuple[int, int], weights: Float64[np.ndarray, " 3"]
 ) -> Float32[np.ndarray, "h w 3"]:
@@ -86,15 +106,22 @@ def _upsampled(channel: Float[np.ndarray, "y x"], size: tuple[int, int]) -> Floa
     return channel
 
 
-def _open(path: Path, header_only: bool = False, separate: bool = False) -> "OpenEXR.File":
+def _library() -> ModuleType:
+    """The package OpenEXR, an optional extra: OpenCV's wheels read no EXR since 5.0."""
     try:
-        import OpenEXR  # an optional extra; OpenCV's wheels read no EXR since 5.0
+        import OpenEXR
     except ImportError:
         raise DataError(".exr needs the OpenEXR package: pip install 'cubediff[exr]', or save it as .hdr") from None
+    module: ModuleType = OpenEXR
+    return module
+
+
+def _open(path: Path, header_only: bool = False, separate: bool = False) -> "OpenEXR.File":
+    library = _library()
     open_regular(path).close()  # a FIFO would block
     name = text_path(path)
     try:
-        file = OpenEXR.File(name, header_only=header_only, separate_channels=separate)
+        file = library.File(name, header_only=header_only, separate_channels=separate)
         parts = len(file.parts)
     except Exception as error:
         raise DataError(

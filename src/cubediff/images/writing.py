@@ -26,15 +26,15 @@ def encode_jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
 
 
 def encode_png(
-    pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"], profile: bytes | None = None, xmp: str = ""
+    pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"], profile: bytes | None = None, xmp: str = ""
 ) -> bytes:
-    """Encodes RGB levels as PNG in their bit depth.
+    """Encodes RGB or RGBA levels as PNG in their bit depth.
 
     Args:
-        pixels: The levels, of 8 or 16 bits.
+        pixels: The levels, of 8 or 16 bits; three or four channels.
         profile: Their ICC profile; None for sRGB.
         xmp: An XMP packet; empty for none.
     """
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 6]  # zlib's default
-    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]), settings)
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]), settings)
     return with_metadata(data.tobytes(), profile, xmp)

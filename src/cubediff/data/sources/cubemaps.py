@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
 
 from cubediff.cubemaps.conventions import layout_of
 from cubediff.cubemaps.files import read_record, record_path
@@ -19,8 +18,8 @@ from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
-from cubediff.data.sources.overlap import check_width
-from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut, seam, upright
+from cubediff.data.sources.readings import check_reading, check_width, in_levels
+from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut, upright
 from cubediff.geometry.conventions import FACES, tan_half
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
@@ -30,8 +29,6 @@ from cubediff.images.panorama import check_opaque, encode_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
-
-_MAX_SEAM = 8.0  # grey levels; with a smaller difference at the edges, no other reading of the names is considered
 
 
 class _Read(NamedTuple):
@@ -87,7 +84,7 @@ class Cubemaps:
         with decoding():
             read = self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
             if read.fov is None:
-                check_width({face: _levels(pixels) for face, pixels in read.cube.items()})
+                check_width(read.cube)
             # Four faces of 90° and S pixels go around, so the panorama is 4 S wide. That is 0.64 S pixels a radian; a
             # face has S/2 at its centre and S at the middle of an edge.
             faces = np.stack([read.cube[face] for face in FACES])
@@ -127,7 +124,9 @@ class Cubemaps:
         }
         notes = [f"{PurePosixPath(file).name}: {note}" for file, image in images.items() for note in image.notes]
         fov = None if group.record is None else group.record.fov
-        return _Read(scheme, self._check_reading(scheme, readings), fov, notes)
+        return _Read(
+            scheme, check_reading(scheme, readings if self.scheme is None else {scheme: readings[scheme]}), fov, notes
+        )
 
     def _read_layout(self, file: str, max_width: int) -> _Read:
         with open_regular(self.path / file) as opened:
@@ -140,44 +139,18 @@ class Cubemaps:
             for mask in opaque.values():
                 check_opaque(mask)
             empty = [cell for cell, mask in zip(empty, blank, strict=True) if mask.all()]
-        if any(np.ptp(_levels(cell), axis=(0, 1)).max() > 16 for cell in empty):
+        if any(np.ptp(in_levels(cell), axis=(0, 1)).max() > 16 for cell in empty):
             height, width, _ = image.pixels.shape
             raise DataError(f"{width}x{height} has the shape of a cubemap's cross, but its corners are not empty")
         fov, notes = None if record is None else record.fov, list(image.notes)
         if not name.startswith("strip") or name == f"strip_{RECORDED}":
             return _Read(name, cube, fov, notes)
         readings = {strip: cube} | {o: cut(image.pixels, o)[1] for o in STRIPS}
-        return _Read(name, self._check_reading(strip, readings), fov, notes)
-
-    def _check_reading(self, name: str, readings: dict[str, Cube]) -> Cube:
-        """The faces by the scheme `name`, unless another scheme clearly fits better."""
-        cube = readings.pop(name)
-        if self.scheme is None and (found := _seam_in_levels(cube)) > _MAX_SEAM and readings:
-            rivals = {other: _seam_in_levels(reading) for other, reading in readings.items()}
-            best = min(rivals, key=rivals.__getitem__)
-            if 2 * rivals[best] < found:
-                raise DataError(
-                    f"its faces meet as {best!r} (edges differ by {rivals[best]:.0f} levels), not as {name!r} "
-                    f"({found:.0f} levels): pass --source {best}"
-                )
-        return cube
+        return _Read(name, check_reading(strip, readings if self.scheme is None else {strip: cube}), fov, notes)
 
 
 def _existing(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
-
-
-def _seam_in_levels(cube: Cube) -> float:
-    """`seam` of faces of levels or radiance, in grey levels."""
-    return seam(dict(zip(FACES, _levels(np.stack([cube[face] for face in FACES])), strict=True)))
-
-
-def _levels(pixels: UInt8[np.ndarray, "*s 3"] | Float[np.ndarray, "*s 3"]) -> Shaped[np.ndarray, "*s 3"]:
-    """Pixels between 0 and 255; radiance x with mean m becomes 255 x / (x + m)."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    finite = np.maximum(np.nan_to_num(pixels), 0)
-    return np.asarray(255 * finite / (finite + max(float(finite.mean()), 1e-12)))
 
 
 def _check_face(width: int, height: int, max_width: int) -> None:

@@ -1,0 +1,1 @@
+"""Conversion of single panoramas, cubemaps and pinhole views: `cubediff convert` and `cubediff view`."""
