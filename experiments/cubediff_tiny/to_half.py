@@ -1,4 +1,7 @@
-"""Converts an exported pipeline to float16 weights: python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT"""
+"""Converts an exported pipeline to float16 weights, with average_overlap on (README, Edges between faces):
+
+    python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT
+"""
 
 import sys
 
@@ -7,7 +10,7 @@ import torch
 from cubediff import CubeDiffPipeline
 
 source, output = sys.argv[1:]
-pipeline = CubeDiffPipeline.from_pretrained(source)
+pipeline = CubeDiffPipeline.from_pretrained(source, average_overlap=True)
 for part in (pipeline.unet, pipeline.vae):
     part.register_to_config(_name_or_path="")  # else the config holds the path that it was loaded from
 pipeline.register_to_config(_name_or_path="")
