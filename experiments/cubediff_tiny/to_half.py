@@ -1,6 +1,6 @@
-"""Converts an exported pipeline to float16 weights, with average_overlap on (README, Edges between faces):
+"""Converts an exported pipeline to float16 weights: python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT
 
-    python experiments/cubediff_tiny/to_half.py EXPORT OUTPUT
+It turns average_overlap on, whose measurements are in the README of this folder.
 """
 
 import sys
