@@ -6,11 +6,10 @@ torch is imported only to sample: invalid input is reported, and a call whose jo
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 
-from cubediff.generation.existing import pending_jobs
+from cubediff.generation.existing import RECORD, pending_jobs
 from cubediff.generation.jobs import GALLERY, Job, raise_errors
 from cubediff.generation.options import Execution
 from cubediff.generation.panoramas import read_canvas
@@ -19,8 +18,6 @@ from cubediff.pages.gallery import Item, write_gallery
 from cubediff.pipelines.folders import check_folder
 from cubediff.utils.ranks import torchrun_rank
 from cubediff.utils.text import printable
-
-_LONGEST_WAIT = timedelta(days=30)  # of a process for those with more jobs
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,15 @@ def run(call: Call) -> Iterator[Path]:
             count = len(call.jobs)
             print(f"{count - len(pending)} of {count} panoramas exist already", file=sys.stderr)
     _check_photos(pending, announce=rank == 0)
-    own = [batch for batch in make_batches(call.jobs, call.execution.batch)[rank::processes]]
+    own = make_batches(call.jobs, call.execution.batch)[rank::processes]
     left = {job.name for job in pending}
-    if any(job.name in left for batch in own for job in batch):
+    is_busy = any(job.name in left for batch in own for job in batch)
+    if is_busy:
         from cubediff.generation.run import generate  # loads torch
 
         yield from generate(call.model, call.output, own, left, call.execution)
-    if processes > 1:
-        _wait_for_all_processes()
-    if named and rank == 0:
+    # The process that ends last sees all panoramas: it writes the page, and no process waits for another.
+    if named and (is_busy or rank == 0) and all((call.output / job.name / RECORD).is_file() for job in call.jobs):
         yield write_gallery(call.output / GALLERY, [_item(job) for job in call.jobs])
 
 
@@ -123,14 +120,6 @@ def _check_photos(jobs: Sequence[Job], announce: bool) -> None:
     raise_errors(errors)
     for file, fov in fovs.items() if announce else ():
         print(f"{printable(file)}: field of view {fov:.1f}° by its EXIF data", file=sys.stderr)
-
-
-def _wait_for_all_processes() -> None:
-    from torch import distributed  # loads torch
-
-    distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def _item(job: Job) -> Item:
