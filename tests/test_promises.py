@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,11 @@ from safetensors.torch import load_file
 from support.builds import contents
 from support.processes import python
 from support.promises import promised
+
+from cubediff.cubemaps.conventions import engine_images
+from cubediff.cubemaps.layouts import from_engine
+from cubediff.data.sources.schemes import seam
+from cubediff.geometry import FACES
 
 ROOT = Path(__file__).parents[1]
 TEXT_ONLY = ("callbacks.samples=null", "trainer.limit_val_batches=0")
@@ -422,6 +429,99 @@ def test_manifests_and_commands_of_others(folder: Path, tmp_path: Path) -> None:
     run("plan", "experiment=tiny_cpu", "model=tiny_random", command, cwd=tmp_path)
     run("train", "experiment=tiny_cpu", "model=tiny_random", command, "dry_run=true", "run_dir=dry", cwd=tmp_path)
     assert not (tmp_path / "canary").exists()
+
+
+# ---- docs/faces.md ---------------------------------------------------------------------------------------------
+
+
+def images(folder: Path, names: str) -> list[np.ndarray]:
+    found = []
+    for name in names.split():
+        with Image.open(folder / f"{name}.png") as image:
+            found.append(np.asarray(image))
+    return found
+
+
+@promise(
+    "docs/faces.md",
+    "all six are sampled from the sphere in which the overlaps are blended, so neighbouring faces agree along their "
+    "edges.",
+    "Faces of an earlier run in the same folder are removed.",
+)
+@promise("docs/faces.md", "| `--face-fov 95` | the faces as the model generates them;")
+@promise("docs/faces.md", "`cubediff prepare` reads faces by their record: their field of view, order and rotation.")
+def test_generated_faces_meet_at_their_edges_and_are_read_back(tmp_path: Path) -> None:
+    model = ("--model", ROOT / "experiments/cubediff_tiny/model", "--no-average-overlap", "--steps", 5)
+    generate = ("generate", *model, "--prompt", "an empty hall", "--output", "out", "--save-faces")
+    run(*generate, "--face-fov", 95, cwd=tmp_path)
+    wide = seam(dict(zip(FACES, images(tmp_path / "out/faces", " ".join(FACES)), strict=True)))
+    run(*generate, "--convention", "unreal", cwd=tmp_path)
+    folder = tmp_path / "out/faces"
+    assert {path.stem for path in folder.iterdir()} == {"faces", "px", "nx", "py", "ny", "pz", "nz"}
+    named = dict(zip(("px", "nx", "py", "ny", "pz", "nz"), images(folder, "px nx py ny pz nz"), strict=True))
+    cube = from_engine(named, engine_images("unreal"))
+    assert seam(cube) < 2.5 < 10 < wide
+    run("prepare", "out/faces", "shards", "--captions", "none", "--workers", 1, "--val-fraction", 0, cwd=tmp_path)
+    with tarfile.open(tmp_path / "shards/train-000000.tar") as tar:
+        (name,) = (name for name in tar.getnames() if name.endswith(".jpg"))
+        member = tar.extractfile(name)
+        assert member is not None
+        built = np.asarray(Image.open(member).resize((256, 128), Image.Resampling.BOX)).astype(float)
+    with Image.open(tmp_path / "out/panorama.jpg") as image:
+        shown = np.asarray(image.resize((256, 128), Image.Resampling.BOX)).astype(float)
+    assert np.abs(built - shown).mean() < 3  # 40 with Unreal's forward to the right
+
+
+@promise(
+    "docs/faces.md",
+    "IN is recognised by its record, by the names of its files, or by its shape: 2:1 is a panorama, 4:3 with empty "
+    "corners and 3:4 are crosses, 6:1 is a strip.",
+    "Faces that overlap and have no record are refused with the field of view at which they agree.",
+    "Faces of the same size and field of view keep their pixels;",
+    "`cubediff view FILE` writes a page to look around in any panorama or cubemap, and prints its path:",
+)
+def test_faces_are_converted_between_engines(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "data/samples/courtyard.jpg", tmp_path / "panorama.jpg")
+    run("convert", "panorama.jpg", "faces", "--convention", "three", "--face-size", 128, cwd=tmp_path)
+    run("convert", "faces", "strip.png", "--layout", "strip", "--convention", "unity", cwd=tmp_path)
+    run("convert", "strip.png", "again", "--convention", "three", cwd=tmp_path)
+    names = "px nx py ny pz nz"
+    np.testing.assert_array_equal(images(tmp_path / "faces", names), images(tmp_path / "again", names))
+    (tmp_path / "strip.faces.json").unlink()
+    run("convert", "strip.png", "cross.png", "--layout", "cross", cwd=tmp_path)
+    (tmp_path / "cross.faces.json").unlink()
+    assert run("view", "cross.png", cwd=tmp_path) == "cross.html\n"
+    assert (tmp_path / "cross.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    run("convert", "panorama.jpg", "wide", "--face-fov", 95, cwd=tmp_path)
+    (tmp_path / "wide/faces.json").unlink()
+    assert "neighbours agree as faces of 95°" in run("convert", "wide", "x.png", cwd=tmp_path, code=1)
+
+
+@promise(
+    "docs/faces.md",
+    "The bit depth of the input is kept: 8 and 16 bits in PNG, floating point in OpenEXR and Radiance (`.hdr`), which "
+    "hold levels as linear radiance.",
+    "Transparent pixels stay transparent where the format has alpha, and are black elsewhere; so is what a photo does "
+    "not show of the sphere.",
+    "With `--fov`, an image of another shape is a photo of that field of view.",
+)
+def test_conversions_keep_depth_and_transparency(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (64, 128, 3), np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), levels)
+    run("convert", "deep.png", "copy.png", "--layout", "panorama", cwd=tmp_path)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "copy.png"), cv2.IMREAD_UNCHANGED), levels)
+    run("convert", "deep.png", "sky.hdr", "--layout", "cross", cwd=tmp_path)
+    run("convert", "sky.hdr", "faces", cwd=tmp_path)
+    assert sorted(path.suffix for path in (tmp_path / "faces").iterdir()) == [".exr"] * 6 + [".json"]
+    shutil.copy(ROOT / "data/photo.jpg", tmp_path / "photo.jpg")
+    with Image.open(tmp_path / "photo.jpg") as image:
+        image.crop((0, 0, 100, 80)).save(tmp_path / "photo.png")
+    run("convert", "photo.png", "placed.png", "--fov", 60, "--height", 64, cwd=tmp_path)
+    run("convert", "photo.png", "placed.jpg", "--fov", 60, "--height", 64, cwd=tmp_path)
+    with Image.open(tmp_path / "placed.png") as clear, Image.open(tmp_path / "placed.jpg") as black:
+        assert clear.getpixel((0, 0))[3] == 0
+        assert clear.getpixel((64, 32))[3] == 255
+        assert max(black.getpixel((0, 0))) < 8
 
 
 @pytest.mark.parametrize(("page", "sentence"), promises)

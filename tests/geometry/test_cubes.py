@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cubediff.geometry import FACES, cube_to_equirect, equirect_to_cube, equirect_to_perspective, face_directions
 from cubediff.geometry.cubes import cube_to_cube, cube_to_perspective
+from cubediff.geometry.projections import _sphere_grids
 
 
 def coloured(size: int, fov: float) -> Tensor:
@@ -103,6 +104,17 @@ def test_dtype_and_rows_are_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cubediff.geometry.cubes._RAYS", 100)
     assert torch.equal(cube_to_cube(faces, 20), whole)
     assert torch.equal(cube_to_cube(faces[1:], 20), whole[1:])
+
+
+@pytest.mark.parametrize("fov", [90.0, 95.0, 120.0])
+def test_directions_that_are_looked_up_in_parts_give_the_same_panorama(
+    fov: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = torch.rand(1, 6, 3, 32, 32)
+    whole = cube_to_equirect(faces, 70, fov, mode="bicubic")
+    monkeypatch.setattr("cubediff.geometry.atlas._RAYS", 1000)
+    _sphere_grids.cache_clear()
+    assert torch.equal(cube_to_equirect(faces, 70, fov, mode="bicubic"), whole)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from torch import Tensor
 from cubediff.geometry import sampling
 from cubediff.geometry.conventions import FRAMES, face_directions, tan_half
 
+_RAYS = 1 << 20  # directions that are looked up at once: about 400 MB of float64
+
 
 class Overlaps(NamedTuple):
     """Directions that a second or third face sees too: their indices, positions on that face, and its weights."""
@@ -73,6 +75,17 @@ def ray_grids(
     Returns:
         The positions on the nearest faces and, to blend, those on the other faces.
     """
+    if len(rays) > _RAYS:
+        parts = [ray_grids(part, fov, blend, size, margin, dtype) for part in rays.split(_RAYS)]
+        nearest = torch.cat([grid for grid, _ in parts])
+        found = [(k * _RAYS + part.indices, part.grid, part.weights) for k, (_, part) in enumerate(parts) if part]
+        if not found:
+            return nearest, None
+        return nearest, Overlaps(
+            torch.cat([indices for indices, _, _ in found]),
+            torch.cat([grid for _, grid, _ in found], 2),
+            torch.cat([weight for _, _, weight in found]),
+        )
     tan = tan_half(fov)
     face, reach, column, row = nearest_faces(rays, size, tan)
     grids = atlas_grid(face, column, row, size, margin).to(rays.device, dtype)
