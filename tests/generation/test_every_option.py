@@ -195,6 +195,7 @@ def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_
 
 ELSEWHERE = {
     *("prompt", "image", "model", "output", "jobs", "device", "dtype", "batch", "count", "format", "save_faces"),
+    *("panorama", "mask"),  # in tests/generation/test_edited_files.py
     *FACE_KEYS,  # in tests/test_generate.py
 }
 CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "batch"}  # the others may stand in a line of jobs
@@ -203,7 +204,7 @@ CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "batch"}  # the other
 def test_no_option_is_left_out() -> None:
     assert {*SAMPLING, *CAMERA, *ELSEWHERE} == PARAMETERS
     assert PARAMETERS - CALL_ONLY - set(CAMERA) | {"name"} == set(JOB_KEYS)
-    assert set(OPTION_KEYS) == set(JOB_KEYS) - {"prompt", "image", "name", "seed", "count"}
+    assert set(OPTION_KEYS) == set(JOB_KEYS) - {"prompt", "image", "panorama", "mask", "name", "seed", "count"}
 
 
 def test_the_defaults_of_the_command_are_those_of_options() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cubediff.generation.photos import sha256_of
+from cubediff.generation.photos import FileVersion, file_version, sha256_of
 from cubediff.images.canvas import Canvas, open_canvas
 
 if TYPE_CHECKING:
@@ -33,13 +33,21 @@ class PanoramaFile:
         return {"file": self.file, "sha256": sha256_of(self.file), "mask": self.mask, "mask_sha256": mask_sum}
 
 
-@lru_cache(maxsize=1)
 def read_canvas(panorama: PanoramaFile) -> Canvas:
-    """Reads the panorama and its mask, the latest ones once.
+    """Reads the panorama and its mask; those that were read last are kept.
 
     Raises:
         ValueError: If a file is unusable, or there is nothing to repaint or to keep.
     """
+    try:
+        versions = [file_version(file) for file in (panorama.file, panorama.mask) if file is not None]
+    except OSError:  # its message follows
+        versions = []
+    return _read(panorama, *versions)
+
+
+@lru_cache(maxsize=1)
+def _read(panorama: PanoramaFile, *versions: FileVersion) -> Canvas:
     return open_canvas(panorama.file, panorama.mask)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MANY_PIXELS = 100_000_000  # a photo with more is halved: projecting it in float32 would take gigabytes
 _NARROW = 10.0  # degrees; a photo that is wider covers a latent pixel
-_Version: TypeAlias = tuple[int, int]
+FileVersion: TypeAlias = tuple[int, int]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def sha256_of(file: str) -> str:
     Raises:
         OSError: If it cannot be read.
     """
-    return _sha256(file, _version(file))
+    return _sha256(file, file_version(file))
 
 
 class PhotoFacts(NamedTuple):
@@ -68,24 +68,28 @@ def check_photo(file: str) -> PhotoFacts:
         ValueError: If the file is not a readable image, or all of its pixels are transparent.
     """
     try:
-        return _facts(file, _version(file))
+        return _facts(file, file_version(file))
     except OSError as error:
         raise ValueError(f"{file}: not a readable image ({error})") from error
 
 
-def _version(file: str) -> _Version:
-    """Size and time of a file, so that what is known of it does not outlast a change."""
+def file_version(file: str) -> FileVersion:
+    """Size and time of a file, so that what is known of it does not outlast a change.
+
+    Raises:
+        OSError: If there is no such file.
+    """
     status = Path(file).stat()
     return status.st_size, status.st_mtime_ns
 
 
 @cache
-def _sha256(file: str, version: _Version) -> str:
+def _sha256(file: str, version: FileVersion) -> str:
     return sha256_file(Path(file))
 
 
 @cache
-def _facts(file: str, version: _Version) -> PhotoFacts:
+def _facts(file: str, version: FileVersion) -> PhotoFacts:
     image, notes = _read(file)
     is_transparent = image.mode == "RGBA"
     if is_transparent and image.getchannel("A").getextrema()[1] != 255:

@@ -42,7 +42,7 @@ from cubediff.pipelines.call import (
     to_numpy,
 )
 from cubediff.pipelines.completeness import complete_weights
-from cubediff.pipelines.editing import Edits
+from cubediff.pipelines.editing import Edits, photo_coverage
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
 from cubediff.pipelines.text import branch_text, encode_prompts
@@ -53,10 +53,12 @@ _SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the 
 
 @dataclass(frozen=True)
 class _Condition:
-    """Photos on the faces: clean latents where `mask` is 1, and for pasting the pixels where `covered`."""
+    """Photos and panoramas to edit on the faces: clean latents where `mask` is 1, for pasting the pixels where
+    `covered`. The network sees those where `seen` is 1, see `photo_coverage`."""
 
     clean: Tensor  # (B, 6, C, h, w)
     mask: Tensor  # (B, 6, 1, h, w)
+    seen: Tensor  # (B, 6, 1, h, w)
     pixels: Tensor | None = None  # (B, 6, 3, S, S)
     covered: Tensor | None = None  # (B, 6, 1, S, S)
 
@@ -238,7 +240,8 @@ class CubePipeline(DiffusionPipeline, ABC):
         edits = Edits(photos, height, output_type)
         batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
         has_text = prompt is not None or prompt_embeds is not None
-        guidance = make_guidance(has_text, photos is not None, guidance_scale, image_guidance_scale, guidance_rescale)
+        has_photo = any(isinstance(each, Photo) for own in photos or () for each in own)
+        guidance = make_guidance(has_text, has_photo, guidance_scale, image_guidance_scale, guidance_rescale)
         warn_untrained_conditions(guidance.branches, self.config.drops)
         noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
         text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
@@ -291,32 +294,35 @@ class CubePipeline(DiffusionPipeline, ABC):
 
     def _condition(self, backbone: Backbone, photos: list[list[Photo | Panorama]] | None, noise: Tensor) -> _Condition:
         """The photos as latents, and the mask of the latent pixels that they cover."""
-        empty = torch.zeros_like(noise), torch.zeros_like(noise[:, :, :1])
+        nothing = torch.zeros_like(noise[:, :, :1])
         if photos is None:
-            return _Condition(*empty)
-        scale = backbone.latent_scale
-        pixels, covered = project_photos(photos, noise.shape[-1] * scale, self.config.fov)
+            return _Condition(torch.zeros_like(noise), nothing, nothing)
+        scale, fov, device = backbone.latent_scale, self.config.fov, noise.device
+        pixels, covered = project_photos(photos, noise.shape[-1] * scale, fov)
         mask = latent_mask(covered, scale)
         if (mask.flatten(1).amax(1) == 0).any():
-            raise ValueError(f"a photo covers no {scale} × {scale} pixels of a face: use a photo with a larger fov")
+            raise ValueError(
+                f"a photo covers, or a Panorama keeps, no {scale} × {scale} pixels of a face: use a photo with a "
+                "larger fov, or paint less of the mask white"
+            )
         encode = backbone.encode_each if self.config.get("photo_encoding") == "face" else backbone.encode
-        batch = len(noise)
-        clean, mask = repeat_rows(encode(pixels.to(noise.device)), batch), repeat_rows(mask.to(noise.device), batch)
-        return _Condition(clean, mask, repeat_rows(pixels, batch), repeat_rows(covered, batch))
+        covered = photo_coverage(photos, covered, fov)
+        rows = (encode(pixels.to(device)), mask.to(device), latent_mask(covered, scale).to(device), pixels, covered)
+        return _Condition(*(repeat_rows(row, len(noise)) for row in rows))
 
     def _inputs(
         self, guidance: Guidance, text: Conditioning, condition: _Condition, average_overlap: bool | None
     ) -> _Inputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
-        branches, mask = guidance.branches, condition.mask
+        branches, mask = guidance.branches, condition.seen
         by_noise = self.config.image_drop == "noise"
         masks = torch.cat([mask if branch.image or not by_noise else torch.zeros_like(mask) for branch in branches])
         dropped = torch.tensor([not branch.image for branch in branches], device=mask.device)
         if average_overlap is None:
             average_overlap = bool(self.config.get("average_overlap"))
-        average = (
-            OverlapAverage(self.scheduler, self.config.fov, condition.clean, mask.bool()) if average_overlap else None
-        )
+        average = None
+        if average_overlap:
+            average = OverlapAverage(self.scheduler, self.config.fov, condition.clean, condition.mask.bool())
         return _Inputs(
             guidance=guidance,
             conditioning=text,
@@ -344,7 +350,7 @@ class CubePipeline(DiffusionPipeline, ABC):
         branches = len(inputs.guidance.branches)
         sample, finite = noise * scheduler.init_noise_sigma, list[Tensor]()
         for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            # The condition follows its own noise trajectory in the sample; branches with the image see it clean.
+            # The condition follows its own noise trajectory in the sample; branches with the image see photos clean.
             sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
             scaled = scheduler.scale_model_input(sample, t)
             cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)

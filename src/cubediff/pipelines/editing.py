@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cubediff.geometry.conventions import tan_half
 from cubediff.geometry.panoramas import Panorama
-from cubediff.geometry.photos import Photo
+from cubediff.geometry.photos import Photo, project_photos
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.images.canvas import Canvas
 
@@ -98,6 +98,31 @@ class Edits:
             if canvas.profile is not None:
                 images[row].info["icc_profile"] = canvas.profile
         return images
+
+
+def photo_coverage(
+    images: Sequence[Sequence[Photo | Panorama]], covered: Bool[Tensor, "b 6 1 s s"], fov: float
+) -> Bool[Tensor, "b 6 1 s s"]:
+    """The face pixels that photos cover.
+
+    The network sees the clean latents of photos, with its mask channel set, as in training. Those of the kept pixels
+    of a panorama it sees in its sample alone, where they follow their noise trajectory (RePaint, arXiv 2201.09865,
+    section 4.1, without resampling): a mask of most of the sphere is none that a model is trained with, and guidance
+    towards it burns colours. docs/generation.md has the measurement.
+
+    Args:
+        images: The images of each panorama.
+        covered: The face pixels that any of them covers.
+        fov: Field of view of the faces, degrees.
+    """
+    covered = covered.clone()
+    for row, own in enumerate(images):
+        photos = [image for image in own if isinstance(image, Photo)]
+        if not photos:
+            covered[row] = False
+        elif len(photos) < len(own):
+            covered[row] = project_photos([photos], covered.shape[-1], fov)[1][0]
+    return covered
 
 
 def feather_width(height: int, latent_size: int, fov: float) -> int:

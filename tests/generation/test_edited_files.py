@@ -4,23 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 from click.testing import Result
-from support.awake import awaken_
+from support.generating import record, run
 from support.image_files import DISPLAY_P3, gpano, icc, png, tiff
 from support.pictures import picture
 from support.promises import promised
-from typer.testing import CliRunner
 
-from cubediff.generate import app
-from cubediff.generation.photos import sha256_of
 from cubediff.images.gpano import read_pose, sphere_area
-from cubediff.pipelines.loading import tiny_random
 
 ROWS, COLUMNS = 48, 96
 NADIR = np.arange(ROWS)[:, None].repeat(COLUMNS, 1) >= 36
@@ -33,17 +28,6 @@ TAGS = {
     "CroppedAreaTopPixels": 9,
     "PoseHeadingDegrees": 123.5,
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CubeDiff folder whose weights are random, so that prompt, photo, panorama and seed all have an effect."""
-    folder = tmp_path_factory.mktemp("model")
-    pipeline = tiny_random()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +51,11 @@ def levels_of_16_bits() -> np.ndarray:
     return (np.asarray(scene()).astype(np.uint16) * 256 + noise).astype(np.uint16)
 
 
-def run(model: Path, output: Path, *arguments: object) -> Result:
-    command = ["--model", model, "--output", output, "--steps", 2, *arguments]
-    return CliRunner().invoke(app, [str(argument) for argument in command])
-
-
 def levels(path: Path) -> np.ndarray:
     """RGB levels in their depth."""
     decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert decoded is not None
     return decoded[..., ::-1]
-
-
-def record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "generation.json").read_text(encoding="utf-8"))
 
 
 def failure(result: Result) -> str:
@@ -200,7 +175,6 @@ def test_jobs_edit_panoramas_and_resume(model: Path, files: Path, tmp_path: Path
     assert alone.exit_code == 0
     np.testing.assert_array_equal(levels(tmp_path / "alone/panorama.png"), levels(output / "a/panorama.png"))
     PIL.Image.fromarray(~NADIR[10:42, :64]).save(tmp_path / "small_mask.png")
-    sha256_of.cache_clear()  # another call of the command is another process
     changed = failure(run(model, output, "--jobs", jobs, "--batch", 4))
     assert "holds a panorama with another panorama: choose another --output" in changed
 
