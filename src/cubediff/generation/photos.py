@@ -16,7 +16,6 @@ from cubediff.utils.files import sha256_file
 if TYPE_CHECKING:
     from cubediff.geometry.photos import Photo
 
-_MANY_PIXELS = 100_000_000  # a photo with more is halved: projecting it in float32 would take gigabytes
 _NARROW = 10.0  # degrees; a photo that is wider covers a latent pixel
 FileVersion: TypeAlias = tuple[int, int]
 
@@ -120,8 +119,6 @@ def open_photo(photo: PhotoFile) -> "Photo":
 
     image, _ = _read(photo.file)  # `check_photo` has logged the notes
     fov = check_photo(photo.file).exif_fov if photo.fov is None else photo.fov
-    if image.width * image.height > _MANY_PIXELS:
-        image = image.reduce(2)
     image.info.pop("exif", None)
     return Photo(image, fov, photo.yaw, photo.pitch, photo.roll)
 

@@ -25,6 +25,7 @@ from cubediff.utils.errors import DataError
 
 PhotoImage = PIL.Image.Image | Tensor
 
+_MANY_PIXELS = 100_000_000  # an image with more is halved: in float32 it would take gigabytes
 _OPAQUE = 0.98  # on [−1, 1]; a projected pixel between an opaque and a transparent one is not covered
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ def exif_fov(picture: PhotoImage) -> float | None:
 def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:
     """Colours in [−1, 1], and a fourth channel if pixels are transparent: 1 where opaque, else −1."""
     if isinstance(picture, PIL.Image.Image):
+        if picture.width * picture.height > _MANY_PIXELS and picture.mode in ("L", "RGB", "RGBA"):
+            picture = picture.reduce(2)
         try:
             levels, opaque, note = to_srgb(picture)
             opaque = None if opaque is None or opaque.all() else opaque
