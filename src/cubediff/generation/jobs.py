@@ -24,7 +24,7 @@ from cubediff.generation.options import (
 from cubediff.generation.panoramas import PanoramaFile
 from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
 from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
-from cubediff.pipelines.texts import six_prompts
+from cubediff.pipelines.face_prompts import six_prompts
 from cubediff.utils.json_text import parse_json
 
 JobPrompt: TypeAlias = str | list[str] | dict[str, str] | None

@@ -27,8 +27,8 @@ from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.inputs import latent_mask
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
+from cubediff.pipelines.face_prompts import six_prompts
 from cubediff.pipelines.loading import load_for_generation
-from cubediff.pipelines.texts import six_prompts
 
 Images = tuple[PIL.Image.Image | EditedPanorama, list[PIL.Image.Image]]  # a panorama and its six faces
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
@@ -41,6 +40,7 @@ from cubediff.pipelines.call import (
     repeat_rows,
     to_numpy,
 )
+from cubediff.pipelines.cards import PipelineWithCard
 from cubediff.pipelines.completeness import complete_weights
 from cubediff.pipelines.editing import Edits, photo_coverage
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
@@ -76,7 +76,7 @@ class _Inputs:
     average: OverlapAverage | None
 
 
-class CubePipeline(DiffusionPipeline, ABC):
+class CubePipeline(PipelineWithCard, ABC):
     """A diffusers pipeline that generates panoramas with any `Backbone`.
 
     A subclass lists its components and settings in `__init__`, where diffusers looks for them, calls `register`, and

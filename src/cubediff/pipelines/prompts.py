@@ -14,8 +14,8 @@ from torch import Tensor
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, PhotoImage
 from cubediff.images.reading import read_image
-from cubediff.pipelines.texts import Prompt
-from cubediff.pipelines.texts import six_prompts as six_prompts
+from cubediff.pipelines.face_prompts import Prompt
+from cubediff.pipelines.face_prompts import six_prompts as six_prompts
 from cubediff.utils.errors import DataError
 
 Prompts: TypeAlias = str | Mapping[str, str] | Sequence[Prompt]  # of one or of several

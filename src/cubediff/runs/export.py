@@ -2,7 +2,7 @@
 
 import copy
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from cubediff.utils.errors import DataError, storage_message
 from cubediff.utils.files import atomic_folder, write_json
 
 
-def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights | None, steps: int) -> None:
+def export_pipeline(
+    module: CubeDiffModule,
+    folder: Path,
+    weights: ExportWeights | None,
+    steps: int,
+    describe: Callable[[Path], None] | None = None,
+) -> None:
     """Writes the pipeline and a training.json that names its weights; rank 0 writes, every rank must call it.
 
     An earlier export stays as it is until the new one is complete. LoRA weights are fused into the layers that they
@@ -28,6 +34,7 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
         folder: The folder to write.
         weights: The callback whose weights are exported, such as the EMA; None exports the trained weights.
         steps: Number of optimizer steps, for training.json.
+        describe: Writes further files, such as a model card, to the new export's folder.
     """
     pipeline, network, name = module.pipeline, module.network, module.backbone.network_name
     sharded = isinstance(network, FSDPModule)
@@ -55,6 +62,8 @@ def export_pipeline(module: CubeDiffModule, folder: Path, weights: ExportWeights
                 pipeline.save_pretrained(part)
                 record = {"weights": weights.weights_name if weights else "raw", "steps": steps, "seed": module.seed}
                 write_json(part / "training.json", record)
+                if describe is not None:
+                    describe(part)
                 _follow_umask(part, part / "training.json")
         finally:
             setattr(pipeline, name, network)

@@ -11,10 +11,11 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices, to_plain
 from cubediff.planning.cost import GIB, largest_batch
+from cubediff.runs.card import TrainingFacts, write_card
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.identity import announced_changes, run_identity
 from cubediff.runs.record import RunRecord, data_records, run_record
@@ -42,6 +43,7 @@ from cubediff.training.protocols import (
     require_whole_protocols,
 )
 from cubediff.utils.files import write_json
+from cubediff.utils.json_text import parse_json
 from cubediff.utils.logging import silence
 from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.signals import Request, Stopped, stop_signals
@@ -247,6 +249,19 @@ def _out_of_memory_hint(config: DictConfig) -> str:
     )
 
 
+def _training_facts(run: _Run, weights: ExportWeights | None) -> TrainingFacts:
+    samples = OmegaConf.select(run.config, "callbacks.samples.folder") or run.folder / "samples"
+    record = cast(RunRecord, parse_json((run.folder / "run.json").read_bytes()))  # remote data is not read again
+    return TrainingFacts(
+        config=run.config,
+        data=record["data"],
+        panoramas=run.data.samples("train"),
+        steps=run.trainer.global_step,
+        weights=weights.weights_name if weights else "raw",
+        samples=list(Path(samples).glob("step*.jpg")),
+    )
+
+
 def _export(run: _Run) -> Path:
     """Writes run_dir/export on rank 0; every rank must call it."""
     folder = run.folder / "export"
@@ -258,7 +273,13 @@ def _export(run: _Run) -> Path:
     if run.trainer.is_global_zero and run.encoded:
         loaded = build(run.config.model.pipeline)
         run.module.pipeline.register_modules(**loaded.backbone.frozen_components())
-    export_pipeline(run.module, folder, weights, steps=run.trainer.global_step)
+    export_pipeline(
+        run.module,
+        folder,
+        weights,
+        run.trainer.global_step,
+        lambda part: write_card(part, folder, _training_facts(run, weights)),
+    )
     if run.trainer.is_global_zero:
         for logger in run.loggers:
             if isinstance(logger, ExportLogger):
