@@ -15,7 +15,7 @@ from cubediff.geometry.overlap import blend_overlaps, sample_overlaps
 from cubediff.models.backbone import Conditioning, CubeInput
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.cubediff import OPENCUBEDIFF
-from cubediff.pipelines.loading import tiny_random
+from cubediff.pipelines.loading import load_pipeline, tiny_random
 
 
 @pytest.fixture
@@ -114,7 +114,16 @@ def test_the_folder_says_whether_calls_average_and_a_call_may_say_otherwise(tmp_
     older = CubeDiffPipeline.from_pretrained(tmp_path / "on")
     older.set_progress_bar_config(disable=True)
     assert torch.equal(faces(older), plain)
+    told = CubeDiffPipeline.from_pretrained(tmp_path / "on", average_overlap=True)
+    told.set_progress_bar_config(disable=True)
+    assert torch.equal(faces(told), faces(pipeline))
     assert OPENCUBEDIFF["average_overlap"] is False
+
+
+def test_a_run_that_starts_from_a_folder_exports_its_setting(tmp_path: Path) -> None:
+    tiny_random(average_overlap=True).save_pretrained(tmp_path / "start")
+    load_pipeline(tmp_path / "start", position_encoding="uv").save_pretrained(tmp_path / "export")
+    assert json.loads((tmp_path / "export" / "model_index.json").read_text())["average_overlap"] is True
 
 
 def test_panoramas_of_a_batch_are_averaged_alone(pipeline: CubeDiffPipeline) -> None:
