@@ -271,8 +271,7 @@ def test_wandb_without_credentials_runs_offline(folder: Path) -> None:
 
 @promise(
     "docs/generation.md",
-    "| `--jobs FILE.jsonl --batch 4` | one panorama per line (`prompt`, `image`, `name`, `seed`); an interrupted "
-    "command resumes |",
+    "The same command resumes after an interruption: panoramas that exist already are skipped",
 )
 def test_interrupted_jobs_resume(tmp_path: Path) -> None:
     lines = [{"prompt": "a hall", "name": name, "seed": number} for number, name in enumerate("abcdef")]
@@ -499,8 +498,8 @@ def test_faces_are_converted_between_engines(tmp_path: Path) -> None:
 
 @promise(
     "docs/faces.md",
-    "The bit depth of the input is kept: 8 and 16 bits in PNG, floating point in OpenEXR and Radiance (`.hdr`), which "
-    "hold levels as linear radiance.",
+    "The bit depth of the input is kept: 8 and 16 bits in PNG and TIFF, floating point in TIFF, OpenEXR and Radiance "
+    "(`.hdr`); the last two hold levels as linear radiance.",
     "Transparent pixels stay transparent where the format has alpha, and are black elsewhere; so is what a photo does "
     "not show of the sphere.",
     "With `--fov`, an image of another shape is a photo of that field of view.",

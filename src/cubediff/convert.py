@@ -48,7 +48,7 @@ def convert(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="Format of six faces: png, jpg, webp, exr or hdr.", show_default="png; exr for radiance"),
+        typer.Option(help="Format of six faces: png, jpg, webp, tif, exr, hdr.", show_default="png; exr for radiance"),
     ] = None,
     fov: Annotated[
         float | None,

@@ -5,12 +5,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import py360convert
 import pytest
 import torch
 
 from cubediff.cubemaps.conventions import CONVENTIONS, check_layout, engine_images, layout_images, layout_of
 from cubediff.cubemaps.layouts import from_engine, from_layout, to_engine, to_layout
-from cubediff.geometry import FACES, equirect_to_perspective, face_directions
+from cubediff.geometry import FACES, equirect_to_cube, equirect_to_perspective, face_directions
 from cubediff.utils.errors import DataError
 
 SIZE = 6
@@ -137,6 +138,19 @@ def test_the_middle_of_a_cross_is_what_a_camera_sees() -> None:
     vertical = to_layout(cube, "cross-vertical", engine_images("cubediff"))
     np.testing.assert_array_equal(vertical[:, 16:32], np.concatenate([up, front, down, back[::-1, ::-1]]))
     assert [image.quarter_turns for image in layout_images("cross-vertical", engine_images("three"))] == [0] * 5 + [2]
+
+
+def test_the_cross_and_the_strip_are_those_of_py360convert() -> None:
+    yaw, pitch = np.meshgrid(np.linspace(-np.pi, np.pi, 256, endpoint=False), np.linspace(1.5, -1.5, 128))
+    panorama = np.stack([np.sin(3 * yaw) * np.cos(pitch), np.cos(yaw + 2 * pitch), np.sin(pitch)], -1) * 100 + 120
+    tensor = torch.from_numpy(panorama).permute(2, 0, 1)[None]
+    faces = equirect_to_cube(tensor, 64, 90.0)[0].permute(0, 2, 3, 1).numpy()
+    cube = dict(zip(FACES, faces, strict=True))
+    for layout, name in (("dice", "dice"), ("strip", "horizon")):
+        theirs = py360convert.e2c(panorama, 64, cube_format=name)
+        ours = to_layout(cube, check_layout(layout), engine_images("cubediff"))
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).mean() < 2  # half a pixel; 30 with one face flipped
 
 
 def test_unknown_names_and_shapes_are_refused() -> None:

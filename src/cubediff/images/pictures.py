@@ -26,7 +26,10 @@ Pixels = UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"] | Float32[np.n
 
 RADIANCE_SUFFIXES: Final = (".exr", ".hdr")
 LEVEL_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-_WITH_ALPHA = (".png", ".webp", ".exr")
+TIFF_SUFFIXES: Final = (".tif", ".tiff")  # for both
+WRITTEN_SUFFIXES: Final = (*LEVEL_SUFFIXES, *TIFF_SUFFIXES, *RADIANCE_SUFFIXES)
+_WITH_ALPHA = (".png", ".webp", ".exr", *TIFF_SUFFIXES)
+_LZW = 5  # of TIFF
 _QUALITY = 95
 
 
@@ -108,26 +111,26 @@ def check_writable(suffix: str, picture: Picture) -> None:
     Raises:
         DataError: If it is no format to write, or the picture is radiance or has an ICC profile that it cannot hold.
     """
-    if suffix not in (*LEVEL_SUFFIXES, *RADIANCE_SUFFIXES):
-        raise DataError(
-            f"{suffix or 'a file without suffix'} cannot be written: use "
-            f"{', '.join((*LEVEL_SUFFIXES, *RADIANCE_SUFFIXES))}"
-        )
+    if suffix not in WRITTEN_SUFFIXES:
+        name = suffix or "a file without suffix"
+        raise DataError(f"{name} cannot be written: use {', '.join(WRITTEN_SUFFIXES)}")
     if picture.is_radiance and suffix in LEVEL_SUFFIXES:
-        raise DataError(f"{suffix} holds levels, and the input is radiance: write .exr or .hdr")
-    if picture.profile is not None and suffix in RADIANCE_SUFFIXES:
-        raise DataError(f"{suffix} has no ICC profiles, and the input has one: convert it to sRGB, or write .png")
+        raise DataError(f"{suffix} holds levels, and the input is radiance: write .exr, .hdr or .tif")
+    if picture.profile is not None and suffix not in LEVEL_SUFFIXES:
+        raise DataError(
+            f"{suffix} is written without an ICC profile, and the input has one: convert it to sRGB, or write .png"
+        )
 
 
 def encode_picture(picture: Picture, suffix: str, xmp: str = "") -> bytes:
     """Encodes a picture.
 
-    PNG keeps 8 and 16 bits, OpenEXR and Radiance hold levels as linear radiance; JPEG and WebP have 8 bits and quality
-    95. Formats without alpha (JPEG, Radiance) show transparent pixels in black.
+    PNG keeps 8 and 16 bits, and TIFF floating point, too; OpenEXR and Radiance hold levels as linear radiance; JPEG and
+    WebP have 8 bits and quality 95. Formats without alpha (JPEG, Radiance) show transparent pixels in black.
 
     Args:
         picture: The picture.
-        suffix: One of LEVEL_SUFFIXES and RADIANCE_SUFFIXES.
+        suffix: One of WRITTEN_SUFFIXES.
         xmp: An XMP packet for PNG, JPEG and WebP; empty for none.
 
     Raises:
@@ -140,9 +143,11 @@ def encode_picture(picture: Picture, suffix: str, xmp: str = "") -> bytes:
         pixels = to_pixels(pixels[..., :3] * shown, pixels.dtype)
     if suffix == ".png":
         return encode_png(pixels, picture.profile, xmp)
+    if suffix in TIFF_SUFFIXES:
+        return _encode(".tif", pixels, cv2.IMWRITE_TIFF_COMPRESSION, _LZW)  # the default is lossy for radiance
     if suffix in RADIANCE_SUFFIXES:
         radiance = pixels if picture.is_radiance else _as_radiance(pixels)
-        return encode_exr(radiance) if suffix == ".exr" else _encode_radiance(radiance)
+        return encode_exr(radiance) if suffix == ".exr" else _encode(".hdr", radiance)
     levels = pixels if pixels.dtype == np.uint8 else to_pixels(pixels / np.float32(257), np.dtype(np.uint8))
     buffer = io.BytesIO()
     options = {"icc_profile": picture.profile} if picture.profile is not None else {}
@@ -175,6 +180,7 @@ def _as_radiance(levels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"
     return values.astype(np.float32)
 
 
-def _encode_radiance(radiance: Float32[np.ndarray, "h w 3"]) -> bytes:
-    _, data = cv2.imencode(".hdr", np.ascontiguousarray(radiance[..., ::-1]))
+def _encode(suffix: str, pixels: Pixels, *options: int) -> bytes:
+    """Encodes by OpenCV, which takes blue first."""
+    _, data = cv2.imencode(suffix, np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]), options)
     return bytes(data.tobytes())

@@ -99,10 +99,12 @@ def test_16_bits_stay_16_bits(tmp_path: Path, suffix: str) -> None:
     assert back.dtype == np.uint16
     error = np.abs(back[..., ::-1].astype(float) - coded)[16:-16]
     assert error.mean() < 40  # 8 bits would be off by 64 on average
+    exact = ran(source, tmp_path / "copy.tif", "--layout", "panorama")
+    np.testing.assert_array_equal(cv2.imread(str(exact), cv2.IMREAD_UNCHANGED)[..., ::-1], coded)
     assert levels(ran(folder, tmp_path / "back.jpg")).dtype == np.uint8
 
 
-@pytest.mark.parametrize("suffix", [".exr", ".hdr"])
+@pytest.mark.parametrize("suffix", [".exr", ".hdr", ".tif"])
 def test_radiance_stays_radiance(tmp_path: Path, suffix: str) -> None:
     if suffix == ".exr":
         pytest.importorskip("OpenEXR")
@@ -115,9 +117,8 @@ def test_radiance_stays_radiance(tmp_path: Path, suffix: str) -> None:
     found = cv2.imread(str(back), cv2.IMREAD_UNCHANGED)[..., ::-1]
     assert found.max() > 100
     assert np.abs(found / radiance - 1)[8:-8].mean() < 0.03
-    assert "holds levels, and the input is radiance: write .exr or .hdr" in refused(
-        source, tmp_path / "x.png", "--fov", 9
-    )
+    message = refused(source, tmp_path / "x.png", "--fov", 90)
+    assert "holds levels, and the input is radiance: write .exr, .hdr or .tif" in message
     faces = ran(source, tmp_path / "faces", "--format", suffix[1:])
     assert (faces / f"front{suffix}").is_file()
 
@@ -182,7 +183,7 @@ def test_profiles_are_kept_and_panoramas_are_tagged(tmp_path: Path) -> None:
             assert image.info["icc_profile"] == profile
             xmp = image.info["xmp"]
             assert "equirectangular" in (xmp if isinstance(xmp, str) else xmp.decode())
-    assert "has no ICC profiles" in refused(folder, tmp_path / "back.hdr")
+    assert "is written without an ICC profile" in refused(folder, tmp_path / "back.hdr")
 
 
 def test_photos_are_read_upright(panorama: Path, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_the_same_command_again_replaces_its_faces(panorama: Path, tmp_path: Pat
             ("IN", "out.png", "--layout", "view", "--convention", "three"),
             "--convention has no effect on the layout view",
         ),
-        (("IN", "out", "--format", "tif"), "--format tif: use one of png, jpg"),
+        (("IN", "out", "--format", "gif"), "--format gif: use one of png, jpg"),
         (("IN", "out.png", "--fov", 180), "field of view of 180°"),
         (("IN", "out.png", "--layout", "panorama", "--height", 9), "is not scaled to 9"),
         (("IN", "out.png", "--layout", "cross", "--from-layout", "strip"), "is no strip"),

@@ -26,8 +26,7 @@ from cubediff.geometry.faces import FACES
 from cubediff.images.gpano import full_sphere_xmp
 from cubediff.images.hdr import tone_map
 from cubediff.images.pictures import (
-    LEVEL_SUFFIXES,
-    RADIANCE_SUFFIXES,
+    WRITTEN_SUFFIXES,
     Picture,
     Pixels,
     check_writable,
@@ -39,7 +38,6 @@ from cubediff.pages.viewer import write_viewer
 from cubediff.utils.errors import DataError
 from cubediff.utils.text import printable
 
-_WRITTEN = (*LEVEL_SUFFIXES, *RADIANCE_SUFFIXES)
 _IMAGES = (*IMAGE_SUFFIXES, *OTHER_IMAGES)
 _VIEWER_SIZE = 2048  # pixels of a face; larger ones make pages of over 20 MB
 
@@ -72,8 +70,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in FORMS:
             object.__setattr__(self, "layout", check_layout(self.layout))
-        if self.format is not None and f".{self.format}" not in _WRITTEN:
-            raise DataError(f"--format {self.format}: use one of {', '.join(s[1:] for s in _WRITTEN)}")
+        if self.format is not None and f".{self.format}" not in WRITTEN_SUFFIXES:
+            raise DataError(f"--format {self.format}: use one of {', '.join(s[1:] for s in WRITTEN_SUFFIXES)}")
         _ = self.cubemap  # checks the values
 
     @property
