@@ -119,6 +119,10 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="auto (bf16 on GPUs that have it, else fp32), bf16, fp16 or fp32.")
     ] = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="Keep only the model that is computing in the GPU's memory; slower."),
+    ] = False,
     save_faces: Annotated[
         bool, typer.Option("--save-faces", help="Also write the six faces as PNG, for engines and viewers.")
     ] = False,
@@ -189,7 +193,7 @@ def generate(
             job = Job("", check_prompt(text), photos, seed, options, panorama=edited)
             check_edit(job)
             requested = repeat_job(job, count)
-        execution = Execution(batch, device, dtype)
+        execution = Execution(batch, device, dtype, offload)
         for path in run(Call(model, output, requested, execution)):
             typer.echo(path)
     except (ValueError, OSError, FloatingPointError) as error:

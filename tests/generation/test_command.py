@@ -320,9 +320,9 @@ def test_other_errors_of_the_runtime_are_no_lack_of_memory(
 def test_the_remedies_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 24 * 2**30))
     for has_bf16, dtype, expected in [
-        (True, "fp32", "--batch 1, or --face-size 256, or --dtype bf16, or a GPU with more memory"),
-        (False, "fp32", "--batch 1, or --face-size 256, or --dtype fp16, or a GPU with more memory"),
-        (True, "bf16", "--batch 1, or --face-size 256, or a GPU with more memory"),
+        (True, "fp32", "--batch 1, or --face-size 256, or --dtype bf16, or --offload, or a GPU with more memory"),
+        (False, "fp32", "--batch 1, or --face-size 256, or --dtype fp16, or --offload, or a GPU with more memory"),
+        (True, "bf16", "--batch 1, or --face-size 256, or --offload, or a GPU with more memory"),
     ]:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
         sizes = FaceSizes(512, 512)
@@ -332,3 +332,14 @@ def test_the_remedies_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             raise torch.OutOfMemoryError
         assert str(error.value).endswith(f"use {expected}")
+    execution = Execution(offload=True)
+    with (
+        pytest.raises(ValueError, match="--dtype bf16, --offload, --batch 1, faces of 256 pixels: use a GPU with more"),
+        memory_errors(execution, "cuda:1", "bf16", FaceSizes(256, 512)),
+    ):
+        raise torch.OutOfMemoryError
+    with (
+        pytest.raises(ValueError, match=r"with --dtype bf16: use --offload, or a GPU with more memory$"),
+        memory_errors(Execution(), "cuda", "bf16"),  # the model alone does not fit
+    ):
+        raise torch.OutOfMemoryError

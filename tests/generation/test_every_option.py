@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import torch
 import typer
+from accelerate.hooks import CpuOffload
 from support.generating import SAMPLES, jobs_file, picture, pixels, record, run, succeed
 
 from cubediff import CubeDiffPipeline, Photo
@@ -183,6 +184,25 @@ def test_dtype(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dty
     assert (0 < difference < 8) if dtype == "bf16" else difference == 0
 
 
+def test_offload(model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is fetched when it computes, and put back; on a CPU the option is said to save nothing."""
+    fetched = []
+    before = CpuOffload.pre_forward
+
+    def recorded(hook: CpuOffload, module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        fetched.append(type(module).__name__)
+        return before(hook, module, *arguments, **options)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", recorded)
+    words = ("--device", "cpu", "--image", photo, "--format", "png")
+    succeed(model, tmp_path / "without", *words, prompt="a hall")
+    assert not fetched
+    result = succeed(model, tmp_path / "with", *words, "--offload", prompt="a hall")
+    assert set(fetched) == {"CLIPTextModel", "AutoencoderKL", "UNet2DConditionModel"}
+    np.testing.assert_array_equal(pixels(tmp_path / "with"), pixels(tmp_path / "without"))
+    assert "--offload saves no memory on a CPU" in result.stderr
+
+
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
@@ -194,11 +214,24 @@ def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_
 # ------------------------------------------------------------------------------------------- completeness
 
 ELSEWHERE = {
-    *("prompt", "image", "model", "output", "jobs", "device", "dtype", "batch", "count", "format", "save_faces"),
+    *(
+        "prompt",
+        "image",
+        "model",
+        "output",
+        "jobs",
+        "device",
+        "dtype",
+        "offload",
+        "batch",
+        "count",
+        "format",
+        "save_faces",
+    ),
     *("panorama", "mask"),  # in tests/generation/test_edited_files.py
     *FACE_KEYS,  # in tests/test_generate.py
 }
-CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "batch"}  # the others may stand in a line of jobs
+CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "offload", "batch"}  # the others may stand in a line of jobs
 
 
 def test_no_option_is_left_out() -> None:

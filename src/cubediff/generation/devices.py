@@ -76,7 +76,7 @@ def memory_errors(execution: Execution, device: str, dtype: str, face_sizes: Fac
 def _out_of_memory(execution: Execution, device: str, dtype: str, face_sizes: FaceSizes | None) -> str:
     is_gpu = device.startswith("cuda")
     memory = f" ({torch.cuda.mem_get_info(device)[1] / _GIB:.1f} GiB)" if is_gpu else ""
-    given = [f"--dtype {dtype}"]
+    given = [f"--dtype {dtype}", *(["--offload"] if execution.offload else [])]
     remedies = []
     if face_sizes is not None:
         given += [f"--batch {execution.batch}", f"faces of {face_sizes.used} pixels"]
@@ -85,5 +85,7 @@ def _out_of_memory(execution: Execution, device: str, dtype: str, face_sizes: Fa
         remedies += [f"--face-size {smaller}"] if smaller < face_sizes.used else []
     if dtype == "fp32" and is_gpu:
         remedies.append("--dtype bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "--dtype fp16")
+    if is_gpu and not execution.offload:
+        remedies.append("--offload")
     remedies.append(f"a {'GPU' if is_gpu else 'machine'} with more memory")
     return f"out of memory on {device}{memory} with {', '.join(given)}: use {', or '.join(remedies)}"

@@ -202,6 +202,7 @@ class Execution:
         batch: Panoramas that are sampled at once.
         device: torch device; None: the first available of CUDA, MPS and CPU.
         dtype: "bf16", "fp16" or "fp32"; "auto": bf16 on GPUs that have it, else fp32.
+        offload: Keep in the GPU's memory only the model that is computing.
 
     Raises:
         ValueError: If the dtype is unknown.
@@ -210,6 +211,7 @@ class Execution:
     batch: int = 1
     device: str | None = None
     dtype: str = "auto"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         check_value("--dtype", self.dtype, one_of(*DTYPES))

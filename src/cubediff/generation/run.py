@@ -55,7 +55,13 @@ def generate(
     device = usable_device(execution.device)
     dtype = resolve_dtype(execution.dtype, device)
     with memory_errors(execution, device, dtype):
-        pipeline = load_for_generation(model, dtype=DTYPES[dtype]).to(device)
+        pipeline = load_for_generation(model, dtype=DTYPES[dtype])
+        if execution.offload:
+            if device == "cpu":
+                print("--offload saves no memory on a CPU", file=sys.stderr)
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
     output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
     stored_scheduler = pipeline.scheduler
     _check_with_model(pipeline, [job for jobs in batches for job in jobs if job.name in names])

@@ -25,10 +25,11 @@ _LICENSES = {
 }
 # Settings that the card lists, by key of the config.
 _SETTINGS = (
-    "objective._target_", "optimizer._target_", "optimizer.lr", "data.batch_size", "trainer.precision",
-    "trainer.accumulate_grad_batches", "model.trainable", "model.lr_schedule", "model.warmup_steps",
+    "model.optimizer._target_", "model.optimizer.lr", "data.batch_size", "trainer.accumulate_grad_batches",
+    "trainer.precision", "model.trainable", "model.lr_schedule", "model.warmup_steps",
     "model.pipeline.position_encoding", "model.pipeline.sync_group_norm", "model.pipeline.scheduler.prediction_type",
-    "objective.drop_text", "objective.drop_image", "objective.drop_both", "face_size", "fov",
+    "model.objective.drop_text", "model.objective.drop_image", "model.objective.drop_both",
+    "face_size", "fov",
 )  # fmt: skip
 
 
@@ -100,7 +101,9 @@ def card_text(facts: TrainingFacts, pictures: Sequence[str]) -> str:
     )
     origin = "no pretrained model" if base is None else _code(base if is_hub_id else PurePath(base).name)
     rights = (
-        f"The base model's licence, {_code(licence)}, applies to this model too."
+        "Add a licence to the metadata before you publish the model."
+        if base is None
+        else f"The base model's licence, {_code(licence)}, applies to this model too."
         if licence is not None
         else "The licence of the base model is not known here: add it to the metadata before you publish the model."
     )
