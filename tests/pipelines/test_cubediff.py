@@ -22,11 +22,11 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
 from support.awake import awaken_
+from support.stock import stock_2d
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
@@ -448,26 +448,6 @@ def test_the_panorama_is_rendered_at_the_pipelines_field_of_view():
 
 
 # -------------------------------------------------------------------------------------------------- files
-
-
-def stock_2d(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """A small 2D Stable Diffusion of stock parts, awake."""
-    tiny = tiny_random()
-    config = {key: value for key, value in tiny.unet.config.items() if not key.startswith("_")}
-    unet = UNet2DConditionModel(**config | {"in_channels": 4})
-    vae = AutoencoderKL.from_config(tiny.vae.config)
-    pipeline = StableDiffusionPipeline(
-        vae=awaken_(vae.eval()),
-        text_encoder=awaken_(tiny.text_encoder.eval()),
-        tokenizer=tiny.tokenizer,
-        unet=awaken_(unet.eval()),
-        scheduler=sd_scheduler(prediction_type),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What users of diffusers do with a pipeline: load it by DiffusionPipeline, build one from another, offload models."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers import StableDiffusionPipeline
 from support.awake import awaken_
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
+from cubediff.diffusion.schedulers import SCHEDULERS
 from cubediff.pipelines.loading import tiny_random
 from cubediff.utils.lazy import extend_module
 
+DOCS = Path(__file__).parents[2] / "docs" / "diffusers.md"
 OTHERS = {
     "fov": 90.0,
     "position_encoding": "uv_pi",
@@ -107,3 +112,43 @@ def test_autocast_around_a_call_gives_nearly_the_same_panorama() -> None:
         got = panorama(awake_pipeline())
     assert got.isfinite().all()
     assert 0 < (got - expected).abs().mean() < 0.1
+
+
+def table(heading: str) -> dict[str, bool]:
+    """The names in a table of docs/diffusers.md, and whether this package takes them."""
+    section = DOCS.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    taken: dict[str, bool] = {}
+    for names, answer in re.findall(r"^\| (`.*?`) \| (.*) \|$", section, re.MULTILINE):
+        assert re.match(r"(taken|no: \w)", answer), (names, answer)
+        for name in re.findall("`(.*?)`", names):
+            assert name not in taken, f"{name} is listed twice"
+            taken[name] = answer.startswith("taken")
+    return taken
+
+
+def test_the_table_of_arguments_holds_every_argument_of_the_stock_call() -> None:
+    ours, theirs = (
+        set(inspect.signature(kind.__call__).parameters) - {"self"}
+        for kind in (CubeDiffPipeline, StableDiffusionPipeline)
+    )
+    assert table("Arguments of the call") == {name: name in ours for name in theirs}
+
+
+def test_the_table_of_methods_holds_every_public_name_of_the_stock_pipeline() -> None:
+    ours, theirs = (
+        {name for name in dir(kind) if not name.startswith("_")} for kind in (CubeDiffPipeline, StableDiffusionPipeline)
+    )
+    assert table("Methods and properties") == {name: name in ours for name in theirs}
+
+
+def test_the_table_of_schedulers_lists_those_that_are_tested_by_name() -> None:
+    section = DOCS.read_text().partition("## Schedulers\n")[2]
+    assert set(re.findall("`(\\w+Scheduler)`", section)) == set(SCHEDULERS)
+
+
+def test_vae_slicing_is_accepted_and_changes_nothing() -> None:
+    pipeline = awake_pipeline()
+    expected = panorama(pipeline)
+    pipeline.enable_vae_slicing()
+    assert torch.equal(panorama(pipeline), expected)
+    pipeline.disable_vae_slicing()

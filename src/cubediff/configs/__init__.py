@@ -117,8 +117,8 @@ def build(config: DictConfig, **options: object) -> Any:
     """Instantiates the object that a config's `_target_` names.
 
     Args:
-        config: A node of a composed config; old names of targets are replaced in it. Null for a key of `ADDED` stands
-            for the target's own default.
+        config: A node of a composed config; old names of targets are replaced in it. Null for a key of `ADDED` or
+            `UNSET` stands for the target's own default.
         options: Further arguments of the target.
 
     Raises:

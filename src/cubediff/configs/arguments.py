@@ -14,7 +14,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, Node
 from typing_extensions import Unpack
 
-from cubediff.configs.targets import ADDED
+from cubediff.configs.targets import null_means_default
 
 Scalar = bool | int | float | str | None
 Annotation = object  # a class, or an object of `typing`
@@ -41,7 +41,7 @@ def check_types(config: DictConfig) -> None:
             annotations = _argument_annotations(get_method(config._target_))
         for name, value in config.items():
             expected, key = annotations.get(str(name), object), config._get_full_key(name)
-            if value is None and ADDED.get(key, ...) is None:
+            if value is None and null_means_default(key):
                 continue  # stands for the target's own default, see `build`
             if isinstance(value, Scalar) and not _accepts(expected, value):
                 raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")

@@ -46,6 +46,8 @@ ADDED: dict[str, object] = {
     "model.objective.process": None,
     "model.objective.timesteps": None,
     "model.objective.weighting": None,
+    "model.pipeline.revision": None,
+    "model.pipeline.variant": None,
     **{
         f"trainer.{name}": None
         for name in (
@@ -58,6 +60,21 @@ ADDED: dict[str, object] = {
         )
     },
 }
+
+# Dotted key → the value that the first configs had, of keys that are null now: the model folder says it, or this value
+# holds. They are compared by the value that a run has (see `cubediff.runs.fit`), and fingerprints have the first one.
+UNSET: dict[str, object] = {
+    "model.pipeline.position_encoding": "uv",
+    "model.pipeline.position_samples": "centers",
+    "model.pipeline.sync_group_norm": True,
+    "model.pipeline.cross_attention": "per_face",
+    "model.pipeline.image_drop": "noise",
+}
+
+
+def null_means_default(key: str) -> bool:
+    """Whether null in a config, at a dotted key, stands for the default of the target's own parameter."""
+    return key in UNSET or ADDED.get(key, ...) is None
 
 
 def current_name(value: object) -> object:
@@ -80,12 +97,12 @@ def rename_targets_(config: DictConfig | ListConfig) -> None:
 
 
 def without_added_nulls(config: DictConfig) -> DictConfig:
-    """A copy of a target's config without the keys of `ADDED` whose null stands for the target's own default."""
+    """A copy of a target's config without the nulls that stand for the target's own default."""
     given = copy.deepcopy(config)
     with open_dict(given):
         for key in config:
             node = config._get_node(key)
-            if isinstance(node, Node) and node._is_none() and ADDED.get(config._get_full_key(key), ...) is None:
+            if isinstance(node, Node) and node._is_none() and null_means_default(config._get_full_key(key)):
                 del given[key]
     return given
 
@@ -102,18 +119,28 @@ def first_form(config: dict[str, object]) -> dict[str, object]:
         config: A complete config as a plain container, with references unresolved.
 
     Returns:
-        A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default.
+        A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default, and with
+        the first values of the keys of `UNSET` that are null.
     """
     form = {key: _with_first_names(value, key) for key, value in config.items()}
     for added in added_at_default(config):
-        *parents, last = added.split(".")
-        inner: object = form
-        for name in parents:
-            assert isinstance(inner, dict)
-            inner = inner[name]
-        assert isinstance(inner, dict)
-        del inner[last]
+        parent, key = _parent(form, added)
+        del parent[key]
+    for unset, first in UNSET.items():
+        if _has_default(config, unset.split("."), None):
+            parent, key = _parent(form, unset)
+            parent[key] = first
     return form
+
+
+def _parent(form: object, dotted: str) -> tuple[dict[str, object], str]:
+    """The dict that holds a dotted key, and the key's last part."""
+    *parents, last = dotted.split(".")
+    for name in parents:
+        assert isinstance(form, dict)
+        form = form[name]
+    assert isinstance(form, dict)
+    return form, last
 
 
 def _with_first_names(value: object, key: str = "") -> object:

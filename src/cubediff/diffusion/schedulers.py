@@ -1,11 +1,18 @@
 """Noise schedules and samplers (CubeDiff, section 5, samples with DDIM)."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import wraps
+from itertools import pairwise
+from types import MethodType
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
+import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers import SchedulerMixin
+from torch import Tensor
 
 
 @runtime_checkable
@@ -22,6 +29,28 @@ SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, str]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "euler": (EulerDiscreteScheduler, {}),
 }
+
+# The schedulers of diffusers whose noise schedule is that of Stable Diffusion.
+SCHEDULERS = (
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 def convert_scheduler(
@@ -65,5 +94,99 @@ def use_sampler_(pipeline: PipelineT, name: str) -> PipelineT:
     if name not in SAMPLERS:
         raise ValueError(f"sampler={name!r}: use one of {', '.join(SAMPLERS)}")
     kind, settings = SAMPLERS[name]
-    pipeline.scheduler = convert_scheduler(pipeline.scheduler, settings, kind)
+    pipeline.scheduler = _starting_from_noise(convert_scheduler(pipeline.scheduler, settings, kind))
     return pipeline
+
+
+def _starting_from_noise(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Makes `set_timesteps` use trailing spacing where another one would start late, or after the last timestep.
+
+    The first timestep is that of pure noise, at least 900 of 1000. With leading spacing it is 599 for 600 steps, and
+    for 1000 steps it is 1000, which does not exist.
+    """
+    kind, spacing = type(scheduler), scheduler.config.timestep_spacing
+
+    @wraps(kind.set_timesteps)
+    def set_timesteps(self: SchedulerMixin, *args: object, **kwargs: object) -> None:
+        self.register_to_config(timestep_spacing=spacing)
+        kind.set_timesteps(self, *args, **kwargs)
+        count = self.config.num_train_timesteps
+        given = kwargs.get("timesteps") is not None or kwargs.get("sigmas") is not None
+        if not given and not 0.9 * count <= self.timesteps.max() < count:
+            self.register_to_config(timestep_spacing="trailing")
+            kind.set_timesteps(self, *args, **kwargs)
+
+    scheduler.set_timesteps = MethodType(set_timesteps, scheduler)  # copies of the scheduler get a bound copy
+    return scheduler
+
+
+class _ExactDDIMScheduler(DDIMScheduler):
+    """DDIM that steps to the next one of its timesteps, which need not be equally spaced.
+
+    The scheduler of diffusers steps by num_train_timesteps // num_inference_steps.
+    """
+
+    @classmethod
+    def at(cls, scheduler: DDIMScheduler, timesteps: Sequence[int], device: torch.device) -> "_ExactDDIMScheduler":
+        """A scheduler with the settings of another one, at given timesteps."""
+        exact: _ExactDDIMScheduler = cls.from_config(scheduler.config)
+        exact.timesteps = torch.tensor(timesteps, device=device)
+        exact.next_timestep = dict(pairwise([*timesteps, -1]))  # below 0: the end, without noise
+        return exact
+
+    @wraps(DDIMScheduler.step)
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: object) -> object:
+        """As `DDIMScheduler.step`."""
+        distance = int(timestep) - self.next_timestep[int(timestep)]
+        # The only use of this number: num_train_timesteps // it is the distance to the next timestep.
+        self.num_inference_steps = Fraction(2 * self.config.num_train_timesteps, 2 * distance + 1)
+        return super().step(model_output, timestep, sample, **options)
+
+
+def sampling_scheduler(
+    scheduler: SchedulerMixin,
+    steps: int,
+    device: torch.device,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> SchedulerMixin:
+    """The scheduler of one sampling, with its timesteps set.
+
+    Args:
+        scheduler: The pipeline's scheduler.
+        steps: Number of denoising steps, unless `timesteps` or `sigmas` say it.
+        device: Of the timesteps.
+        timesteps: The timesteps themselves, decreasing.
+        sigmas: The noise levels themselves.
+
+    Returns:
+        `scheduler`; or, for DDIM at timesteps that are not equally spaced, one that steps from each to the next.
+
+    Raises:
+        ValueError: If the scheduler is of a kind that is not supported, cannot take these timesteps, or has no timestep
+            for that many steps.
+    """
+    kind = type(scheduler).__name__
+    if not any(base.__name__ in SCHEDULERS for base in type(scheduler).__mro__):
+        raise ValueError(
+            f"scheduler {kind}: no model of this package is trained for it (flow-matching and other kinds of noise); "
+            f"use one of {', '.join(SCHEDULERS)}, or use_sampler_(pipeline, 'ddim')"
+        )
+    count = int(scheduler.config.num_train_timesteps)
+    if timesteps is not None:
+        values = [int(t) for t in timesteps]
+        if not values or any(a <= b for a, b in pairwise([count, *values, -1])):
+            raise ValueError(f"timesteps={values}: expected decreasing integers from {count - 1} to 0")
+        if isinstance(scheduler, DDIMScheduler) and sigmas is None:
+            return _ExactDDIMScheduler.at(scheduler, values, device)
+    elif sigmas is None and not 1 <= steps <= count:
+        raise ValueError(f"num_inference_steps={steps}: expected 1 to {count}, the model's training timesteps")
+    retrieve_timesteps(scheduler, steps, device, timesteps, sigmas)
+    if scheduler.timesteps.max() >= count:
+        raise ValueError(
+            f"num_inference_steps={steps}: a {kind} with timestep_spacing={scheduler.config.timestep_spacing!r} has no "
+            f"timestep {int(scheduler.timesteps.max())} of {count}: use fewer steps, or use_sampler_(pipeline, 'ddim')"
+        )
+    if type(scheduler) is DDIMScheduler and 2 * steps > count:  # its own step would be up to twice too short
+        return _ExactDDIMScheduler.at(scheduler, scheduler.timesteps.tolist(), device)
+    return scheduler

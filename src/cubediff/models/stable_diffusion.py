@@ -142,25 +142,31 @@ class StableDiffusion(Backbone):
     # ---------------------------------------------------------------------------------------------- loading
 
     @staticmethod
-    def load(path: str | Path, dtype: torch.dtype) -> Components:
+    def load(path: str | Path, dtype: torch.dtype, variant: str | None, revision: str | None) -> Components:
         """The components of a Stable Diffusion folder or Hub id, of a 2D model or a CubeDiff; safetensors only."""
-        options = {"torch_dtype": dtype, "use_safetensors": True}
+        options = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant, "revision": revision}
         # No trust_remote_code: these classes do not read `auto_map`.
         return Components(
             vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **options),
             text_encoder=CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **options),
-            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", revision=revision),
             unet=UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options),
         )
 
     @staticmethod
-    def load_2d(path: str | Path, dtype: torch.dtype, position_encoding: str) -> Components:
+    def load_2d(
+        path: str | Path,
+        dtype: torch.dtype,
+        position_encoding: str,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> Components:
         """The components of a 2D Stable Diffusion, the UNet widened by position and mask channels.
 
         Raises:
             ValueError: If the UNet is not that of a 2D text-to-image model.
         """
-        components = StableDiffusion.load(path, dtype)
+        components = StableDiffusion.load(path, dtype, variant, revision)
         unet, latent_channels = components["unet"], components["vae"].config.latent_channels
         channels = input_channels(latent_channels, position_encoding)
         if unet.config.in_channels != latent_channels:

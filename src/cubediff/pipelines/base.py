@@ -12,13 +12,14 @@ from typing import cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from diffusers.schedulers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
-from cubediff.diffusion.overlap_average import OverlapAverage
+from cubediff.diffusion.overlap_average import OverlapAverage, noise_level
+from cubediff.diffusion.schedulers import sampling_scheduler
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
@@ -43,7 +44,7 @@ from cubediff.pipelines.call import (
 from cubediff.pipelines.cards import PipelineWithCard
 from cubediff.pipelines.completeness import complete_weights
 from cubediff.pipelines.editing import Edits, photo_coverage
-from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder
+from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder, only_variant
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
 from cubediff.pipelines.text import branch_text, encode_prompts
 from cubediff.pipelines.trust import check_components
@@ -67,6 +68,7 @@ class _Condition:
 class _Inputs:
     """The constant inputs of the denoising loop, the branches of guidance concatenated along the panoramas."""
 
+    scheduler: SchedulerMixin
     guidance: Guidance
     conditioning: Conditioning
     clean: Tensor
@@ -125,6 +127,12 @@ class CubePipeline(PipelineWithCard, ABC):
         backbone = self.backbone
         backbone.inflate_()
         setattr(backbone.network, _SETTINGS, dict(settings))
+
+    def enable_vae_slicing(self) -> None:
+        """Changes nothing: faces are encoded and decoded a panorama at a time in any case."""
+
+    def disable_vae_slicing(self) -> None:
+        """Changes nothing, as `enable_vae_slicing`."""
 
     @staticmethod
     def complete_settings(
@@ -188,7 +196,7 @@ class CubePipeline(PipelineWithCard, ABC):
                 (B, H, W, 3). Several photos of one panorama are a list of `Photo`; those of several panoramas are
                 lists of images in a list. A `Panorama` is edited: the result has its size and its kept pixels; a list
                 of `Panorama` is a batch, a `Panorama` and `Photo`s are for one. None for no image.
-            num_inference_steps: Denoising steps.
+            num_inference_steps: Denoising steps, from 1 to the number of training timesteps.
             guidance_scale: Guidance scale; 1 and below turns guidance off. The unconditional branch has neither text
                 nor image.
             image_guidance_scale: A guidance scale for the image alone; guidance_scale is then the text's
@@ -210,7 +218,7 @@ class CubePipeline(PipelineWithCard, ABC):
             num_images_per_prompt: Panoramas to generate for each prompt and photo; those of a prompt are adjacent.
             eta: Noise that DDIM adds in each step, from 0 to 1 (arXiv 2010.02502, equation 16); other schedulers ignore
                 it.
-            timesteps, sigmas: The steps themselves, for schedulers that take them.
+            timesteps, sigmas: The steps themselves, for DDIM and for schedulers that take them.
             return_dict: False returns the tuple (panoramas, faces).
             prompt_embeds: In place of `prompt`, its text states: (B, L, D), or (B, 6, L, D) with a text per face.
             negative_prompt_embeds: The same in place of `negative_prompt`.
@@ -229,6 +237,7 @@ class CubePipeline(PipelineWithCard, ABC):
         check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
         height = panorama_size(height, width, panorama_height)
         callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        scheduler = sampling_scheduler(self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas)
         self._interrupt = False
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
@@ -246,8 +255,7 @@ class CubePipeline(PipelineWithCard, ABC):
         noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
         text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
-        inputs = self._inputs(guidance, text, condition, average_overlap)
-        retrieve_timesteps(self.scheduler, num_inference_steps, noise.device, timesteps, sigmas)
+        inputs = self._inputs(scheduler, guidance, text, condition, average_overlap)
         sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample
@@ -311,7 +319,12 @@ class CubePipeline(PipelineWithCard, ABC):
         return _Condition(*(repeat_rows(row, len(noise)) for row in rows))
 
     def _inputs(
-        self, guidance: Guidance, text: Conditioning, condition: _Condition, average_overlap: bool | None
+        self,
+        scheduler: SchedulerMixin,
+        guidance: Guidance,
+        text: Conditioning,
+        condition: _Condition,
+        average_overlap: bool | None,
     ) -> _Inputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
         branches, mask = guidance.branches, condition.seen
@@ -322,8 +335,9 @@ class CubePipeline(PipelineWithCard, ABC):
             average_overlap = bool(self.config.get("average_overlap"))
         average = None
         if average_overlap:
-            average = OverlapAverage(self.scheduler, self.config.fov, condition.clean, condition.mask.bool())
+            average = OverlapAverage(scheduler, self.config.fov, condition.clean, condition.mask.bool())
         return _Inputs(
+            scheduler=scheduler,
             guidance=guidance,
             conditioning=text,
             clean=torch.cat([condition.clean] * len(branches)),
@@ -343,7 +357,7 @@ class CubePipeline(PipelineWithCard, ABC):
         callback: StepEnd,
     ) -> Tensor:
         """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
-        scheduler = self.scheduler
+        scheduler = inputs.scheduler
         parameters = inspect.signature(scheduler.step).parameters
         options = {key: value for key, value in step_options.items() if key in parameters}
         is_clean = condition.mask.bool()
@@ -353,6 +367,9 @@ class CubePipeline(PipelineWithCard, ABC):
             # The condition follows its own noise trajectory in the sample; branches with the image see photos clean.
             sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
             scaled = scheduler.scale_model_input(sample, t)
+            if not getattr(scheduler, "state_in_first_order", True):  # add_noise knows first evaluations only
+                alpha, sigma = noise_level(scheduler, t, step)
+                scaled = torch.where(is_clean, alpha * condition.clean + sigma * noise, scaled)
             cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
             predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
             prediction = inputs.guidance.combine(predictions, t)
@@ -374,7 +391,8 @@ class CubePipeline(PipelineWithCard, ABC):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> "CubePipeline":
         """Loads a CubeDiff folder (`run_dir/export/`, or one that save_pretrained wrote) or Hub id; safetensors only.
 
-        All models are loaded in float32, or in `torch_dtype`, independently of the dtype that they are stored in.
+        All models are loaded in float32, or in `dtype` (`torch_dtype`), independently of the dtype that they are stored
+        in. A folder that holds one variant of the weights alone, such as fp16, needs no `variant`.
 
         Raises:
             FileNotFoundError: If there is no such folder.
@@ -386,6 +404,8 @@ class CubePipeline(PipelineWithCard, ABC):
             raise ValueError("trust_remote_code=True: a model folder brings no code; register its class as a backbone")
         if not folder.is_dir():
             folder = Path(cls.download(folder.as_posix(), use_safetensors=True, trust_remote_code=False, **kwargs))
+        if "variant" not in kwargs:
+            kwargs["variant"] = only_variant(folder)
         kwargs = {**cls.folder_settings(folder), **kwargs}
         packages = {kind.__module__.partition(".")[0] for kind in cls.__mro__ if issubclass(kind, CubePipeline)}
         check_components(folder, cls._get_signature_keys(cls)[0], packages - {"cubediff"})

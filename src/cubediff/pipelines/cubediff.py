@@ -20,7 +20,7 @@ from cubediff.models.lora import fusable_biases
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
-from cubediff.pipelines.folders import FORMAT, check_folder, read_config, read_index
+from cubediff.pipelines.folders import FORMAT, check_folder, only_variant, read_config, read_index
 from cubediff.pipelines.trust import check_components
 
 __all__ = ["CubeDiffOutput", "CubeDiffPipeline"]
@@ -145,6 +145,8 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         path: str | Path,
         dtype: torch.dtype = torch.float32,
         scheduler: Mapping[str, object] | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
         **options: Unpack[Settings],
     ) -> "CubeDiffPipeline":
         """An untrained CubeDiff on a 2D Stable Diffusion (1.x, 2.x) folder or Hub id.
@@ -155,6 +157,8 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             path: A Stable Diffusion folder in the diffusers layout, or Hub id; safetensors only.
             dtype: The dtype of all models.
             scheduler: Settings of the noise schedule to replace, such as prediction_type.
+            variant: Of the weights, such as "fp16"; by default the plain ones, or those of a folder's only variant.
+            revision: Branch, tag or commit of a Hub id.
             **options: Settings of the class.
 
         Raises:
@@ -163,10 +167,12 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         """
         path = _checked(path)
         try:
-            components = StableDiffusion.load_2d(path, dtype, options.get("position_encoding") or "uv")
+            variant = variant or only_variant(Path(path))
+            encoding = options.get("position_encoding") or "uv"
+            components = StableDiffusion.load_2d(path, dtype, encoding, variant, revision)
         except SafetensorError as error:
             raise OSError(f"{path} is incomplete or damaged ({error}): copy the model again") from error
-        noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
+        noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler", revision=revision)
         try:
             return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)
         except NonFiniteWeightsError as error:
@@ -246,6 +252,15 @@ def is_own(folder: Path) -> bool:
     """Whether this package wrote a model folder."""
     index = read_index(folder)
     return FORMAT in index or "position_encoding" in index  # the first folders have no version
+
+
+def stored_settings(folder: Path) -> dict[str, object]:
+    """The settings that a model folder holds or implies; none for a 2D model, and for what is no local folder."""
+    if not (folder / "model_index.json").is_file():
+        return {}
+    if is_opencubediff(folder):
+        return dict(OPENCUBEDIFF)
+    return {name: value for name, value in read_index(folder).items() if name in DEFAULTS}
 
 
 def is_opencubediff(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Finds model folders."""
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +12,7 @@ from cubediff.utils.json_text import parse_json
 _CHECKOUT = Path(__file__).resolve().parents[3]
 FORMAT = "_cubediff_format"  # key in model_index.json; the first folders have none
 FORMAT_VERSION = 1
+_VARIANT = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?\.safetensors")
 _MAX_CONFIG = 1 << 24  # bytes of a JSON file, less a tokenizer's
 _SMALL_MODELS = ("experiments/tiny_sd/model", "experiments/cubediff_tiny/model")
 
@@ -62,6 +64,22 @@ def read_config(file: Path) -> dict[str, object]:
         kind = type(content).__name__
         raise ValueError(f"{file}: expected an object, got {kind}: copy or export the model again")
     return cast(dict[str, object], content)
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant of a folder's weights, such as "fp16" (`model.fp16.safetensors`), if it holds no plain weights.
+
+    Raises:
+        ValueError: If it holds several variants and no plain weights.
+    """
+    named = [_VARIANT.fullmatch(file.name) for file in sorted(folder.glob("*/*.safetensors"))]
+    variants = {match["variant"] for match in named if match}
+    if len(variants) > 1 and None not in variants:
+        raise ValueError(
+            f"{folder} holds the variants {', '.join(map(str, sorted(variants, key=str)))}: choose one, for example "
+            f"variant={min(map(str, variants))!r} (model.pipeline.variant in training)"
+        )
+    return None if len(variants) != 1 else variants.pop()
 
 
 def check_folder(path: str | Path) -> str | Path:

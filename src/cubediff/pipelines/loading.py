@@ -14,7 +14,7 @@ from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
 from cubediff.pipelines.base import CubePipeline
-from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff
+from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, stored_settings
 from cubediff.pipelines.folders import find_model, read_index
 
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
@@ -66,15 +66,21 @@ def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
 
 
 def load_pipeline(
-    path: str | Path, scheduler: Mapping[str, object] | None = None, **options: Unpack[Settings]
+    path: str | Path,
+    scheduler: Mapping[str, object] | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    **options: Unpack[Settings],
 ) -> CubePipeline:
     """Loads the initial model of a training run: a CubeDiff folder, or a 2D Stable Diffusion folder or Hub id.
 
     Args:
         path: The folder or Hub id.
         scheduler: Settings of the noise schedule to replace.
+        variant: Of the weights, such as "fp16"; they are trained in float32 all the same.
+        revision: Branch, tag or commit of a Hub id.
         **options: Settings of the pipeline (fov, position_encoding, position_samples, sync_group_norm,
-            cross_attention, image_drop).
+            cross_attention, image_drop). A CubeDiff folder says those that are None or left out.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -83,9 +89,11 @@ def load_pipeline(
     path = find_model(path)
     kind = pipeline_class(path)
     if kind is None:
-        return CubeDiffPipeline.from_2d(path, scheduler=scheduler, **options)
-    pipeline = kind.from_pretrained(path)
-    differing = {k: (pipeline.config[k], v) for k, v in options.items() if pipeline.config[k] != v}
+        return CubeDiffPipeline.from_2d(path, scheduler=scheduler, variant=variant, revision=revision, **options)
+    given_files = {key: value for key, value in {"variant": variant, "revision": revision}.items() if value is not None}
+    pipeline = kind.from_pretrained(path, **given_files)
+    given = {k: v for k, v in options.items() if v is not None}
+    differing = {k: (pipeline.config[k], v) for k, v in given.items() if pipeline.config[k] != v}
     noise_schedule = pipeline.scheduler.config
     differing |= {k: (noise_schedule[k], v) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
     if differing:
@@ -136,6 +144,8 @@ def meta_pipeline(target: str, settings: Mapping[str, object]) -> CubePipeline:
         return pretrained
     scheduler = cast(Mapping[str, object], settings.get("scheduler") or {})
     noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
-    options = cast(Settings, {key: value for key, value in settings.items() if key not in ("path", "scheduler")})
+    files = ("path", "scheduler", "variant", "revision")
+    given = {key: value for key, value in settings.items() if key not in files and value is not None}
+    options = cast(Settings, {**stored_settings(Path(path)), **given})
     components = StableDiffusion.on_meta(path, options.get("position_encoding") or "uv")
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

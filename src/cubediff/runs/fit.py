@@ -17,7 +17,7 @@ from cubediff.configs import build, check, check_devices, to_plain
 from cubediff.planning.cost import GIB, largest_batch
 from cubediff.runs.card import TrainingFacts, write_card
 from cubediff.runs.export import export_pipeline
-from cubediff.runs.identity import announced_changes, run_identity
+from cubediff.runs.identity import announced_changes, run_identity, with_model_settings
 from cubediff.runs.record import RunRecord, data_records, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, read_saved_run
 from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
@@ -128,6 +128,7 @@ class _Run:
     callbacks: list[L.Callback]
     loggers: list[Logger]
     trainer: L.Trainer
+    left_open: dict[str, object]  # settings of the model that the config leaves to its folder, with their values
 
     @property
     def encoded(self) -> bool:
@@ -139,11 +140,12 @@ def _build_run(config: DictConfig, run_dir: Path, curves: Curves | None, stop: S
     data = _build_data(config)
     module: CubeDiffModule = build(config.model)
     require_type(module, CubeDiffModule, "model")
+    config, left_open = with_model_settings(config, module.pipeline)
     module.backbone.set_face_size_(config.data.get("face_size", config.face_size))
     callbacks = [stop, *_build_callbacks(config, encoded=is_encoded(data))]
     loggers = _build_loggers(config, curves)
     trainer = build_trainer(config.trainer, callbacks, loggers, run_dir)
-    return _Run(config, run_dir, data, module, callbacks, loggers, trainer)
+    return _Run(config, run_dir, data, module, callbacks, loggers, trainer, left_open)
 
 
 def _build_data(config: DictConfig) -> TrainingData:
@@ -210,6 +212,11 @@ def _announce(run: _Run, checkpoint: Path | None) -> None:
         f"{panoramas_per_step} per step; output folder: {run.folder}"
         + (f"; resuming from {checkpoint}" if checkpoint else "")
     )
+    if run.left_open:
+        settings = ", ".join(f"{name}={value}" for name, value in run.left_open.items())
+        print(
+            f"model settings that the config leaves to {run.config.model.pipeline.get('path', 'the model')}: {settings}"
+        )
     if is_trial(run.config.trainer):
         return
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
 """What identifies a run in its checkpoints: the settings, model and data that a resuming run is compared with."""
 
+import copy
 from collections.abc import Mapping, Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import to_plain
-from cubediff.configs.targets import ADDED, added_at_default, current_name
+from cubediff.configs.targets import ADDED, UNSET, added_at_default, current_name
 from cubediff.models.encoders import fingerprint, same_fingerprint
+from cubediff.pipelines.base import CubePipeline
 from cubediff.runs.on_resume import OnResume, settings_by_rule
 from cubediff.runs.record import DataRecord
 from cubediff.training.module import CubeDiffModule
@@ -23,6 +25,22 @@ _NOISE_KEYS = (
 # Keys of what is announced; the first checkpoints have neither.
 _ANNOUNCED, _DATASETS = "announced settings", "datasets"
 _ABSENT = "absent"
+
+
+def with_model_settings(config: DictConfig, pipeline: CubePipeline) -> tuple[DictConfig, dict[str, object]]:
+    """A copy of a run's config in which the settings that it leaves to the model have their values; and these by name.
+
+    Args:
+        config: The composed config of `cubediff train`.
+        pipeline: The pipeline that was built from it.
+    """
+    filled, values = copy.deepcopy(config), dict[str, object]()
+    for key in UNSET:
+        name = key.rpartition(".")[2]
+        if OmegaConf.select(config, key, default=...) is None and name in pipeline.config:
+            values[name] = pipeline.config[name]
+            OmegaConf.update(filled, key, values[name])
+    return filled, values
 
 
 def run_identity(config: DictConfig, module: CubeDiffModule, datasets: Sequence[DataRecord] = ()) -> RunIdentity:
