@@ -1,6 +1,7 @@
-"""Makes the pictures of the documentation: python docs/figures.py [strip] [cube] [viewer]
+"""Makes the pictures of the documentation: python docs/figures.py [strip] [editing] [cube] [viewer]
 
 strip: a real panorama, and two that the small demo model generates from its caption and from its front face.
+editing: two real panoramas, one without its nadir and one without a strip, and the demo model's repainting of them.
 cube: the axes, the face order and the unfolded faces, drawn with the functions of cubediff.geometry.
 viewer: a screenshot of the viewer page in headless Chromium, which must be on the PATH.
 """
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cubediff import CubeDiffPipeline
+from cubediff import CubeDiffPipeline, Panorama
 from cubediff.geometry import FACES, equirect_to_cube, face_directions
 from cubediff.geometry.photos import Photo
 from cubediff.pages.viewer import write_viewer
@@ -69,6 +70,24 @@ def strip() -> None:
         sheet.paste(picture.resize((512, 256), Image.Resampling.LANCZOS), (left, 0))
         draw.text((left + 256, 282), label, fill=INK, font=font(30), anchor="mm")
     sheet.save(IMAGES / "strip.jpg", quality=90)
+
+
+def editing() -> None:
+    """Writes editing.jpg: two masked panoramas at the left, the edited ones at the right."""
+    pipeline = CubeDiffPipeline.from_pretrained(MODEL)
+    nadir, strip = np.zeros((256, 512), bool), np.zeros((256, 512), bool)
+    nadir[206:], strip[:, 313:370] = True, True
+    sheet = Image.new("RGB", (2 * 512 + 12, 2 * 256 + 12), "white")
+    for row, (name, prompt, mask) in enumerate(
+        [("courtyard.jpg", "a courtyard", nadir), ("dancing_hall.jpg", "a dance hall", strip)]
+    ):
+        picture = image(panorama(name)).resize((512, 256), Image.Resampling.LANCZOS)
+        generator = torch.Generator().manual_seed(0)
+        edited = pipeline(prompt, image=Panorama(picture, mask), num_inference_steps=20, generator=generator)
+        masked = np.where(mask[..., None], 255, np.asarray(picture)).astype(np.uint8)
+        for column, half in enumerate((Image.fromarray(masked), edited.panoramas[0])):
+            sheet.paste(half, (column * (512 + 12), row * (256 + 12)))
+    sheet.save(IMAGES / "editing.jpg", quality=90)
 
 
 def project(points: np.ndarray) -> np.ndarray:
@@ -159,5 +178,5 @@ def viewer() -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ("strip", "cube", "viewer"):
-        {"strip": strip, "cube": cube, "viewer": viewer}[name]()
+    for name in sys.argv[1:] or ("strip", "editing", "cube", "viewer"):
+        {"strip": strip, "editing": editing, "cube": cube, "viewer": viewer}[name]()

@@ -20,6 +20,7 @@ from cubediff.geometry.projections import equirect_to_cube
 from cubediff.images.canvas import Canvas
 
 FEATHER = 2  # latent pixels over which generated colours are led to the kept ones
+_CORRECTION_HEIGHT = 2048  # pixels
 
 
 class Edits:
@@ -152,9 +153,12 @@ def composite(generated: Float[Tensor, "3 h w"], canvas: Canvas, feather: int) -
         The edited panorama in [−1, 1], in the panorama's colour space.
     """
     own = canvas.scaled()
-    result = canvas.from_srgb(generated.permute(1, 2, 0).cpu().numpy())
-    result = result + _correction(own - result, canvas.kept, feather)
-    result = np.where(canvas.kept[..., None], own, result.clip(-1, 1))
+    result = np.array(canvas.from_srgb(generated.permute(1, 2, 0).cpu().numpy()))
+    difference = own - result
+    difference[~canvas.kept] = 0
+    result += _correction(difference, canvas.kept, feather)
+    result.clip(-1, 1, out=result)
+    result[canvas.kept] = own[canvas.kept]
     return torch.from_numpy(result).permute(2, 0, 1)
 
 
@@ -162,14 +166,21 @@ def _correction(
     difference: Float32[np.ndarray, "h w 3"], kept: Bool[np.ndarray, "h w"], feather: int
 ) -> Float32[np.ndarray, "h w 3"]:
     """The differences of kept pixels, continued smoothly into the others and falling to 0 over `feather` pixels."""
-    weighted = np.dstack([difference * kept[..., None], kept.astype(np.float32)])
-    feather = min(feather, kept.shape[1])
-    around = ((0, 0), (feather, feather), (0, 0))  # across the left and right edge of the panorama
-    padded = np.pad(weighted, around, mode="wrap")
-    distance = cv2.distanceTransform((padded[..., 3] == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    height, width = kept.shape
+    feather = min(feather, width)
+    # Faces are coarser than a large panorama: its correction needs no more detail than this.
+    shrink = math.ceil(height / _CORRECTION_HEIGHT)
+    size = (width // shrink, height // shrink)
+    sums, alpha = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (difference, kept.astype(np.float32)))
+    margin = min(size[0], math.ceil(feather / shrink))  # across the left and right edge of the panorama
+    filled = _pull_push(np.pad(np.dstack([sums, alpha]), ((0, 0), (margin, margin), (0, 0)), mode="wrap"))
+    colours = np.ascontiguousarray(filled[:, margin : margin + size[0], :3])
+    away = np.pad((~kept).astype(np.uint8), ((0, 0), (feather, feather)), mode="wrap")
+    distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[:, feather : feather + width]
     fading = np.cos(np.minimum(distance / feather, 1) * (math.pi / 2)) ** 2
-    correction: Float32[np.ndarray, "h w 3"] = _pull_push(padded)[..., :3] * fading[..., None].astype(np.float32)
-    return correction[:, feather:-feather]
+    correction: Float32[np.ndarray, "h w 3"] = cv2.resize(colours, (width, height), interpolation=cv2.INTER_LINEAR)
+    correction *= fading[..., None].astype(np.float32)
+    return correction
 
 
 def _pull_push(pixels: Float32[np.ndarray, "h w 4"]) -> Float32[np.ndarray, "h w 4"]:
