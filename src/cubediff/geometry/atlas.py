@@ -77,7 +77,7 @@ def ray_grids(
     """
     if len(rays) > _RAYS:
         parts = [ray_grids(part, fov, blend, size, margin, dtype) for part in rays.split(_RAYS)]
-        nearest = torch.cat([grid for grid, _ in parts])
+        nearest = torch.cat([grid for grid, _ piece by piece])
         found = [(k * _RAYS + part.indices, part.grid, part.weights) for k, (_, part) in enumerate(parts) if part]
         if not found:
             return nearest, None
