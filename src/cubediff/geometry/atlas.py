@@ -76,9 +76,9 @@ def ray_grids(
         The positions on the nearest faces and, to blend, those on the other faces.
     """
     if len(rays) > _RAYS:
-        parts = [ray_grids(part, fov, blend, size, margin, dtype) for part in rays.split(_RAYS)]
-        nearest = torch.cat([grid for grid, _ piece by piece])
-        found = [(k * _RAYS + part.indices, part.grid, part.weights) for k, (_, part) in enumerate(parts) if part]
+        pieces = [ray_grids(part, fov, blend, size, margin, dtype) for part in rays.split(_RAYS)]
+        nearest = torch.cat([grid for grid, _ in pieces])
+        found = [(k * _RAYS + part.indices, part.grid, part.weights) for k, (_, part) in enumerate(pieces) if part]
         if not found:
             return nearest, None
         return nearest, Overlaps(
