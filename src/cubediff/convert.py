@@ -16,9 +16,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of six faces.")],
     output: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT", help="The image to write (.png .jpg .webp .exr .hdr), or the folder of six faces."
-        ),
+        typer.Argument(metavar="OUT", help="The image (.png .jpg .webp .tif .exr .hdr), or the folder of six faces."),
     ],
     layout: Annotated[
         str | None,

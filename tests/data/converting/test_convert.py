@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image
-from support.image_files import DISPLAY_P3, icc
+from support.image_files import DISPLAY_P3, PARTIAL_SPHERE, gpano, icc
 from support.pictures import SAMPLES, psnr
 from typer.testing import CliRunner
 
@@ -254,6 +254,12 @@ def test_damaged_and_incomplete_input_is_refused(panorama: Path, tmp_path: Path)
     assert "expected the six faces of a cubemap, found 0 cubemaps" in refused(tmp_path / "empty", tmp_path / "out.png")
     Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
     assert "for a photo, pass its field of view with --fov" in refused(tmp_path / "photo.png", tmp_path / "out.png")
+
+
+def test_a_part_of_a_panorama_is_not_taken_for_the_sphere(panorama: Path, tmp_path: Path) -> None:
+    with Image.open(panorama) as image:
+        image.resize((64, 32)).save(tmp_path / "part.jpg", xmp=gpano(PARTIAL_SPHERE))
+    assert "a part of a panorama: its GPano tags say" in refused(tmp_path / "part.jpg", tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------------- cubediff view
