@@ -1,5 +1,9 @@
 """A run takes the settings that its config leaves open from the model folder, and weights of one variant."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +124,26 @@ def test_a_folder_of_several_variants_without_plain_weights_needs_a_choice(tmp_p
     assert load_pipeline(tmp_path, variant="ema").unet.dtype == torch.float32
     with pytest.raises(ValueError, match="variant=bf16"):
         CubeDiffPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_models_of_the_hub_are_recognised_by_their_layout(others: Path, half: Path, tmp_path: Path) -> None:
+    """From the Hub's cache, without a network: another CubeDiff, and a 2D model of one variant."""
+    for name, folder in {"cube": others, "flat": half}.items():
+        repository = tmp_path / "hub" / f"models--someone--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    script = """
+from cubediff.pipelines.loading import load_for_generation, load_pipeline
+print(load_for_generation("someone/cube").config.position_encoding)
+print(load_pipeline("someone/cube").config.image_drop)
+print(load_pipeline("someone/flat", variant="fp16", revision="main").config.position_encoding)
+try:
+    load_pipeline("someone/absent")
+except OSError as error:
+    print("absent", "someone/absent" in str(error))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:4] == ["uv_pi", "attention", "uv", "absent True"], done.stderr

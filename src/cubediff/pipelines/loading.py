@@ -8,6 +8,8 @@ from typing import cast
 
 import torch
 from diffusers.schedulers import SchedulerMixin
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from typing_extensions import Unpack
 
 from cubediff.diffusion.schedulers import convert_scheduler
@@ -60,9 +62,21 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     return pipeline_classes().get(name) if isinstance(name, str) else None
 
 
+def _class_of_any(path: str | Path, revision: str | None = None) -> type[CubePipeline] | None:
+    """As `pipeline_class`, also for a Hub id, of which the two files that tell its kind are downloaded."""
+    path = find_model(path)
+    if Path(path).exists() or Path(path).is_absolute() or len(Path(path).parts) != 2:
+        return pipeline_class(path)
+    try:
+        files = ["model_index.json", "unet/config.json"]
+        return pipeline_class(snapshot_download(Path(path).as_posix(), revision=revision, allow_patterns=files))
+    except (OSError, HFValidationError):  # not on the Hub, or no connection: loading the weights says which
+        return None
+
+
 def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
     """Loads a trained CubeDiff of any installed backbone, from a folder or the Hub; see `from_pretrained`."""
-    return (pipeline_class(path) or CubeDiffPipeline).from_pretrained(path, **options)
+    return (_class_of_any(path) or CubeDiffPipeline).from_pretrained(path, **options)
 
 
 def load_pipeline(
@@ -87,7 +101,7 @@ def load_pipeline(
         ValueError: If a CubeDiff folder was trained with other settings.
     """
     path = find_model(path)
-    kind = pipeline_class(path)
+    kind = _class_of_any(path, revision)
     if kind is None:
         return CubeDiffPipeline.from_2d(path, scheduler=scheduler, variant=variant, revision=revision, **options)
     given_files = {key: value for key, value in {"variant": variant, "revision": revision}.items() if value is not None}
