@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cubediff.diffusion import overlap_average
 from cubediff.diffusion.overlap_average import OverlapAverage, noise_level
+from cubediff.diffusion.schedulers import SCHEDULERS as SUPPORTED
 from cubediff.geometry.overlap import blend_overlaps, sample_overlaps
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers, in DEIS and KDPM2, and about dpmsolver
@@ -118,6 +119,10 @@ def test_every_scheduler_goes_on_from_the_averaged_clean_latents(
     assert found in (0, len(scheduler.timesteps))
     # Some schedulers end at the noise level of the first training timestep, sigma = 0.029.
     assert (sample - target).square().mean().sqrt() < 0.05
+
+
+def test_these_are_all_supported_schedulers() -> None:
+    assert set(SCHEDULERS) == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
