@@ -168,7 +168,7 @@ def _lines(path: Path, errors: list[str]) -> Iterator[tuple[int, object]]:
             try:
                 yield number, parse_json(text)
             except (ValueError, RecursionError) as error:
-                errors.append(f"{path}, line {number}: not JSON ({error})")
+                errors.append(f"{path}, line {number}: not JSON ({error}): write one object a line")
 
 
 def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
