@@ -98,6 +98,13 @@ def test_what_would_lose_levels_is_refused(tmp_path: Path) -> None:
     for name in ("a.tif", "a.hdr"):
         with pytest.raises(DataError, match="floating-point radiance: save it with 8 or 16 bits"):
             open_canvas(tmp_path / name, WHITE_BELOW)
+    picture().save(tmp_path / "a.avif")
+    open_canvas(tmp_path / "a.avif", WHITE_BELOW)
+    content = bytearray((tmp_path / "a.avif").read_bytes())
+    content[content.index(b"av1C") + 6] |= 0x40  # its headers say 10 bits
+    (tmp_path / "deep.avif").write_bytes(content.replace(b"\3\x08\x08\x08", b"\3\x0a\x0a\x0a", 1))
+    with pytest.raises(DataError, match="more than 8 bits a channel in an AVIF, of which Pillow reads 8"):
+        open_canvas(tmp_path / "deep.avif", WHITE_BELOW)
     linear = png(tmp_path / "linear.png", levels(), {b"gAMA": (100000).to_bytes(4, "big")})
     with pytest.raises(DataError, match="a gAMA or cHRM chunk of another colour space than sRGB: save it as sRGB"):
         open_canvas(linear, WHITE_BELOW)
@@ -191,6 +198,7 @@ def test_white_is_at_least_half_of_the_maximum(tmp_path: Path) -> None:
         np.array([[0, 0.49, 0.5, 1]]),
         np.array([[False, False, True, True]]),
         np.array([[[0], [127], [128], [255]]], np.uint8),
+        np.array([[[0], [127], [128], [255]]], np.uint8).repeat(3, -1),
     ):
         assert open_mask(mask, size).tolist() == [[False, False, True, True]]
     grey = PIL.Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))
@@ -221,7 +229,8 @@ def test_masks_that_may_mean_anything_are_refused(tmp_path: Path) -> None:
         (white.astype(int), "the mask is an array of int64: expected bool"),
         (white.astype(float), r"the mask has values from 255 to 255: scale it to \[0.0, 1.0\]"),
         (np.full((32, 64), np.nan), "the mask has values from nan"),
-        (np.zeros((32, 64, 3), np.uint8), r"shape \(32, 64, 3\): expected \(H, W\)"),
+        (np.zeros((32, 64, 3), bool), r"shape \(32, 64, 3\): expected \(H, W\)"),
+        (np.asarray(red), "the mask has colours"),
     ):
         with pytest.raises(ValueError, match=words):
             open_canvas(levels(), mask)

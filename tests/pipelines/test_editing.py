@@ -129,7 +129,7 @@ def test_the_result_has_the_size_of_the_panorama(pipeline) -> None:
         result = edit(pipeline, Panorama(given, mask), "pil").panoramas[0]
         assert result.size == (2 * rows, rows)
         np.testing.assert_array_equal(np.asarray(result)[~mask], given[~mask])
-    with pytest.raises(ValueError, match="panorama_height=64 and a Panorama of height 96: omit panorama_height"):
+    with pytest.raises(ValueError, match="height=64 and a Panorama of height 96: omit the height"):
         edit(pipeline, Panorama(scene(), NADIR), panorama_height=64)
 
 
@@ -225,6 +225,14 @@ def test_the_network_sees_kept_pixels_in_the_sample_and_photos_in_the_mask_chann
         unconditional, conditional = cube.mask
         assert torch.equal(conditional, seen[0])
         assert not unconditional.any()
+
+
+def test_a_canvas_is_a_panorama_with_its_mask(pipeline) -> None:
+    canvas = open_canvas(scene(), NADIR)
+    expected = edit(pipeline, Panorama(scene(), NADIR)).panoramas
+    np.testing.assert_array_equal(edit(pipeline, Panorama(canvas)).panoramas, expected)
+    with pytest.raises(ValueError, match="a Canvas has its own mask"):
+        edit(pipeline, Panorama(canvas, NADIR))
 
 
 def test_latents_are_returned_without_the_panorama(pipeline) -> None:

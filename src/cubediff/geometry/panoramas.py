@@ -54,6 +54,8 @@ class Panorama:
             ValueError: As `open_canvas`.
         """
         if isinstance(self.picture, Canvas):
+            if self.mask is not None:
+                raise ValueError("a Canvas has its own mask: pass it to open_canvas, and mask=None")
             return self.picture
         mask = self.mask
         if isinstance(mask, Tensor):

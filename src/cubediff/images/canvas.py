@@ -99,7 +99,7 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
             and the ICC profile as it is; a Pillow image; or an array (h, w, 3) or (h, w, 4), the fourth channel its
             alpha, of uint8, uint16, or float in `float_range`.
         mask: White (at least half of the maximum) where to repaint: a file, a Pillow image, or an array (h, w) of bool,
-            uint8, uint16, or float in [0, 1]. None: black.
+            uint8, uint16, or float in [0, 1], or a grey one (h, w, 3) of uint8. None: black.
         float_range: The values of black and white in a float array.
 
     Raises:
@@ -210,6 +210,8 @@ def open_mask(mask: Picture, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
             mask = read_image(Path(mask))
         except (OSError, DataError) as error:
             raise DataError(f"the mask {mask}: not a readable image ({error})") from error
+    if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 3 and mask.shape[2] in (3, 4):
+        mask = PIL.Image.fromarray(mask)
     if isinstance(mask, PIL.Image.Image):
         mask = _mask_array(mask)
     if mask.ndim == 3 and mask.shape[-1] == 1:

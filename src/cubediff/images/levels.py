@@ -101,9 +101,11 @@ def decode_stored(image: ImageFile.ImageFile, data: bytes) -> StoredImage:
         data: The content of the file.
 
     Raises:
-        DataError: If it has floating-point or 32-bit pixels, or 16 bits a channel in a colour space other than RGB.
+        DataError: If it has floating-point or 32-bit pixels, or more than 8 bits a channel that cannot be kept.
         Exception: Any error of a decoder.
     """
+    if image.format == "AVIF" and _has_high_bit_depth(data):
+        raise DataError("more than 8 bits a channel in an AVIF, of which Pillow reads 8: save it as 16-bit PNG")
     raw_modes = str([tile.args for tile in image.tile])
     stored = exif.orientation(image)[0] if image.format == "TIFF" else 1
     image.load()  # a TIFF is upright afterwards
@@ -130,6 +132,12 @@ def decode_stored(image: ImageFile.ImageFile, data: bytes) -> StoredImage:
         decoded.profile,
         tuple(note for note in (exif_note, profile_note, gamma_note) if note),
     )
+
+
+def _has_high_bit_depth(avif: bytes) -> bool:
+    """Whether the first image of an AVIF has 10 or 12 bits a channel (AV1 in ISO BMFF, section 2.3: av1C)."""
+    place = avif.find(b"av1C")
+    return place >= 0 and len(avif) > place + 6 and bool(avif[place + 6] & 0x40)
 
 
 def to_stored(image: Image.Image) -> StoredImage:

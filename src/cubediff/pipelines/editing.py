@@ -51,8 +51,8 @@ class Edits:
             raise ValueError(f"Panoramas of the heights {sorted(heights)} in one call: call once for each size")
         if edited and panorama_height not in (None, *heights):
             raise ValueError(
-                f"panorama_height={panorama_height} and a Panorama of height {edited[0].height}: omit panorama_height, "
-                "or scale the Panorama"
+                f"height={panorama_height} and a Panorama of height {edited[0].height}: omit the height, or scale the "
+                "Panorama"
             )
         if output_type == "pil" and any(canvas.is_16_bit for canvas in edited):
             raise ValueError('a Panorama has 16 bits a channel, PIL images have 8: use output_type="np" or "pt"')
