@@ -255,3 +255,18 @@ def test_the_table_of_the_documentation_has_every_key_of_a_line() -> None:
     assert [key for cell in keys for key in re.findall(r"`(\w+)`", cell)] == sorted(JOB_KEYS, key=list(JOB_KEYS).index)
     example = next(block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"prompt"' in block)
     assert {key for line in example.splitlines() for key in json.loads(line)} <= set(JOB_KEYS)
+
+
+def test_every_sampler_is_recorded_with_the_spacing_that_it_used(model: Path, tmp_path: Path) -> None:
+    """With two leading steps a sampler would start at timestep 501 of 1000."""
+    lines = [{"prompt": "a hall", "name": name, "sampler": name} for name in SAMPLERS]
+    lines += [{"prompt": "a hall", "name": f"{name}_20", "sampler": name, "steps": 20} for name in ("ddim", "euler")]
+    succeed(model, tmp_path / "out", "--jobs", jobs_file(tmp_path, *lines))
+    recorded = {line["name"]: record(tmp_path / "out" / line["name"])["scheduler"] for line in lines}
+    assert {name: scheduler["class"] for name, scheduler in recorded.items()} == {
+        name: SAMPLERS[name.removesuffix("_20")][0].__name__ for name in recorded
+    }
+    assert {name: scheduler["timestep_spacing"] for name, scheduler in recorded.items()} == {
+        "ddim": "trailing", "dpm": "trailing", "euler": "trailing", "ddim_20": "leading", "euler_20": "leading"
+    }  # fmt: skip
+    assert recorded["dpm"]["lambda_min_clipped"] == "-inf"

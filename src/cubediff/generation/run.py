@@ -1,5 +1,6 @@
 """Runs generation jobs: in batches that share a guidance, split among processes, each panorama in a separate folder."""
 
+import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -133,8 +134,13 @@ def _naming(jobs: Sequence[Job]) -> Iterator[None]:
 
 def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
     """The scheduler, device and library versions, for `generation.json`."""
+    # JSON has no infinity, which DPM-Solver++ has as the lower limit of its log-SNR.
+    settings = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in pipeline.scheduler.config.items()
+    }
     return {
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **pipeline.scheduler.config},
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **settings},
         "device": device,
         "versions": {
             "cubediff": cubediff.__version__,
