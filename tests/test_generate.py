@@ -405,7 +405,7 @@ def test_a_file_without_jobs_is_refused(model, tmp_path) -> None:
         (("--prompt", "a", "--steps", "1001"), "--steps"),
         (("--prompt", "a", "--guidance-rescale", "1.5"), "--guidance-rescale"),
         (("--prompt", "a", "--seed", "-1"), "--seed"),
-        (("--prompt", "a", "--jobs", "jobs.jsonl"), "pass --jobs, or --prompt and --image, not both"),
+        (("--prompt", "a", "--jobs", "jobs.jsonl"), "pass --jobs, or --prompt, --image and --panorama, not both"),
         (("--prompt", "a", "--fov", "60"), "--fov is given 1 times and --image 0 times"),
     ],
 )
