@@ -650,7 +650,7 @@ def test_prompts_that_are_not_texts_raise(prompt):
 def test_a_long_prompt_is_truncated_with_a_warning_or_refused(awake, caplog):
     long = sample(awake, "many words " * 99)
     assert torch.equal(long, sample(awake, "many words " * 98))
-    assert "tokens and the text encoder takes 126: its end is ignored: 'ords many words" in caplog.text
+    assert "has 891 tokens and the text encoder takes 126: its end is ignored: 'many words many" in caplog.text
     with pytest.raises(ValueError, match="tokens and the text encoder takes 126: shorten it"):
         sample(awake, "many words " * 99, truncate_prompts=False)
 

@@ -121,7 +121,7 @@ def test_sampling_equals_the_description(folder, pipeline, theirs, photo):
         pipeline.unet.register_forward_pre_hook(lambda _, args: inputs_of_step.append(args[0])),
         pipeline.unet.register_forward_hook(lambda _, args, out: answers.append(out[0])),
     ]
-    generated = pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=8, output_type="latent").faces
+    generated = pipeline([PROMPTS], image=photo, latents=noise, num_inference_steps=8, output_type="latent").faces
     for hook in hooks:
         hook.remove()
 
@@ -155,7 +155,7 @@ def test_each_of_its_peculiarities_has_an_effect(pipeline, photo):
     noise = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 
     def generate() -> Tensor:
-        return pipeline(PROMPTS, image=photo, latents=noise, num_inference_steps=2, output_type="latent").faces
+        return pipeline([PROMPTS], image=photo, latents=noise, num_inference_steps=2, output_type="latent").faces
 
     before, kept = generate(), dict(pipeline.config)
     others = {

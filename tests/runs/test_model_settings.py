@@ -65,6 +65,12 @@ def test_a_given_setting_that_differs_from_the_folder_is_refused(others: Path, n
         build(composed(*model_of(others, f"model.pipeline.{name}={value}")).model)
 
 
+def test_settings_of_sampling_replace_those_of_the_folder(others: Path) -> None:
+    pipeline = load_pipeline(others, average_overlap=True, photo_encoding="face")
+    assert (pipeline.config.average_overlap, pipeline.config.photo_encoding) == (True, "face")
+    assert settings(pipeline) == OTHERS
+
+
 def test_the_plan_counts_the_model_with_the_settings_of_its_folder(tmp_path: Path) -> None:
     tiny_random(position_encoding="xyz").save_pretrained(tmp_path)
     planned = meta_pipeline(

@@ -19,6 +19,7 @@ from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, stored_settings
 from cubediff.pipelines.folders import find_model, read_index
 
+_SAMPLING_SETTINGS = ("photo_encoding", "average_overlap")  # training does not depend on them
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
 
 
@@ -94,7 +95,8 @@ def load_pipeline(
         variant: Of the weights, such as "fp16"; they are trained in float32 all the same.
         revision: Branch, tag or commit of a Hub id.
         **options: Settings of the pipeline (fov, position_encoding, position_samples, sync_group_norm,
-            cross_attention, image_drop). A CubeDiff folder says those that are None or left out.
+            cross_attention, image_drop). A CubeDiff folder says those that are None or left out. photo_encoding and
+            average_overlap, on which training does not depend, replace the folder's.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -104,9 +106,10 @@ def load_pipeline(
     kind = _class_of_any(path, revision)
     if kind is None:
         return CubeDiffPipeline.from_2d(path, scheduler=scheduler, variant=variant, revision=revision, **options)
-    given_files = {key: value for key, value in {"variant": variant, "revision": revision}.items() if value is not None}
-    pipeline = kind.from_pretrained(path, **given_files)
-    given = {k: v for k, v in options.items() if v is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    files = {name: value for name, value in {"variant": variant, "revision": revision}.items() if value is not None}
+    replaced = {name: given.pop(name) for name in _SAMPLING_SETTINGS if name in given}
+    pipeline = kind.from_pretrained(path, **files, **replaced)
     differing = {k: (pipeline.config[k], v) for k, v in given.items() if pipeline.config[k] != v}
     noise_schedule = pipeline.scheduler.config
     differing |= {k: (noise_schedule[k], v) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
