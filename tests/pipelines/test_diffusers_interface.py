@@ -50,7 +50,14 @@ def settings_of(pipeline: CubeDiffPipeline) -> dict[str, object]:
     return {name: pipeline.config[name] for name in OTHERS}
 
 
-@pytest.mark.parametrize("first", ["import cubediff", "import diffusers, cubediff", "import cubediff, diffusers"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import cubediff",
+        pytest.param("import diffusers, cubediff", marks=pytest.mark.slow),
+        pytest.param("import cubediff, diffusers", marks=pytest.mark.slow),
+    ],
+)
 def test_diffusers_loads_an_export_by_its_class_name_once_cubediff_is_imported(tmp_path: Path, first: str) -> None:
     tiny_random(**OTHERS).save_pretrained(tmp_path / "export")
     script = f"""{first}
