@@ -12,8 +12,9 @@ from diffusers.schedulers import SchedulerMixin
 from torch import Tensor
 
 from cubediff.diffusion import overlap_average
-from cubediff.diffusion.overlap_average import OverlapAverage, noise_level
+from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import SCHEDULERS as SUPPORTED
+from cubediff.diffusion.schedulers import noise_level
 from cubediff.geometry.overlap import blend_overlaps, sample_overlaps
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers, in DEIS and KDPM2, and about dpmsolver
@@ -107,7 +108,7 @@ def test_every_scheduler_goes_on_from_the_averaged_clean_latents(
     options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for i, t in enumerate(scheduler.timesteps):
         noisy = scheduler.scale_model_input(sample, t)
-        # With epsilon what is averaged is alpha·x0, and the target is that of x0.
+        # With epsilon the latents alpha·x0 are averaged, and the target is the average of x0.
         scale = noise_level(scheduler, t, i).alpha if prediction == "epsilon" else 1.0
         output = average(scheduler)(0.1 * unit(10 + i), noisy, t, i)
         step = scheduler.step(output, t, sample, **options)

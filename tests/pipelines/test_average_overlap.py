@@ -141,6 +141,6 @@ def test_faces_that_do_not_overlap_are_refused() -> None:
 
 
 def test_a_setting_that_is_neither_true_nor_false_is_refused(pipeline: CubeDiffPipeline) -> None:
-    """A word in a folder's model_index.json would be true whatever it says."""
+    """A string in a folder's model_index.json would count as true, also 'false'."""
     with pytest.raises(ValueError, match="average_overlap='false': use true or false"):
         pipeline.register(pipeline.components, {**pipeline.config, "average_overlap": "false"})

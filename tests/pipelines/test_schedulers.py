@@ -13,8 +13,7 @@ from support.stock import stock_2d
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
-from cubediff.diffusion.overlap_average import NoiseLevel, noise_level
-from cubediff.diffusion.schedulers import SAMPLERS, SCHEDULERS, convert_scheduler, use_sampler_
+from cubediff.diffusion.schedulers import SAMPLERS, SCHEDULERS, NoiseLevel, convert_scheduler, noise_level, use_sampler_
 from cubediff.models.backbone import CubeInput
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import tiny_random

@@ -8,47 +8,14 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from diffusers.schedulers import SchedulerMixin
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from cubediff.diffusion.schedulers import noise_level
 from cubediff.geometry.overlap import blend_overlaps
-
-
-class NoiseLevel(NamedTuple):
-    """The network's input in a denoising step is alpha·x0 + sigma·noise, with alpha² + sigma² = 1."""
-
-    alpha: Float[Tensor, ""]
-    sigma: Float[Tensor, ""]
-
-
-def noise_level(scheduler: SchedulerMixin, t: Shaped[Tensor, ""], step: int) -> NoiseLevel:
-    """The noise level of the network's input in a step of a diffusers scheduler.
-
-    Args:
-        scheduler: After `set_timesteps`, with `step` steps taken.
-        t: The step's timestep.
-        step: Its index in `scheduler.timesteps`.
-
-    Raises:
-        ValueError: If the class has no noise schedule of Stable Diffusion.
-    """
-    if (sigmas := getattr(scheduler, "sigmas", None)) is not None:
-        ratio = sigmas[step].cpu().double()  # sigma / alpha; they are on the CPU, where float64 exists
-        if not getattr(scheduler, "state_in_first_order", True):
-            # The second evaluation of a step may lie between two of `sigmas`; the input is scaled by alpha.
-            ratio = (scheduler.scale_model_input(torch.ones(()), t).cpu().double() ** -2 - 1).clamp_min(0).sqrt()
-        alpha = (ratio.square() + 1).rsqrt()
-        return NoiseLevel(alpha.float(), (ratio * alpha).float())
-    if (alphas := getattr(scheduler, "alphas_cumprod", None)) is None:
-        raise ValueError(
-            f"average_overlap=True with a {type(scheduler).__name__}, which has no noise schedule of Stable Diffusion: "
-            "use another scheduler, such as DDIMScheduler, or average_overlap=False"
-        )
-    return NoiseLevel(alphas[t].sqrt(), (1 - alphas[t]).sqrt())
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from fractions import Fraction
 from functools import wraps
 from itertools import pairwise
 from types import MethodType
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers import SchedulerMixin
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -190,3 +191,36 @@ def sampling_scheduler(
     if type(scheduler) is DDIMScheduler and 2 * steps > count:  # its own step would be up to twice too short
         return _ExactDDIMScheduler.at(scheduler, scheduler.timesteps.tolist(), device)
     return scheduler
+
+
+class NoiseLevel(NamedTuple):
+    """The network's input in a denoising step is alpha·x0 + sigma·noise, with alpha² + sigma² = 1."""
+
+    alpha: Float[Tensor, ""]
+    sigma: Float[Tensor, ""]
+
+
+def noise_level(scheduler: SchedulerMixin, t: Shaped[Tensor, ""], step: int) -> NoiseLevel:
+    """The noise level of the network's input in a step of a diffusers scheduler.
+
+    Args:
+        scheduler: After `set_timesteps`, with `step` steps taken.
+        t: The step's timestep.
+        step: Its index in `scheduler.timesteps`.
+
+    Raises:
+        ValueError: If the class has no noise schedule of Stable Diffusion.
+    """
+    if (sigmas := getattr(scheduler, "sigmas", None)) is not None:
+        ratio = sigmas[step].cpu().double()  # sigma / alpha; they are on the CPU, where float64 exists
+        if not getattr(scheduler, "state_in_first_order", True):
+            # The second evaluation of a step may lie between two of `sigmas`; the input is scaled by alpha.
+            ratio = (scheduler.scale_model_input(torch.ones(()), t).cpu().double() ** -2 - 1).clamp_min(0).sqrt()
+        alpha = (ratio.square() + 1).rsqrt()
+        return NoiseLevel(alpha.float(), (ratio * alpha).float())
+    if (alphas := getattr(scheduler, "alphas_cumprod", None)) is None:
+        raise ValueError(
+            f"average_overlap=True with a {type(scheduler).__name__}, which has no noise schedule of Stable Diffusion: "
+            "use another scheduler, such as DDIMScheduler, or average_overlap=False"
+        )
+    return NoiseLevel(alphas[t].sqrt(), (1 - alphas[t]).sqrt())

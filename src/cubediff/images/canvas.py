@@ -123,7 +123,7 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
         raise DataError(f"{name} has {2 * area.height}x{area.height} pixels: expected at least {MIN_WIDTH} columns")
     opaque = np.ones((height, width), bool) if stored.opaque is None else stored.opaque
     repaint = np.zeros_like(opaque) if mask is None else open_mask(mask, (width, height))
-    canvas = replace(_placed(stored, opaque & ~repaint, area, value_range), pose=pose)
+    canvas = replace(_on_full_sphere(stored, opaque & ~repaint, area, value_range), pose=pose)
     if canvas.kept.all():
         cause = "no mask is given" if mask is None else "the mask is black everywhere"
         raise ValueError(
@@ -136,7 +136,7 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
     return canvas
 
 
-def _placed(
+def _on_full_sphere(
     stored: StoredImage, kept: Bool[np.ndarray, "h w"], area: SphereArea, value_range: tuple[float, float]
 ) -> Canvas:
     """The canvas of an image that shows an area of the sphere."""

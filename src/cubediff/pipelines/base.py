@@ -3,10 +3,9 @@
 Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent size, S face size.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +17,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
-from cubediff.diffusion.overlap_average import OverlapAverage, noise_level
+from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import sampling_scheduler
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
-from cubediff.models.backbone import Backbone, Conditioning, CubeInput
+from cubediff.models.backbone import Backbone, Conditioning
 from cubediff.models.finite import NonFiniteWeightsError, check_finite
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
 from cubediff.pipelines.call import (
@@ -43,6 +42,7 @@ from cubediff.pipelines.call import (
 )
 from cubediff.pipelines.cards import PipelineWithCard
 from cubediff.pipelines.completeness import complete_weights
+from cubediff.pipelines.denoising import Condition, DenoisingInputs, denoise
 from cubediff.pipelines.editing import Edits, photo_coverage
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder, only_variant
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
@@ -50,32 +50,6 @@ from cubediff.pipelines.text import branch_text, encode_prompts
 from cubediff.pipelines.trust import check_components
 
 _SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the pipeline that used it last
-
-
-@dataclass(frozen=True)
-class _Condition:
-    """Photos and panoramas to edit on the faces: clean latents where `mask` is 1, for pasting the pixels where
-    `covered`. The network sees those where `seen` is 1, see `photo_coverage`."""
-
-    clean: Tensor  # (B, 6, C, h, w)
-    mask: Tensor  # (B, 6, 1, h, w)
-    seen: Tensor  # (B, 6, 1, h, w)
-    pixels: Tensor | None = None  # (B, 6, 3, S, S)
-    covered: Tensor | None = None  # (B, 6, 1, S, S)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The constant inputs of the denoising loop, the branches of guidance concatenated along the panoramas."""
-
-    scheduler: SchedulerMixin
-    guidance: Guidance
-    conditioning: Conditioning
-    clean: Tensor
-    mask: Tensor
-    hidden: Tensor | None
-    positions: Tensor
-    average: OverlapAverage | None
 
 
 class CubePipeline(PipelineWithCard, ABC):
@@ -256,7 +230,8 @@ class CubePipeline(PipelineWithCard, ABC):
         text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(scheduler, guidance, text, condition, average_overlap)
-        sample = self._denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, callback)
+        sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, self.progress_bar,
+                         partial(callback, self), lambda: self.interrupt)  # fmt: skip
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample
         else:
@@ -265,7 +240,7 @@ class CubePipeline(PipelineWithCard, ABC):
         return CubeDiffOutput(*output) if return_dict else output
 
     def _decoded(
-        self, sample: Tensor, pasted: _Condition | None, edits: Edits, output_type: str
+        self, sample: Tensor, pasted: Condition | None, edits: Edits, output_type: str
     ) -> tuple[Panoramas, Faces]:
         """Panoramas and faces of latents, with the pixels of `pasted` where it has photos."""
         faces = self.backbone.decode(sample)
@@ -300,11 +275,11 @@ class CubePipeline(PipelineWithCard, ABC):
             raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
         return latents.to(device).float().expand(shape)
 
-    def _condition(self, backbone: Backbone, photos: list[list[Photo | Panorama]] | None, noise: Tensor) -> _Condition:
+    def _condition(self, backbone: Backbone, photos: list[list[Photo | Panorama]] | None, noise: Tensor) -> Condition:
         """The photos as latents, and the mask of the latent pixels that they cover."""
         nothing = torch.zeros_like(noise[:, :, :1])
         if photos is None:
-            return _Condition(torch.zeros_like(noise), nothing, nothing)
+            return Condition(torch.zeros_like(noise), nothing, nothing)
         scale, fov, device = backbone.latent_scale, self.config.fov, noise.device
         pixels, covered = project_photos(photos, noise.shape[-1] * scale, fov)
         mask = latent_mask(covered, scale)
@@ -316,16 +291,16 @@ class CubePipeline(PipelineWithCard, ABC):
         encode = backbone.encode_each if self.config.get("photo_encoding") == "face" else backbone.encode
         covered = photo_coverage(photos, covered, fov)
         rows = (encode(pixels.to(device)), mask.to(device), latent_mask(covered, scale).to(device), pixels, covered)
-        return _Condition(*(repeat_rows(row, len(noise)) for row in rows))
+        return Condition(*(repeat_rows(row, len(noise)) for row in rows))
 
     def _inputs(
         self,
         scheduler: SchedulerMixin,
         guidance: Guidance,
         text: Conditioning,
-        condition: _Condition,
+        condition: Condition,
         average_overlap: bool | None,
-    ) -> _Inputs:
+    ) -> DenoisingInputs:
         """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
         branches, mask = guidance.branches, condition.seen
         by_noise = self.config.image_drop == "noise"
@@ -336,7 +311,7 @@ class CubePipeline(PipelineWithCard, ABC):
         average = None
         if average_overlap:
             average = OverlapAverage(scheduler, self.config.fov, condition.clean, condition.mask.bool())
-        return _Inputs(
+        return DenoisingInputs(
             scheduler=scheduler,
             guidance=guidance,
             conditioning=text,
@@ -346,44 +321,6 @@ class CubePipeline(PipelineWithCard, ABC):
             positions=self.positions(mask.shape[-1], mask.device),
             average=average,
         )
-
-    def _denoise(
-        self,
-        backbone: Backbone,
-        noise: Tensor,
-        condition: _Condition,
-        inputs: _Inputs,
-        step_options: Mapping[str, object],
-        callback: StepEnd,
-    ) -> Tensor:
-        """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1."""
-        scheduler = inputs.scheduler
-        parameters = inspect.signature(scheduler.step).parameters
-        options = {key: value for key, value in step_options.items() if key in parameters}
-        is_clean = condition.mask.bool()
-        branches = len(inputs.guidance.branches)
-        sample, finite = noise * scheduler.init_noise_sigma, list[Tensor]()
-        for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
-            # The condition follows its own noise trajectory in the sample; branches with the image see photos clean.
-            sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
-            scaled = scheduler.scale_model_input(sample, t)
-            if not getattr(scheduler, "state_in_first_order", True):  # add_noise knows first evaluations only
-                alpha, sigma = noise_level(scheduler, t, step)
-                scaled = torch.where(is_clean, alpha * condition.clean + sigma * noise, scaled)
-            cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
-            predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
-            prediction = inputs.guidance.combine(predictions, t)
-            if inputs.average is not None:
-                prediction = inputs.average(prediction, scaled, t, step)
-            sample = scheduler.step(prediction, t, sample, return_dict=False, **options)[0]
-            sample = callback(self, step, t, sample)
-            finite.append(sample.isfinite().all())  # read at the end: reading it here would wait for the device
-            if self._interrupt:
-                break
-        if not (flags := torch.stack(finite)).all():
-            step = int(flags.int().argmin())
-            raise FloatingPointError(NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}"))
-        return torch.where(is_clean, condition.clean, sample)
 
     # --------------------------------------------------------------------------------------------- loading
 
