@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from support.generating import SAMPLES, jobs_file, picture, pixels, record, refused, run, save_model, save_photo
+from support.generating import SAMPLES, jobs_file, picture, pixels, record, refused, run
 from support.image_files import chunk, exif_block, icc, png
 from support.promises import promised
 
@@ -34,16 +34,6 @@ from cubediff.models.stable_diffusion import StableDiffusion
 
 GPANO = "{http://ns.google.com/photos/1.0/panorama/}"
 PROMPT = 'a hall with "arches" & <light>'
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_photo(tmp_path_factory.mktemp("photo") / "photo.png")
 
 
 def saved_faces(folder: Path) -> np.ndarray:
