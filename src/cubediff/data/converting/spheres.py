@@ -14,7 +14,7 @@ from cubediff.cubemaps.layouts import Cube, from_layout
 from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.readings import check_reading, check_width, in_levels
-from cubediff.data.sources.schemes import SCHEMES, STRIPS, cut, upright
+from cubediff.data.sources.schemes import SCHEMES, STRIPS, cut
 from cubediff.images.pictures import Picture, Pixels, read_picture
 from cubediff.images.reading import read_size
 from cubediff.utils.errors import DataError
@@ -179,10 +179,7 @@ def _open_faces(path: Path, described: Described, as_srgb: bool) -> tuple[Sphere
     if len({(picture.pixels.shape, picture.pixels.dtype) for picture in pictures.values()}) > 1:
         shapes = (f"{f} {'x'.join(map(str, p.pixels.shape))} {p.pixels.dtype}" for f, p in pictures.items())
         raise DataError(f"{path}: its faces differ in size or type: {', '.join(shapes)}")
-    readings = {
-        name: upright({face: pictures[file].pixels for face, file in reading.items()}, name, group.record)
-        for name, reading in group.readings.items()
-    }
+    readings = group.cubes({file: picture.pixels for file, picture in pictures.items()})
     first = next(iter(readings))
     try:
         cube = check_reading(first, readings, "--from-convention")

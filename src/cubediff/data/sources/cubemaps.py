@@ -19,7 +19,7 @@ from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import list_images
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.readings import check_reading, check_width, in_levels
-from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut, upright
+from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut
 from cubediff.geometry.conventions import FACES, tan_half
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
@@ -118,10 +118,7 @@ class Cubemaps:
         if len({(p.pixels.shape, p.pixels.dtype) for p in images.values()}) > 1:
             sizes = (f"{PurePosixPath(f).name} {p.pixels.shape[1]} {p.pixels.dtype}" for f, p in images.items())
             raise DataError(f"its faces differ in size or type: {', '.join(sizes)}")
-        readings = {
-            s: upright({face: images[f].pixels for face, f in r.items()}, s, group.record)
-            for s, r in group.readings.items()
-        }
+        readings = group.cubes({file: image.pixels for file, image in images.items()})
         notes = [f"{PurePosixPath(file).name}: {note}" for file, image in images.items() for note in image.notes]
         fov = None if group.record is None else group.record.fov
         return _Read(

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -76,6 +76,13 @@ class Group(NamedTuple):
     name: str
     readings: dict[str, dict[str, str]]
     record: CubemapRecord | None = None
+
+    def cubes(self, pixels: Mapping[str, Shaped[np.ndarray, "s s ..."]]) -> dict[str, Cube]:
+        """The upright faces in each scheme, of the pixels of the files."""
+        return {
+            scheme: upright({face: pixels[file] for face, file in reading.items()}, scheme, self.record)
+            for scheme, reading in self.readings.items()
+        }
 
 
 def group_files(files: Iterable[str], only: str | None = None) -> tuple[list[Group], dict[str, str], list[str]]:
