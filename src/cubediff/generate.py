@@ -123,6 +123,12 @@ def generate(
         bool,
         typer.Option("--offload", help="Keep only the model that is computing in the GPU's memory; slower."),
     ] = False,
+    vae_tiling: Annotated[
+        bool,
+        typer.Option(
+            "--vae-tiling", help="Decode faces larger than the autoencoder's strip by strip: slower, for small memory."
+        ),
+    ] = False,
     save_faces: Annotated[
         bool, typer.Option("--save-faces", help="Also write the six faces as PNG, for engines and viewers.")
     ] = False,
@@ -193,7 +199,7 @@ def generate(
             job = Job("", check_prompt(text), photos, seed, options, panorama=edited)
             check_edit(job)
             requested = repeat_job(job, count)
-        execution = Execution(batch, device, dtype, offload)
+        execution = Execution(batch, device, dtype, offload, vae_tiling)
         for path in run(Call(model, output, requested, execution)):
             typer.echo(path)
     except (ValueError, OSError, FloatingPointError) as error:

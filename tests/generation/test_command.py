@@ -300,7 +300,7 @@ def test_a_lack_of_memory_is_one_message(
     for words, expected in [
         ((), message.format(1, 64, "--face-size 32, or ")),
         (("--batch", 4), message.format(4, 64, "--batch 1, or --face-size 32, or ")),
-        (("--face-size", 128), message.format(1, 128, "--face-size 64, or ")),
+        (("--face-size", 128), message.format(1, 128, "--vae-tiling, or --face-size 64, or ")),
         (("--face-size", 32), message.format(1, 32, "")),
     ]:
         result = run(model, tmp_path, "--device", "cpu", *words, prompt="a hall")
@@ -332,9 +332,12 @@ def test_the_remedies_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             raise torch.OutOfMemoryError
         assert str(error.value).endswith(f"use {expected}")
-    execution = Execution(offload=True)
+    execution = Execution(offload=True, vae_tiling=True)
     with (
-        pytest.raises(ValueError, match="--dtype bf16, --offload, --batch 1, faces of 256 pixels: use a GPU with more"),
+        pytest.raises(
+            ValueError,
+            match="--dtype bf16, --offload, --vae-tiling, --batch 1, faces of 256 pixels: use a GPU with more",
+        ),
         memory_errors(execution, "cuda:1", "bf16", FaceSizes(256, 512)),
     ):
         raise torch.OutOfMemoryError

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from cubediff.generation.jobs import JOB_KEYS
 from cubediff.generation.options import FACE_KEYS, OPTION_KEYS, Options
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.gpano import full_sphere_xmp
+from cubediff.models import encoders
+from cubediff.models.tiled_vae import decode_tiled, encode_tiled
 
 DOCS = Path(__file__).parents[2] / "docs/generation.md"
 PARAMETERS = {parameter.name for parameter in typer.main.get_command(app).params}
@@ -203,6 +206,27 @@ def test_offload(model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "--offload saves no memory on a CPU" in result.stderr
 
 
+def test_vae_tiling(model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photo and faces pass through the autoencoder in tiles, with the same result."""
+    called = []
+
+    def recorded(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            called.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    for function in (encode_tiled, decode_tiled):
+        monkeypatch.setattr(encoders, function.__name__, recorded(function))
+    words = ("--device", "cpu", "--image", photo, "--format", "png", "--face-size", 96)
+    succeed(model, tmp_path / "without", *words, prompt="a hall")
+    assert not called
+    succeed(model, tmp_path / "with", *words, "--vae-tiling", prompt="a hall")
+    assert called == ["encode_tiled", "decode_tiled"]
+    assert np.abs(pixels(tmp_path / "with").astype(int) - pixels(tmp_path / "without")).max() <= 1
+
+
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
@@ -223,6 +247,7 @@ ELSEWHERE = {
         "device",
         "dtype",
         "offload",
+        "vae_tiling",
         "batch",
         "count",
         "format",
@@ -231,7 +256,16 @@ ELSEWHERE = {
     *("panorama", "mask"),  # in tests/generation/test_edited_files.py
     *FACE_KEYS,  # in tests/test_generate.py
 }
-CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "offload", "batch"}  # the others may stand in a line of jobs
+CALL_ONLY = {
+    "model",
+    "output",
+    "jobs",
+    "device",
+    "dtype",
+    "offload",
+    "vae_tiling",
+    "batch",
+}  # the others may stand in a line of jobs
 
 
 def test_no_option_is_left_out() -> None:

@@ -23,6 +23,7 @@ from cubediff.geometry import (
     equirect_to_perspective,
     face_directions,
     position_map,
+    projections,
     reorder_faces,
     rotation_matrix,
     sampling,
@@ -327,6 +328,21 @@ def test_blend_without_overlap_equals_crop_which_takes_the_nearest_face() -> Non
     panorama = cube_to_equirect(numbered, 64, 95.0, "crop")[0, 0]
     assert panorama[32, ::8].tolist() == [2, 2, 3, 3, 3, 3, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     torch.testing.assert_close(panorama[[0, -1]], torch.tensor([[4.0], [5.0]]).expand(2, 128))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(16, 2), (100, 1)])  # the larger faces are averaged
+def test_a_large_panorama_is_rendered_in_bands(size: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = torch.rand(batch, 6, 3, size, size, generator=torch.Generator().manual_seed(0))
+    whole = cube_to_equirect(faces, 50, mode="bicubic")
+    monkeypatch.setattr(projections, "_BAND_PIXELS", 4000)
+    taken = []
+    monkeypatch.setattr(
+        sampling, "sample", lambda *a, f=sampling.sample: taken.append(a[1].shape[1:3].numel()) or f(*a)
+    )
+    bands = cube_to_equirect(faces, 50, mode="bicubic")
+    assert torch.equal(bands, whole)
+    assert len(taken) > 2
+    assert max(taken) <= 4000
 
 
 def test_round_trip_of_the_sample_panoramas() -> None:

@@ -113,6 +113,18 @@ def test_models_that_are_offloaded_between_calls_give_the_same_panorama(photo_en
     assert text.device.type == "cpu"
 
 
+@pytest.mark.parametrize("photo_encoding", ["cube", "face"])
+def test_vae_tiling_gives_the_same_panorama(photo_encoding: str) -> None:
+    pipeline = awake_pipeline(photo_encoding=photo_encoding)
+    photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = panorama(pipeline, image=photo, face_size=96)
+    pipeline.enable_vae_tiling()
+    tiled = panorama(pipeline, image=photo, face_size=96)
+    assert 0 < (tiled - expected).abs().max() < 1e-3 < 1e-1 < expected.std()
+    pipeline.disable_vae_tiling()
+    assert torch.equal(panorama(pipeline, image=photo, face_size=96), expected)
+
+
 def test_autocast_around_a_call_gives_nearly_the_same_panorama() -> None:
     expected = panorama(awake_pipeline())
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -77,11 +77,14 @@ def _out_of_memory(execution: Execution, device: str, dtype: str, face_sizes: Fa
     is_gpu = device.startswith("cuda")
     memory = f" ({torch.cuda.mem_get_info(device)[1] / _GIB:.1f} GiB)" if is_gpu else ""
     given = [f"--dtype {dtype}", *(["--offload"] if execution.offload else [])]
+    given += ["--vae-tiling"] if execution.vae_tiling else []
     remedies = []
     if face_sizes is not None:
         given += [f"--batch {execution.batch}", f"faces of {face_sizes.used} pixels"]
         remedies += ["--batch 1"] if execution.batch > 1 else []
-        smaller = face_sizes.model if face_sizes.used > face_sizes.model else face_sizes.model // 2
+        is_larger = face_sizes.used > face_sizes.model
+        remedies += ["--vae-tiling"] if is_larger and not execution.vae_tiling else []
+        smaller = face_sizes.model if is_larger else face_sizes.model // 2
         remedies += [f"--face-size {smaller}"] if smaller < face_sizes.used else []
     if dtype == "fp32" and is_gpu:
         remedies.append("--dtype bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "--dtype fp16")

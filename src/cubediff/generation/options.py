@@ -203,6 +203,7 @@ class Execution:
         device: torch device; None: the first available of CUDA, MPS and CPU.
         dtype: "bf16", "fp16" or "fp32"; "auto": bf16 on GPUs that have it, else fp32.
         offload: Keep in the GPU's memory only the model that is computing.
+        vae_tiling: Encode and decode faces that are larger than the autoencoder's in tiles.
 
     Raises:
         ValueError: If the dtype is unknown.
@@ -212,6 +213,7 @@ class Execution:
     device: str | None = None
     dtype: str = "auto"
     offload: bool = False
+    vae_tiling: bool = False
 
     def __post_init__(self) -> None:
         check_value("--dtype", self.dtype, one_of(*DTYPES))

@@ -63,6 +63,8 @@ def generate(
             pipeline.enable_model_cpu_offload(device=device)
         else:
             pipeline.to(device)
+        if execution.vae_tiling:
+            pipeline.enable_vae_tiling()
     output.mkdir(parents=True, exist_ok=True)  # fails before the sampling
     stored_scheduler = pipeline.scheduler
     _check_with_model(pipeline, [job for jobs in batches for job in jobs if job.name in names])

@@ -59,18 +59,20 @@ def face_directions(size: int, fov: float = FACE_FOV, dtype: torch.dtype = torch
     return F.normalize(rays, dim=-1).to(dtype)
 
 
-def sphere_directions(height: int) -> Float[Tensor, "h w 3"]:
+def sphere_directions(height: int, start: int = 0, end: int | None = None) -> Float[Tensor, "h w 3"]:
     """Viewing directions of the pixels of a panorama.
 
     Args:
         height: Height of the panorama, in pixels.
+        start, end: The rows from `start` to before `end`; None: to the last one.
 
     Returns:
-        Unit vectors (height, 2·height, 3) of (x, y, z), in float64.
+        Unit vectors (end − start, 2·height, 3) of (x, y, z), in float64.
     """
     step = math.pi / height
     yaw = (torch.arange(2 * height, dtype=torch.float64) + 0.5) * step - math.pi
-    pitch = math.pi / 2 - (torch.arange(height, dtype=torch.float64)[:, None] + 0.5) * step
+    rows = torch.arange(start, height if end is None else end, dtype=torch.float64)
+    pitch = math.pi / 2 - (rows[:, None] + 0.5) * step
     return torch.stack(torch.broadcast_tensors(pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()), -1)
 
 

@@ -29,6 +29,9 @@ from cubediff.geometry.conventions import (
     tan_half,
 )
 
+_BAND_PIXELS = 1 << 22  # samples of a panorama that are taken at once: about 200 MB with their positions and weights
+_CPU = torch.device("cpu")
+
 
 def equirect_to_cube(
     panorama: Real[Tensor, "b c h w"],
@@ -161,33 +164,57 @@ def cube_to_equirect(
         return torch.cat([cube_to_equirect(cube, height, fov, overlap, mode) for cube in faces.split(1)])
     margin = atlases.margin_of(mode)
     atlas = atlases.build_atlas(faces, fov, margin)
-    grid, overlaps = _sphere_grids(supersampling * height, fov, blend, size, margin, work, faces.device)
-    if batch == 1:
-        bands = grid[0].unflatten(0, (math.gcd(height, 8), -1))
-        panorama = sampling.sample(atlas.expand(len(bands), -1, -1, -1), bands, mode).transpose(0, 1).flatten(1)[None]
+    rows = max(1, _BAND_PIXELS // (2 * height * supersampling**2))
+    find = _sphere_grids if rows >= height else _sphere_grids.__wrapped__  # grids of many bands are too large to cache
+    panorama = faces.new_empty(batch, faces.shape[2], height, 2 * height)
+    for start in range(0, height, rows):
+        end = min(start + rows, height)
+        bounds = (supersampling * start, supersampling * end)
+        grids = find(supersampling * height, bounds, fov, blend, size, margin, work, faces.device)
+        panorama[:, :, start:end] = sampling.to_pixels(_sample_band(atlas, grids, mode, supersampling), faces.dtype)
+    return panorama
+
+
+def _sample_band(
+    atlas: Tensor, grids: tuple[Tensor, atlases.Overlaps | None], mode: str, supersampling: int
+) -> Float[Tensor, "b c rows w"]:
+    """Some rows of panoramas."""
+    grid, overlaps = grids
+    height = grid.shape[1]
+    if len(atlas) == 1:  # parts of the rows become the batch, which the CPU's threads share
+        parts = grid[0].unflatten(0, (math.gcd(height, 8), -1))
+        band = sampling.sample(atlas.expand(len(parts), -1, -1, -1), parts, mode).transpose(0, 1).flatten(1)[None]
     else:
-        panorama = sampling.sample(atlas, grid.expand(batch, -1, -1, -1), mode).flatten(2)
+        band = sampling.sample(atlas, grid.expand(len(atlas), -1, -1, -1), mode).flatten(2)
     if overlaps is not None:
-        atlases.add_overlaps_(panorama, atlas, overlaps, mode)
-    panorama = panorama.unflatten(2, (supersampling * height, -1))
-    return sampling.to_pixels(F.avg_pool2d(panorama, supersampling) if supersampling > 1 else panorama, faces.dtype)
+        atlases.add_overlaps_(band, atlas, overlaps, mode)
+    band = band.unflatten(2, (height, -1))
+    return F.avg_pool2d(band, supersampling) if supersampling > 1 else band
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _sphere_grids(
-    height: int, fov: float, blend: bool, size: int, margin: int, dtype: torch.dtype, device: torch.device
+    height: int,
+    rows: tuple[int, int],
+    fov: float,
+    blend: bool,
+    size: int,
+    margin: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Float[Tensor, "1 i j 2"], atlases.Overlaps | None]:
-    """Positions of the pixels of a panorama in the atlas."""
-    nearest, overlaps = atlases.ray_grids(sphere_directions(height).flatten(0, 1), fov, blend, size, margin, dtype)
+    """Positions in the atlas of some rows of a panorama's pixels."""
+    rays = sphere_directions(height, *rows).flatten(0, 1)
+    nearest, overlaps = atlases.ray_grids(rays, fov, blend, size, margin, dtype)
     if overlaps is not None:
         overlaps = atlases.Overlaps(*(values.to(device) for values in overlaps))
-    return nearest.to(device).view(1, height, 2 * height, 2), overlaps
+    return nearest.to(device).view(1, -1, 2 * height, 2), overlaps
 
 
 @lru_cache(maxsize=8)
 def _sphere_maps(height: int, fov: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    grid, _ = _sphere_grids.__wrapped__(height, fov, False, size, 1, torch.float64, torch.device("cpu"))  # not cached
+    grid, _ = _sphere_grids.__wrapped__(height, (0, height), fov, False, size, 1, torch.float64, _CPU)  # not cached
     return sampling.fixed_point(grid[0], 6 * (size + 2), size + 2)
 
 

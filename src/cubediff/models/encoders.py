@@ -9,16 +9,18 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DecoderOutput
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cubediff.models.backbone import execution_device, to_device_async
 from cubediff.models.inflation import sync_group_norm_
+from cubediff.models.tiled_vae import decode_tiled, encode_tiled
 from cubediff.utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -77,12 +79,19 @@ class FrozenEncoders:
 
     @contextmanager
     def _whole_cubes(self) -> Iterator[None]:
-        """Suspends `vae.enable_slicing()`, which would separate faces: one panorama at a time is the smallest slice."""
-        slicing, self.vae.use_slicing = self.vae.use_slicing, False
+        """Within it the VAE takes the six faces of a panorama together, also if slicing or tiling is enabled.
+
+        One panorama at a time is the smallest slice; tiles are those of `tiled_vae`.
+        """
+        vae = self.vae
+        slicing, vae.use_slicing = vae.use_slicing, False
+        vae.tiled_decode = lambda latents, return_dict: DecoderOutput(sample=decode_tiled(vae, latents))
+        vae._tiled_encode = partial(encode_tiled, vae)
         try:
             yield
         finally:
-            self.vae.use_slicing = slicing
+            vae.use_slicing = slicing
+            del vae.tiled_decode, vae._tiled_encode
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> Float[Tensor, "n l d"]:

@@ -108,6 +108,17 @@ class CubePipeline(PipelineWithCard, ABC):
     def disable_vae_slicing(self) -> None:
         """Changes nothing, as `enable_vae_slicing`."""
 
+    def enable_vae_tiling(self) -> None:
+        """Encodes and decodes faces that are larger than the autoencoder's `sample_size` strip by strip.
+
+        It takes longer and less of the device's memory; results differ by rounding. See `cubediff.models.tiled_vae`.
+        """
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Encodes and decodes whole faces."""
+        self.vae.disable_tiling()
+
     @staticmethod
     def complete_settings(
         network: ModelMixin, given: Mapping[str, object], defaults: Mapping[str, object]
