@@ -109,6 +109,7 @@ def test_an_extension_trains_on_two_ranks_of_the_launcher(
     assert losses[0][0] == pytest.approx(3 * trained[1][0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_extension_is_planned_cached_and_trained_on_latents(package: Path, shards: Path, tmp_path: Path) -> None:
     config = ("--config-dir", package / "conf", *MODEL)
     plan = cubediff(package, "plan", *config, "name=toy", cwd=tmp_path)
@@ -119,6 +120,7 @@ def test_an_extension_is_planned_cached_and_trained_on_latents(package: Path, sh
     assert len(losses[0]) == 3
 
 
+@pytest.mark.slow
 def test_error_of_an_invalid_backbone_entry_point_names_it(package: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     shutil.copytree(package, site)

@@ -38,6 +38,7 @@ def test_the_support_module_hides_names_from_cubediff_alone(tmp_path: Path) -> N
     assert without_posix("-c", TRY_HIDDEN, cwd=tmp_path) == "[False, False, False] True\n"
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_posix(tmp_path: Path) -> None:
     without_posix("-W", "ignore", "-c", IMPORT_ALL, cwd=tmp_path)
 

@@ -45,6 +45,7 @@ def url(dataset: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_the_password_of_a_url_is_in_no_file_and_no_output_of_a_run(url: str, tmp_path: Path) -> None:
     words = [*WORDS, f"data.path={url}", f"run_dir={tmp_path}/run", f"data.cache_dir={tmp_path}/cache"]
     command = [sys.executable, "-m", "cubediff.train", *words, "logger=[csv,wandb,tensorboard]"]

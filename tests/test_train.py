@@ -246,6 +246,7 @@ def test_the_command_shows_its_progress_and_no_advertisements(sweep: tuple[Path,
 # ---- two devices ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_validate_to_the_mean_over_all_panoramas(tiny_shards: Path, tmp_path: Path) -> None:
     """Of three validation panoramas the first rank has one and the second two; the expected losses are those of the
@@ -356,6 +357,7 @@ def test_a_diverging_run_stops_with_a_remedy(
     assert (tmp_path / "run/logs/metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_error_of_an_out_of_memory_batch_names_the_largest_that_fits(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def hue(colour: np.ndarray) -> np.ndarray:
     return colour / np.linalg.norm(colour)
 
 
+@pytest.mark.slow
 def test_the_dataset_is_a_folder_that_prepare_takes(tmp_path: Path) -> None:
     folder = create_example_dataset(5, tmp_path / "example", size=(64, 128))
     assert len(records(folder)) == 5

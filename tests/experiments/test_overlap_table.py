@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import PIL.Image
+import pytest
 
 from cubediff.pipelines.loading import tiny_random
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_table_has_two_rows_for_each_scheduler(tmp_path: Path) -> None:
     tiny_random().save_pretrained(tmp_path / "model")
     names = ("courtyard", "hotel_room")

@@ -31,6 +31,7 @@ MEASURED: dict[str, Any] = json.loads((SCALING / "measured.json").read_text())
 # ---- formulas ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_write_the_bytes_of_the_formulas() -> None:
     """Linux counts the bytes that each process writes.

@@ -54,6 +54,7 @@ def test_invalid_input_is_reported_before_torch_is_imported(model: Path, photo: 
     assert "no model_index.json" in errors
 
 
+@pytest.mark.slow
 def test_finished_jobs_load_nothing(model: Path, tmp_path: Path) -> None:
     promised(DOCS, "panoramas that exist already are skipped, and if all of them do, the model is not loaded")
     jobs = jobs_file(tmp_path, {"prompt": "a hall", "name": "hall"}, {"prompt": "a lake", "count": 2})

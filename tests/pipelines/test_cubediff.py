@@ -597,6 +597,7 @@ def test_load_pipeline_loads_both_kinds_and_refuses_options_that_differ_from_the
         load_pipeline(saved, fov=90.0, sync_group_norm=False)
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_refused_with_a_command_that_converts_them(folder_2d, saved, tmp_path):
     for source, load in ((saved, CubeDiffPipeline.from_pretrained), (folder_2d, CubeDiffPipeline.from_2d)):
         folder = tmp_path / source.name

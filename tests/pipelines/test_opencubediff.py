@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from support.awake import awaken_
-from support.processes import python
+from support.generating import refused, run, succeed
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
@@ -196,8 +196,7 @@ def test_the_layout_is_recognised_whatever_class_the_folder_names(folder, tmp_pa
 
 def test_the_command_generates_with_the_public_layout(folder, tmp_path):
     PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
-    words = ("--model", folder, "--prompt", "a hall", "--image", "photo.png", "--output", "out", "--steps", "2")
-    python("-m", "cubediff.generate", *words, cwd=tmp_path)
+    succeed(folder, tmp_path / "out", "--image", tmp_path / "photo.png", prompt="a hall")
     with PIL.Image.open(tmp_path / "out/panorama.jpg") as panorama:
         assert panorama.size == (256, 128)
 
@@ -223,8 +222,7 @@ def test_other_layouts_are_refused_with_what_to_do(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "2d")
     config = tmp_path / "2d/unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 4}))
-    words = ("--model", "2d", "--prompt", "a hall", "--output", "out")
-    done = python("-m", "cubediff.generate", *words, cwd=tmp_path, code=1)
-    error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith("error: 2d holds a StableDiffusionPipeline, which generates no panoramas: ")
-    assert "a 2D Stable Diffusion model is trained with model.pipeline.path=2d" in error
+    model = tmp_path / "2d"
+    result = run(model, tmp_path / "out", prompt="a hall")
+    refused(result, f"error: {model} holds a StableDiffusionPipeline, which generates no panoramas: ")
+    assert f"a 2D Stable Diffusion model is trained with model.pipeline.path={model}" in result.stderr

@@ -89,7 +89,7 @@ def test_operations_equal_a_count_by_hand() -> None:
     [
         ("cpu", []),
         pytest.param("cpu", ["model.trainable=full", "trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
-        ("ddp", ["model.trainable=full", "model.gradient_checkpointing=true"]),
+        pytest.param("ddp", ["model.trainable=full", "model.gradient_checkpointing=true"], marks=pytest.mark.slow),
         pytest.param("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"], marks=pytest.mark.slow),
     ],
 )
@@ -122,6 +122,7 @@ def test_the_peak_equals_the_memory_of_a_training_process(way: str, words: list[
         assert 0.9 * (steps - planned.unsharded) < int(out.splitlines()[-1]) < 1.1 * steps
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_memory_and_more_operations_and_a_batch_takes_its_multiple() -> None:
     plain, checkpointed = (cost(composed(*FULL, f"model.gradient_checkpointing={on}"), 2) for on in (False, True))
     assert checkpointed.step_peak < plain.step_peak
@@ -173,6 +174,7 @@ def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_float16_costs_what_bfloat16_does() -> None:
     half = cost(composed(*TINY, "trainer=gpu", "trainer.precision=16-mixed"), 1)
     assert half == cost(composed(*TINY, "trainer=gpu"), 1)

@@ -5,6 +5,8 @@ A panorama's noise depends on its sample index, not on its rank.
 
 import csv
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -91,21 +93,28 @@ def joined_to_nine(tiny_shards: Path, joined: Path, tmp_path_factory: pytest.Tem
     return resume(tiny_shards, run_dir, *JOINED, *SIX_STEPS, "trainer.max_steps=9")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param((*DDP, "model.gradient_checkpointing=true"), id="DDP with gradient checkpointing"),
-        pytest.param(FSDP, id="FSDP", marks=pytest.mark.slow),
-    ],
-)
-def test_two_ranks_reach_the_results_of_one_process_and_each_resumes_the_other(
-    tiny_shards: Path, tmp_path: Path, joined: Path, joined_to_nine: Path, words: tuple[str, ...]
-) -> None:
+WORDS = {"DDP with gradient checkpointing": (*DDP, "model.gradient_checkpointing=true"), "FSDP": FSDP}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Six steps of two ranks."""
+
+    @cache
+    def run(kind: str) -> Path:
+        run_dir = tmp_path_factory.mktemp("two") / "run"
+        return train(tiny_shards, run_dir, *WORDS[kind], *SIX_STEPS, EVERY_THREE_STEPS["two"])
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["DDP with gradient checkpointing", pytest.param("FSDP", marks=pytest.mark.slow)])
+def test_two_ranks_reach_the_results_of_one_process(joined: Path, two_ranks: Callable[[str], Path], kind: str) -> None:
     """Weights, EMA, validation, samples and export are equal up to rounding: sums in another order.
 
     One of the ranks has one validation panorama more than the other, which must take part in its forward pass.
     """
-    two = train(tiny_shards, tmp_path / "two", *words, *SIX_STEPS, EVERY_THREE_STEPS["two"])
+    two = two_ranks(kind)
     assert largest_difference(joined, two) < 2e-6
     same_losses(joined, two)
     pictures = sorted((joined / "samples").glob("*.jpg"))
@@ -120,10 +129,22 @@ def test_two_ranks_reach_the_results_of_one_process_and_each_resumes_the_other(
     assert type(exports[1]).__name__ == "UNet2DConditionModel"
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=2e-6) for key in weights[0])
 
-    one = tmp_path / "one"
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WORDS)
+def test_two_ranks_and_one_process_resume_each_other(
+    tiny_shards: Path,
+    tmp_path: Path,
+    joined: Path,
+    joined_to_nine: Path,
+    two_ranks: Callable[[str], Path],
+    kind: str,
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
     shutil.copytree(joined, one, symlinks=True)
+    shutil.copytree(two_ranks(kind), two, symlinks=True)
     resumed = (
-        resume(tiny_shards, one, *words, *SIX_STEPS, "trainer.max_steps=9"),
+        resume(tiny_shards, one, *WORDS[kind], *SIX_STEPS, "trainer.max_steps=9"),
         resume(tiny_shards, two, *JOINED, *SIX_STEPS, "trainer.max_steps=9"),
     )
     for run_dir in resumed:

@@ -376,6 +376,7 @@ def test_checkpoints_of_other_programs_or_models_are_refused(begun: Path, tiny_s
         fit(composed(*words, f"resume={other}", run_dir=tmp_path / "run"), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_the_command_resumes_after_a_full_disk(tiny_shards: Path, tmp_path: Path) -> None:
     """docs/resume.md: "the same command resumes, also if the last line of `metrics.csv` is incomplete …"."""

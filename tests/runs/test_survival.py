@@ -31,10 +31,8 @@ def reference_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     return train
 
 
-TOLD = ["rank 1", *(pytest.param(who, marks=pytest.mark.slow) for who in ("the one process", "rank 0", "both"))]
-
-
-@pytest.mark.parametrize("who", TOLD)
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["the one process", "rank 0", "rank 1", "both"])
 def test_sigterm_saves_a_checkpoint_exits_with_143_and_the_run_resumes_bit_by_bit(
     tiny_shards: Path, tmp_path: Path, reference_run: Callable[[str], Path], who: str
 ) -> None:

@@ -105,6 +105,7 @@ def grouped(rows: dict[str, Any]) -> set[str]:
     return {name for name in rows if name.split("/")[0] in SECTIONS and "." not in name}
 
 
+@pytest.mark.slow
 def test_every_logger_receives_the_same_metrics(runs: Runs) -> None:
     logged = {
         "csv": csv_rows(runs("csv")),
@@ -242,6 +243,7 @@ run.experiment.finish()
 """
 
 
+@pytest.mark.slow
 def test_without_credentials_wandb_does_not_prompt(tmp_path: Path) -> None:
     """A terminal without input: a prompt would wait forever."""
     pty = pytest.importorskip("pty")

@@ -299,6 +299,7 @@ for image_drop in ("noise", "attention"):
 """
 
 
+@pytest.mark.slow
 def test_compiled_blocks_have_the_same_gradients_with_checkpointing_and_both_image_drops() -> None:
     """In a separate process, since jaxtyping cannot check shapes inside compiled code; with a compiler backend that
     runs the graph unchanged: the claim is that one graph serves all blocks."""
@@ -351,10 +352,10 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ("trainable", "objective", "rate", "goal"),
     [
         ("full", "epsilon", 3e-3, 0.6),
-        ("attention", "epsilon", 1e-2, 0.8),
-        ("value_output", "epsilon", 1e-2, 0.8),
         ("lora", "epsilon", 1e-2, 0.8),
-        *(("full", name, 3e-3, 0.6) for name in OBJECTIVES if name != "epsilon"),
+        pytest.param("attention", "epsilon", 1e-2, 0.8, marks=pytest.mark.slow),
+        pytest.param("value_output", "epsilon", 1e-2, 0.8, marks=pytest.mark.slow),
+        *(pytest.param("full", name, 3e-3, 0.6, marks=pytest.mark.slow) for name in OBJECTIVES if name != "epsilon"),
     ],
 )
 def test_the_loss_at_fixed_noise_falls(batch: Batch, trainable: Any, objective: str, rate: float, goal: float) -> None:

@@ -16,6 +16,7 @@ from cubediff.data import DataError, build_shards
 from cubediff.data.building.engines import ENGINES, open_engine
 
 
+@pytest.mark.slow
 def test_results_keep_the_order_of_the_items_and_run_at_most_a_window_ahead() -> None:
     consumed = []
 
@@ -56,6 +57,7 @@ class Counting:
         return item, os.getpid(), self.calls
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_its_function_until_it_receives_another() -> None:
     """A source lists its files once per worker, not once per panorama."""
     with open_engine(workers=2) as mapped:

@@ -87,6 +87,7 @@ def test_a_build_interrupted_at_any_file_system_change_resumes_to_the_same_bytes
     assert contents(output) == expected
 
 
+@pytest.mark.slow
 def test_a_build_killed_repeatedly_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """SIGKILL ten times, a random while after some more panoramas are read; each time the build resumes."""
     source, output = panoramas(tmp_path / "in", 30, width=512), tmp_path / "out"

@@ -72,6 +72,7 @@ def prepare(*arguments: str, **environment: str) -> int:
     return subprocess.run(command, env=os.environ | environment, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_of_a_custom_source_resumes(folder: Path) -> None:
     options = ("--source", "custom_shots:Shots", "--shard-size", "2", "--workers", "1")
     assert prepare("out", *options, KILLED_AT="pano 3.png") == -signal.SIGKILL
@@ -83,6 +84,7 @@ def test_an_interrupted_build_of_a_custom_source_resumes(folder: Path) -> None:
     assert contents(folder / "out") == contents(folder / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_worker_processes_load_a_custom_source(folder: Path) -> None:
     assert prepare("out", "--source", "custom_shots:Shots", "--workers", "2") == 0
     assert json.loads((folder / "out" / "manifest.json").read_text())["samples"] == 6

@@ -212,7 +212,7 @@ def test_rows_with_images_are_panoramas(tmp_path: Path, stored: str) -> None:
     for seed, entry in enumerate(entries):
         assert psnr(shown(opened.load(entry).jpeg), shown(encoded(seed))) > 30
     assert opened.load(entries[0]).jpeg == encoded(0, "JPEG")
-    build_shards(opened, tmp_path / "out", workers=2)
+    build_shards(opened, tmp_path / "out", workers=1)
     assert {side: len(files) for side, files in sides(tmp_path / "out").items()} == {"train": 5, "val": 2}
     assert not check_shards(tmp_path / "out").faults
 

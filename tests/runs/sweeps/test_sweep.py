@@ -73,6 +73,7 @@ def grid(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder / "sweep", result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_recorded_and_the_others_run(grid: tuple[Path, str, str]) -> None:
     folder, out, err = grid
     found = read_results(folder)
