@@ -159,6 +159,11 @@ def test_a_run_resumes_to_the_same_bits_and_exports_its_ema(folder: Path) -> Non
 )
 @promise("data/README.md", "**The same input gives the same bytes**, for any number of workers and either engine.")
 @promise("data/README.md", "other files in it are refused before anything is written, also with `--overwrite`.")
+@promise(
+    "data/README.md",
+    "with `--overwrite`, a build that fails leaves the earlier dataset as it was, and its reasons in "
+    "`SHARDS/.building/rejected.jsonl`.",
+)
 def test_shards_report_rejections_repeat_their_bytes_and_keep_other_files(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "panoramas"
     shutil.copytree(folder / "panoramas", source)
@@ -175,6 +180,16 @@ def test_shards_report_rejections_repeat_their_bytes_and_keep_other_files(folder
     refusal = run("prepare", "panoramas", "one", "--overwrite", cwd=tmp_path, code=1)
     assert "notes.txt" in refusal.splitlines()[-1]
     assert contents(tmp_path / "one") == before
+    del before["notes.txt"]
+    (tmp_path / "one/notes.txt").unlink()
+    (source / "captions.jsonl").write_text("none of this is JSON\n")
+    failure = run("prepare", "panoramas", "one", "--overwrite", cwd=tmp_path, code=1)
+    reasons = Path("one/.building/rejected.jsonl")
+    assert f"all are listed in {reasons}" in failure
+    assert "not a JSON object" in (tmp_path / reasons).read_text()
+    after = contents(tmp_path / "one")
+    assert {name: after[name] for name in before} == before
+    run("prepare", "check", "one", cwd=tmp_path)
 
 
 # ---- resuming and failures -------------------------------------------------------------------------------------

@@ -15,13 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from support.builds import build, contents, panoramas
 
 from cubediff.data import DataError, build_shards
 from cubediff.data.building import journal as journal_module
+from cubediff.data.building import shards as shards_module
+from cubediff.data.building import write as write_module
 from cubediff.data.building.check import check_shards
 from cubediff.data.format.folders import LOCK, folder_lock
+from cubediff.data.streaming.catalog import open_dataset
+from cubediff.data.streaming.remote import Cache
 from cubediff.images import panorama as images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
@@ -244,3 +250,138 @@ def test_an_io_error_stops_the_build_which_resumes_later(tmp_path: Path, monkeyp
     build_shards(source, output, **OPTIONS)
     build_shards(source, tmp_path / "whole", **OPTIONS)
     assert contents(output) == contents(tmp_path / "whole")
+
+
+# ---- an existing dataset ------------------------------------------------------------------------------------
+
+
+def without_captions(source: Path, patch: pytest.MonkeyPatch) -> None:
+    (source / "captions.jsonl").write_text(json.dumps({"file": "pano 0.png", "caption": ""}) + "\n")
+
+
+def too_small(source: Path, patch: pytest.MonkeyPatch) -> None:
+    for path in source.glob("*.png"):
+        cv2.imwrite(str(path), np.zeros((4, 8, 3), np.uint8))
+
+
+def unreadable(source: Path, patch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    patch.setattr(images, "decode", fails)
+
+
+def full_disk(source: Path, patch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(shards_module, "describe_shard", fails)
+
+
+def interrupted(source: Path, patch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr(write_module, "report_html", fails)
+
+
+def empty(source: Path, patch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(source)
+    source.mkdir()
+
+
+@pytest.mark.parametrize("fault", [without_captions, too_small, unreadable, full_disk, interrupted, empty])
+def test_a_build_that_fails_leaves_the_dataset_that_it_would_replace_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
+    cv2.imwrite(str(source / "no caption.png"), np.zeros((32, 64, 3), np.uint8))
+    build_shards(source, output, **OPTIONS)
+    before = contents(output)
+    assert b"no caption.png" in before["rejected.jsonl"]
+    with monkeypatch.context() as patch:
+        fault(source, patch)
+        with pytest.raises((DataError, OSError, KeyboardInterrupt)) as caught:
+            build_shards(source, output, **OPTIONS, overwrite=True)
+    after = contents(output)
+    assert {name: after[name] for name in before} == before
+    assert all(name.startswith(".building/") for name in set(after) - set(before) - {LOCK})
+    assert not check_shards(output).faults
+    if fault in (without_captions, too_small):
+        assert str(output / ".building" / "rejected.jsonl") in str(caught.value)
+        reasons = [json.loads(line) for line in (output / ".building" / "rejected.jsonl").read_text().splitlines()]
+        assert {line["file"] for line in reasons} >= {"pano 0.png", "pano 1.png", "pano 2.png"}
+    shutil.rmtree(source)
+    build_shards(panoramas(source, 4), output, **OPTIONS, overwrite=True)
+    build_shards(source, tmp_path / "anew", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "anew")
+
+
+def test_an_interrupted_move_is_completed_before_another_build_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older dataset is gone by then, so a build that fails would otherwise leave none."""
+    source, output = panoramas(tmp_path / "in", 4), tmp_path / "out"
+    build_shards(panoramas(tmp_path / "old", 3), output, shard_size=1)
+    build_shards(source, tmp_path / "whole", **OPTIONS)
+    with monkeypatch.context() as patch:
+        real = os.replace
+
+        def stops(old: Path, new: Path) -> None:
+            if Path(new).name == "index.jsonl" and Path(new).parent == output:
+                raise Cut
+            real(old, new)
+
+        patch.setattr(os, "replace", stops)
+        with pytest.raises(Cut):
+            build_shards(source, output, **OPTIONS, overwrite=True)
+    assert not (output / "manifest.json").exists()
+    with pytest.raises(DataError, match=r"holds no manifest\.json yet.*complete it with the same cubediff prepare"):
+        open_dataset(str(output), Cache(tmp_path / "cache", 1.0))
+    without_captions(tmp_path / "old", monkeypatch)
+    with pytest.raises(DataError, match="no panorama can be used"):
+        build_shards(tmp_path / "old", output, overwrite=True)
+    after = contents(output)
+    expected = contents(tmp_path / "whole")
+    assert {name: after[name] for name in expected} == expected
+
+
+def test_ctrl_c_during_the_move_leaves_a_complete_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output = panoramas(tmp_path / "in", 3), tmp_path / "out"
+    build_shards(panoramas(tmp_path / "old", 2), tmp_path / "replaced", shard_size=1)
+    build_shards(source, tmp_path / "new", **OPTIONS)
+    whole = [contents(tmp_path / "replaced"), contents(tmp_path / "new")]
+    publish, calls = write_module.publish, 0
+
+    def interrupted_at(step: int, real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return change
+
+    for step in range(1, 100):
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(tmp_path / "replaced", output)
+        calls = 0
+        with monkeypatch.context() as patch:
+
+            def observed(*args: Path, patch: pytest.MonkeyPatch = patch, step: int = step) -> Any:
+                for name in ("replace", "unlink", "rmdir"):
+                    patch.setattr(os, name, interrupted_at(step, getattr(os, name)))
+                return publish(*args)
+
+            patch.setattr(write_module, "publish", observed)
+            try:
+                build_shards(source, output, **OPTIONS, overwrite=True)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        after = contents(output)
+        assert any({name: after.get(name) for name in dataset} == dataset for dataset in whole), step
+        assert not check_shards(output).faults
+    assert step > 10

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cubediff.data.format.folders import foreign_files, name_some
-from cubediff.data.format.manifest import DUPLICATES, FORMAT, INDEX, MANIFEST, REJECTED, REPORT
+from cubediff.data.format.manifest import BUILDING, DUPLICATES, FORMAT, INDEX, MANIFEST, REJECTED, REPORT
 from cubediff.utils.errors import DataError
 from cubediff.utils.json_text import parse_json
 
-BUILDING = ".building"  # folder of an unfinished build, inside OUTPUT
 PLAN = "plan.json"  # in BUILDING: everything that the bytes of the build depend on
 REPLACED = "replaced.json"  # in BUILDING: the files of earlier builds in OUTPUT
 CAPTIONS = "captions.jsonl"  # what --caption wrote

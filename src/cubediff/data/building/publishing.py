@@ -36,7 +36,8 @@ def begin_build(build: Path, plan: Plan, overwrite: bool) -> None:
     Args:
         build: The build's folder.
         plan: The plan of this build.
-        overwrite: Discard an interrupted build with another plan.
+        overwrite: Discard an interrupted build with another plan; if only its move to OUTPUT was interrupted, complete
+            it first, since the dataset before it is gone.
 
     Raises:
         DataError: If the folder holds a build with another plan and `overwrite` is off.
@@ -51,13 +52,24 @@ def begin_build(build: Path, plan: Plan, overwrite: bool) -> None:
             f"{build} holds an unfinished build with {key.replace('_', '-')} {previous.get(key)}, not "
             f"{plan.get(key)}: resume it with the same arguments, or pass --overwrite to start again"
         )
+    if previous != plan and (build / MANIFEST).exists():
+        publish(build, build.parent)
     build.mkdir(parents=True, exist_ok=True)
     if previous != plan:
-        if (build / MANIFEST).exists():  # its shards have begun to move to OUTPUT
-            _record_replaced(build)
-        clear_build(build, REPLACED)
+        clear_build(build, REPLACED)  # an older version may have left OUTPUT with the replaced files and no manifest
     (build / "panoramas").mkdir(exist_ok=True)
     write_atomic(build / PLAN, json.dumps(plan), sync=True)
+
+
+def end_without_samples(build: Path, output: Path) -> Path:
+    """Keeps the reasons of a build that has no panorama: in its folder if `output` holds a dataset, which stays as it
+    is, else in `output`; returns their file."""
+    if (output / MANIFEST).exists():
+        return output / build.name / REJECTED
+    (build / REJECTED).replace(output / REJECTED)
+    clear_build(build)
+    build.rmdir()
+    return output / REJECTED
 
 
 def clear_build(build: Path, *keep: str) -> None:
@@ -71,6 +83,17 @@ def clear_build(build: Path, *keep: str) -> None:
 
 
 def publish(build: Path, output: Path) -> Manifest:
+    """Moves a finished dataset from its build folder to `output`, as `_move` does; completes the move before a
+    `KeyboardInterrupt`, so that `output` is not left without a dataset."""
+    try:
+        return _move(build, output)
+    except KeyboardInterrupt:
+        if (build / MANIFEST).exists():
+            _move(build, output)
+        raise
+
+
+def _move(build: Path, output: Path) -> Manifest:
     """Moves a finished dataset from its build folder to `output`; also completes an interrupted move.
 
     The old manifest is removed first and the new one arrives last, so that no reader sees a mixture of two datasets. Of

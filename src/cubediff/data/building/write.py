@@ -20,14 +20,15 @@ import cubediff
 from cubediff.data.building.duplicates import THRESHOLD, Pairs, near_duplicates
 from cubediff.data.building.engines import Engine, Map, Progress, open_engine
 from cubediff.data.building.journal import Accepted, accept
-from cubediff.data.building.output_folder import BUILDING, check_files_outside, check_output, check_separate
-from cubediff.data.building.publishing import Plan, begin_build, clear_build, publish
+from cubediff.data.building.output_folder import check_files_outside, check_output, check_separate
+from cubediff.data.building.publishing import Plan, begin_build, end_without_samples, publish
 from cubediff.data.building.report import report_html
 from cubediff.data.building.selecting import select_entries
 from cubediff.data.building.shards import Sample, WrittenShard, write_shard
 from cubediff.data.building.splitting import assign_shards, sample_keys, split_samples
 from cubediff.data.format.folders import folder_lock
 from cubediff.data.format.manifest import (
+    BUILDING,
     DUPLICATES,
     FORMAT,
     INDEX,
@@ -173,11 +174,9 @@ def build_shards(
                 rejected = sorted(rejected + unreadable, key=lambda r: (r.file, r.reason))
                 write_atomic(build / REJECTED, json_lines(map(asdict, rejected)), sync=True)
                 if not samples:
-                    (build / REJECTED).replace(output / REJECTED)
-                    clear_build(build)
-                    build.rmdir()
                     first = f"the first is {rejected[0].file}: {rejected[0].reason}" if rejected else "no captions"
-                    raise DataError(f"no panorama can be used ({first}); all are listed in {output / REJECTED}")
+                    listed = end_without_samples(build, output)
+                    raise DataError(f"no panorama can be used ({first}); all are listed in {listed}")
                 _write_dataset(build, samples, rejected, settings, mapped)
         return publish(build, output)
 

@@ -8,6 +8,7 @@ INDEX = "index.jsonl"
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
 REPORT = "report.html"
+BUILDING = ".building"  # folder of an unfinished build; holds a manifest while a finished one moves to the dataset
 
 FORMAT = "cubediff-shards"
 VERSION = 2

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar, read_sample
-from cubediff.data.format.manifest import INDEX, MANIFEST, LatentsRecord
+from cubediff.data.format.manifest import BUILDING, INDEX, MANIFEST, LatentsRecord
 from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, ReadableManifest, parse_index, parse_manifest
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
 from cubediff.utils.errors import DataError
@@ -138,6 +138,11 @@ def _read_catalog(folder: str, retry_minutes: float) -> Catalog:
 def _read_manifest(folder: str, retry_minutes: float) -> ReadableManifest:
     """The checked manifest of a folder or URL."""
     if not is_remote(folder) and not (Path(folder) / MANIFEST).exists():
+        if (Path(folder) / BUILDING / MANIFEST).exists():
+            raise DataError(
+                f"{folder} holds no {MANIFEST} yet: the move of its finished shards was interrupted; complete it with "
+                "the same cubediff prepare command"
+            )
         raise DataError(
             f"{folder} holds no {MANIFEST}: build shards with cubediff prepare SOURCE OUTPUT and set data.path=OUTPUT"
         )
