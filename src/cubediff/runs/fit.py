@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices, to_plain
 from cubediff.planning.cost import GIB, largest_batch
-from cubediff.runs.card import TrainingFacts, write_card
 from cubediff.runs.export import export_pipeline
+from cubediff.runs.export_card import TrainingFacts, write_card
 from cubediff.runs.identity import announced_changes, run_identity, with_model_settings
 from cubediff.runs.record import RunRecord, data_records, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, read_saved_run

@@ -18,7 +18,7 @@ from support.runs import composed, train
 from cubediff import CubeDiffPipeline
 from cubediff.pipelines.cards import copy_card
 from cubediff.pipelines.loading import tiny_random
-from cubediff.runs.card import TrainingFacts, card_text, newest_samples, write_card
+from cubediff.runs.export_card import TrainingFacts, card_text, newest_samples, write_card
 from cubediff.runs.record import DataRecord
 
 PAGE = "docs/training.md"
