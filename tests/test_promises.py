@@ -192,6 +192,25 @@ def test_shards_report_rejections_repeat_their_bytes_and_keep_other_files(folder
     run("prepare", "check", "one", cwd=tmp_path)
 
 
+@promise(
+    "data/README.md",
+    "SHARDS must not be SOURCE or contain it, by any name or link. It may lie inside SOURCE, and is then not read.",
+)
+def test_shards_lie_in_another_folder_or_inside_the_source(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "work" / "panoramas"
+    shutil.copytree(folder / "panoramas", source)
+    (tmp_path / "link").symlink_to(source.parent)
+    before = contents(tmp_path)
+    for output in ("work/panoramas", "link/panoramas", "link", "work/other/.."):
+        refusal = run("prepare", "work/panoramas", output, "--overwrite", cwd=tmp_path, code=1)
+        assert f"OUTPUT {output} " in refusal.splitlines()[-1]
+    assert contents(tmp_path) == before
+    for words in ((), ("--overwrite",)):
+        run("prepare", "work/panoramas", "work/panoramas/shards", "--workers", 1, *words, cwd=tmp_path)
+        assert json.loads((source / "shards/manifest.json").read_text())["samples"] == 6
+        assert (source / "shards/rejected.jsonl").read_bytes() == b""
+
+
 # ---- resuming and failures -------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import lightning as L
 import pytest
 import safetensors.torch
 import torch
+from support.builds import contents
 from support.losses import losses_of
 from support.panoramas import keys, shards, spoil
 from support.runs import composed
@@ -25,7 +26,8 @@ from cubediff import CubeDiffPipeline
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
 from cubediff.data.format.folders import folder_lock
-from cubediff.data.latent_cache.writing import ShardWriter
+from cubediff.data.latent_cache.source import CachingDataModule
+from cubediff.data.latent_cache.writing import ShardWriter, check_output
 from cubediff.data.streaming.reader import ShardReader
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.cache_latents import cache
@@ -376,6 +378,29 @@ def test_files_of_others_in_the_output_are_refused(source: Path, tmp_path: Path)
     with pytest.raises(DataError, match=r"is a file: cache\.output is the folder"):
         cached(source, output / "notes.txt")
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_is_or_contains_the_panoramas_is_refused_and_one_inside_is_not(
+    source: Path, tmp_path: Path
+) -> None:
+    panoramas = tmp_path / "above" / "shards"
+    shutil.copytree(source, panoramas)
+    (tmp_path / "link").symlink_to(panoramas)
+    (tmp_path / "tars").mkdir()
+    shutil.copy(panoramas / "train-000000.tar", tmp_path / "tars")
+    before = contents(tmp_path)
+    data = CachingDataModule(panoramas, batch_size=1, face_size=64, turns=1)
+    for output, words in (
+        ("above/shards", "already holds a dataset"),
+        ("link", "already holds a dataset"),
+        ("above/../link", "already holds a dataset"),
+        ("above", "holds shards, which no interrupted caching"),
+        ("tars", r"holds train-000000\.tar, which no interrupted caching"),
+    ):
+        with pytest.raises(DataError, match=words):
+            check_output(tmp_path / output, {}, data.shards_to_cache())
+    check_output(panoramas / "latents", {}, data.shards_to_cache())
+    assert contents(tmp_path) == before
 
 
 def test_two_runs_at_once_in_one_folder_are_an_error(source: Path, tmp_path: Path) -> None:

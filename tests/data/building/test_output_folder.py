@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from support.builds import contents, panoramas
+from support.source_folders import SOURCE_FOLDERS, write_source_folder
 from typer.testing import CliRunner
 
 from cubediff.data import DataError, build_shards
 from cubediff.data.building import write
+from cubediff.data.building.captioning import caption_source
 from cubediff.data.building.check import check_shards
+from cubediff.data.sources import open_source
 from cubediff.data.sources.webdataset import Shards
 from cubediff.prepare import app
 
@@ -62,6 +65,13 @@ def test_an_output_with_a_file_of_someone_else_is_refused_before_anything_is_wri
             build_shards(source, output, overwrite=overwrite)
         assert name.partition("/")[0] in str(caught.value)
     assert contents(tmp_path) == before
+
+
+def test_files_of_others_are_found_behind_a_folder_that_does_not_exist_yet(source: Path, tmp_path: Path) -> None:
+    put(tmp_path / "out" / "notes.txt")
+    with pytest.raises(DataError, match=r"holds notes\.txt, which no cubediff build wrote"):
+        build_shards(source, tmp_path / "new" / ".." / "out")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_error_names_three_of_the_files(source: Path, tmp_path: Path) -> None:
@@ -142,7 +152,9 @@ def test_cached_latents_are_not_replaced_by_shards(source: Path, tmp_path: Path)
 # ---- OUTPUT and SOURCE -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spelling", ["same", "dots", "link", "above", "link to above", "tar", "relative"])
+@pytest.mark.parametrize(
+    "spelling", ["same", "dots", "dots after a new folder", "link", "above", "link to above", "tar", "relative"]
+)
 def test_an_output_that_is_or_contains_the_source_is_refused(
     source: Path, tmp_path: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +163,7 @@ def test_an_output_that_is_or_contains_the_source_is_refused(
     arguments = {
         "same": (source, source),
         "dots": (source, tmp_path / "other" / ".." / "in"),
+        "dots after a new folder": (source, tmp_path / "new" / ".." / "in"),
         "link": (link / "in", source),
         "above": (source, tmp_path),
         "link to above": (source, link),
@@ -169,6 +182,59 @@ def test_an_output_that_is_or_contains_the_source_is_refused(
         assert "choose another folder" in result.stderr
     assert contents(tmp_path) == before
     link.unlink()
+
+
+@pytest.mark.parametrize("kind", SOURCE_FOLDERS)
+@pytest.mark.parametrize("relation", ["same", "above"])
+def test_every_type_of_source_is_refused_as_or_below_the_output(tmp_path: Path, kind: str, relation: str) -> None:
+    source = tmp_path / "above" / "in"
+    write_source_folder(source, kind)
+    before = contents(tmp_path)
+    output = source if relation == "same" else source.parent
+    for words in (["--dry-run"], [], ["--overwrite"], ["--captions", "none"], ["--caption", "any"]):
+        result = CliRunner().invoke(app, [str(source), str(output), "--workers", "1", *words])
+        assert result.exit_code == 1
+        assert f"OUTPUT {output} {'is' if relation == 'same' else 'contains'} SOURCE" in result.stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["IN", "Above/in", "ABOVE"])
+def test_a_name_in_another_case_is_the_same_folder_where_the_file_system_ignores_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Such a file system resolves a name without correcting its case; links that are not resolved stand for it."""
+    source = tmp_path / "above" / "in"
+    panoramas(source, 2)
+    (tmp_path / "above" / "IN").symlink_to(source)
+    (tmp_path / "Above").symlink_to(source.parent)
+    (tmp_path / "ABOVE").symlink_to(source.parent)
+    monkeypatch.setattr(Path, "resolve", Path.absolute)
+    output = tmp_path / "above" / "IN" if name == "IN" else tmp_path / name
+    before = contents(tmp_path)
+    result = CliRunner().invoke(app, [str(source), str(output), "--workers", "1"])
+    assert result.exit_code == 1
+    assert "choose another folder" in result.stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", SOURCE_FOLDERS)
+@pytest.mark.parametrize("place", ["in/shards", "in/a/b/shards", "in/shards.tar", "link/shards", "in/../in/shards"])
+def test_an_output_inside_the_source_is_not_read(tmp_path: Path, kind: str, place: str) -> None:
+    source, output = tmp_path / "in", tmp_path / place
+    source.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (source / "linked").symlink_to(tmp_path / "elsewhere")  # through which link/shards lies inside SOURCE
+    count = write_source_folder(source, kind)
+    before = contents(source)
+    first = build_shards(source, output, **OPTIONS)
+    (output / "rejected.jsonl").rename(tmp_path / "rejected.jsonl")
+    assert first["samples"] == count
+    assert (tmp_path / "rejected.jsonl").read_bytes() == b""
+    again = build_shards(source, output, **OPTIONS, overwrite=True)
+    assert again == first
+    assert not check_shards(output).faults
+    assert {name: content for name, content in contents(source).items() if name in before} == before
 
 
 def test_shards_inside_the_source_are_built_again_without_reading_them(tmp_path: Path) -> None:
@@ -196,6 +262,24 @@ def test_tars_in_the_source_are_read_and_kept_when_shards_are_built_next_to_them
     assert (tars / "train-000000.tar").read_bytes() == before
     with tarfile.open(tars / "train-000000.tar") as tar:
         assert len(tar.getmembers()) == 8
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_link_in_the_source_to_the_output_is_refused_or_not_read(source: Path, tmp_path: Path, link: str) -> None:
+    output, tars = tmp_path / "out", tmp_path / "tars"
+    build_shards(source, output, val_fraction=0.0)
+    shutil.copytree(output, tars / "part", ignore=shutil.ignore_patterns("*.json*", "*.html"))
+    before = contents(output)
+    if link == "file":
+        (tars / "again.tar").symlink_to(output / "train-000000.tar")
+        with pytest.raises(DataError, match=r"SOURCE reads files in .*belongs to OUTPUT"):
+            build_shards(tars, output, val_fraction=0.0, overwrite=True)
+        with pytest.raises(DataError, match=r"SOURCE reads files in .*belongs to OUTPUT"):
+            caption_source(open_source(tars), output / "captions.jsonl", "any")
+        assert contents(output) == before
+    else:
+        (tars / "again").symlink_to(output)
+        assert build_shards(tars, output, val_fraction=0.0, overwrite=True)["samples"] == 4
 
 
 def test_shards_cannot_be_replaced_by_what_is_read_from_them(source: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from cubediff.configs import CONFIG_DIR
 from cubediff.data.building.engines import Progress
+from cubediff.data.building.output_folder import check_files_outside
 from cubediff.data.sources import Entry, Panorama, Rejection, Source
 from cubediff.data.sources.records import entry_from
 from cubediff.geometry.conventions import FACES
@@ -162,7 +163,12 @@ def write_captions(
 
 
 def caption_source(source: Source, file: Path, model: str, **options: Unpack[CaptionOptions]) -> Captioned:
-    """Writes captions as `write_captions` does and returns the source with these captions."""
+    """Writes captions as `write_captions` does to a file in OUTPUT, and returns the source with these captions.
+
+    Raises:
+        DataError: As `write_captions`; or if a panorama lies in the folder of `file`, which the build would replace.
+    """
+    check_files_outside((path for entry in source.entries()[0] for path in source.files(entry)), file.parent)
     write_captions(source, file, model, **options)
     return Captioned(source, file)
 

@@ -25,20 +25,22 @@ def check_output(output: Path, overwrite: bool) -> None:
         DataError: If it is a file, or holds files that no build wrote; or if it holds latents, or a dataset and
             `overwrite` is off.
     """
-    if output.exists() and not output.is_dir():
+    folder = output.resolve()  # also where `..` follows a folder that does not exist yet
+    if folder.exists() and not folder.is_dir():
         raise DataError(f"{output} is a file: OUTPUT is the folder to write shards into")
     refuse_foreign_files(output)
-    manifest = _read_object(output / MANIFEST)
+    manifest = _read_object(folder / MANIFEST)
     if manifest is not None and "latents" in manifest:
         raise DataError(f"{output} holds cached latents, which prepare does not replace: choose another folder")
-    if manifest is not None and not overwrite and not (output / BUILDING / MANIFEST).exists():
+    if manifest is not None and not overwrite and not (folder / BUILDING / MANIFEST).exists():
         raise DataError(f"{output} already holds shards ({MANIFEST}): choose another folder or pass --overwrite")
 
 
 def refuse_foreign_files(output: Path) -> None:
     """Raises DataError if a folder holds files that neither a manifest nor the plan of a build of this project lists,
     since the build could replace them."""
-    foreign = [name for name in foreign_files(output, listed_files(output)) if not _is_own(output / name)]
+    folder = output.resolve()
+    foreign = [name for name in foreign_files(folder, listed_files(folder)) if not _is_own(folder / name)]
     if foreign:
         raise DataError(
             f"{output} holds {name_some(foreign)}, which no cubediff build wrote: choose an empty folder for OUTPUT, "
@@ -47,31 +49,47 @@ def refuse_foreign_files(output: Path) -> None:
 
 
 def check_separate(source: Path, output: Path) -> None:
-    """Checks that a build does not write into its own source; links and `..` are resolved.
+    """Checks that a build does not write into its own source.
+
+    Folders are compared by identity, so links, `..` and the case of names on some file systems do not matter.
 
     Raises:
         DataError: If `output` is `source`, or a folder above it.
     """
     inside, folder = source.resolve(), output.resolve()
-    if not folder.exists():
-        return
-    for above in (inside, *inside.parents):
-        if above.exists() and above.samefile(folder):
-            relation = "is SOURCE" if above == inside else f"contains SOURCE, {source}"
-            raise DataError(
-                f"OUTPUT {output} {relation}: the build would replace files that it reads; choose another folder, "
-                f"such as {source.parent / (source.stem + '-shards')}"
-            )
+    if _is_within(inside, folder):
+        relation = "is SOURCE" if inside.samefile(folder) else f"contains SOURCE, {source}"
+        raise DataError(
+            f"OUTPUT {output} {relation}: the build would replace files that it reads; choose another folder, "
+            f"such as {source.parent / (source.stem + '-shards')}"
+        )
 
 
 def check_files_outside(files: Iterable[Path], output: Path) -> None:
-    """Raises DataError if one of a source's files lies in the output folder."""
-    folder = output.resolve()
-    for parent in {file.parent for file in files}:
-        if parent.resolve().is_relative_to(folder):
+    """Raises DataError if one of a source's files, or the file that it is a link to, lies in the output folder."""
+    own = output.resolve()
+    if not own.exists():
+        return
+    folders: dict[Path, None] = {}
+    for file in files:
+        folders[file.parent] = None
+        if file.is_symlink():
+            folders[file.resolve().parent] = None
+    known: dict[Path, bool] = {}
+    for folder in folders:
+        if _is_within(folder.resolve(), own, known):
             raise DataError(
-                f"SOURCE reads files in {parent}, which belongs to OUTPUT {output}: choose another folder for OUTPUT"
+                f"SOURCE reads files in {folder}, which belongs to OUTPUT {output}: choose another folder for OUTPUT"
             )
+
+
+def _is_within(path: Path, output: Path, known: dict[Path, bool] | None = None) -> bool:
+    """Whether an absolute path is `output` or lies below it; `known` keeps the answers for folders."""
+    known = {} if known is None else known
+    if path not in known:
+        same = path.exists() and output.exists() and path.samefile(output)
+        known[path] = same or (path != path.parent and _is_within(path.parent, output, known))
+    return known[path]
 
 
 def listed_files(output: Path) -> set[str]:

@@ -12,7 +12,7 @@ from cubediff.cubemaps.conversion import Camera, CubeImages, PanoramaImage, Sphe
 from cubediff.cubemaps.files import CubemapRecord, read_record, record_path
 from cubediff.cubemaps.layouts import Cube, from_layout
 from cubediff.data.sources.cubemap_records import find_scenes
-from cubediff.data.sources.listing import list_images
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.readings import check_reading, check_width, in_levels
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, cut
 from cubediff.images.pictures import Picture, Pixels, read_picture
@@ -163,9 +163,10 @@ def _strip_order(convention: str) -> str:
 
 
 def _open_faces(path: Path, described: Described, as_srgb: bool) -> tuple[Sphere, bytes | None]:
-    files = [file for file in list_images(path)[0] if "/" not in file]
+    tree = FileTree(path)
+    files = [file for file in tree.images()[0] if "/" not in file]
     scheme = described.convention and _BY_NAME.get(described.convention, described.convention)
-    groups, broken, _ = find_scenes(path, files, scheme)
+    groups, broken, _ = find_scenes(tree, files, scheme)
     if len(groups) != 1:
         found = "; ".join(broken.values()) or f"{len(groups)} cubemaps"
         raise DataError(f"{path}: expected the six faces of a cubemap, found {found}")

@@ -87,23 +87,6 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class CaptionedPath:
-    """What sources that contain their captions share.
-
-    Args:
-        path: The folder or file.
-        captioned: Whether panoramas without a caption are rejected.
-    """
-
-    path: Path
-    captioned: bool = True
-
-    @property
-    def identity(self) -> str:
-        return f"{type(self).__qualname__}(path={self.path!r}, captioned={self.captioned!r})"
-
-
 def check_source(source: object, name: str | None = None) -> Source:
     """Checks that an object fulfils `Source`, and returns it.
 

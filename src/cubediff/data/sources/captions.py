@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.data.format.folders import name_some
 from cubediff.data.sources.base import Entry, Listing, Rejection
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.records import entry_from, parse_object, read_text
 from cubediff.data.sources.sidecars import read_sidecars
@@ -15,11 +16,11 @@ from cubediff.utils.errors import DataError
 CAPTION_FILES = ("captions.jsonl", "prompts.txt")
 
 
-def read_captions(source: Path, names: FileNames, captions: Path | None = None, captioned: bool = True) -> Listing:
+def read_captions(tree: FileTree, names: FileNames, captions: Path | None = None, captioned: bool = True) -> Listing:
     """Matches panoramas with their captions.
 
     Args:
-        source: The folder of the panoramas.
+        tree: The folder of the panoramas.
         names: Their names.
         captions: A .txt with one line per panorama in sorted order, or JSON lines with `file`, `caption` and optional
             `faces` and `asset`; None: captions.jsonl or prompts.txt in the folder, or files next to the panoramas.
@@ -32,20 +33,20 @@ def read_captions(source: Path, names: FileNames, captions: Path | None = None, 
         DataError: If there are no captions at all, or a captions file cannot be read.
     """
     if captions is None:
-        captions = find_captions_file(source)
+        captions = find_captions_file(tree)
     elif not captions.is_file():
         raise DataError(f"captions file {captions} does not exist")
     if captions is None:
-        return read_sidecars(source, names, captioned)
+        return read_sidecars(tree, names, captioned)
     lines = read_text(captions).split("\n")
     if captions.suffix.lower() == ".txt":
         return _read_prompts(captions, lines, names, captioned)
     return match_records(captions.name, parse_lines(lines), names, captioned=captioned)
 
 
-def find_captions_file(source: Path) -> Path | None:
+def find_captions_file(tree: FileTree) -> Path | None:
     """The captions.jsonl or else the prompts.txt in a folder, in upper or lower case; None if there is none."""
-    found = {path.name.lower(): path for path in sorted(source.iterdir(), reverse=True) if path.is_file()}
+    found = {name.lower(): tree.path / name for name in reversed(tree.files(".jsonl", ".txt")[0])}
     return next((found[name] for name in CAPTION_FILES if name in found), None)
 
 

@@ -1,21 +1,21 @@
 """Scenes of six files, by the records beside them (faces.json) and by the names of the files."""
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from cubediff.cubemaps.files import RECORD, CubemapRecord, read_record
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.schemes import RECORDED, Group, group_files, scene_name
 from cubediff.utils.errors import DataError
 
 
 def find_scenes(
-    source: Path, files: Iterable[str], only: str | None = None
+    tree: FileTree, files: Iterable[str], only: str | None = None
 ) -> tuple[list[Group], dict[str, str], list[str]]:
     """Groups the images of a folder into scenes as `group_files` does, by their records where they have one.
 
     Args:
-        source: The folder.
+        tree: The folder.
         files: Names of its image files.
         only: As in `group_files`; records then give the field of view alone.
 
@@ -27,10 +27,10 @@ def find_scenes(
     records: dict[str, CubemapRecord] = {}
     groups: list[Group] = []
     broken: dict[str, str] = {}
-    for folder in sorted(str(PurePosixPath(f).parent) for f in list_files(source, (".json",))[0] if _is_record(f)):
+    for folder in sorted(str(PurePosixPath(f).parent) for f in tree.files(".json")[0] if _is_record(f)):
         within = [file for file in files if str(PurePosixPath(file).parent) == folder]
         try:
-            record = read_record(source / folder / RECORD)
+            record = read_record(tree.path / folder / RECORD)
             if record is None or not within:
                 continue
             records[folder] = record

@@ -2,7 +2,7 @@
 
 The paper's training data includes Humus' cubemaps (arXiv 2501.17162, section 3)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from cubediff.cubemaps.layouts import Cube
 from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.cubemap_records import find_scenes
-from cubediff.data.sources.listing import list_images
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.readings import check_reading, check_width, in_levels
 from cubediff.data.sources.schemes import RECORDED, SCHEMES, STRIPS, Group, cut
@@ -50,12 +50,14 @@ class Cubemaps:
         captioned: Whether scenes without a caption are rejected.
         scheme: The naming scheme of the files (a key of SCHEMES) or the order of strips (one of STRIPS). None: try all,
             and reject a scene if its faces fit together better by another scheme with the same names.
+        tree: The files below `path`, if they have been listed already.
     """
 
     path: Path
     captions: Path | None = None
     captioned: bool = True
     scheme: str | None = None
+    tree: FileTree | None = field(default=None, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -68,7 +70,8 @@ class Cubemaps:
         if not names and not broken and not rejected:
             raise DataError(f"{self.path} holds no cubemap: six files with endings such as {_endings()}, or one image")
         rejected = rejected + [Rejection(name, reason) for name, reason in broken.items()]
-        entries, refused = read_captions(self.path, FileNames(names, rejected=rejected), self.captions, self.captioned)
+        file_names = FileNames(names, rejected=rejected)
+        entries, refused = read_captions(self._tree, file_names, self.captions, self.captioned)
         return [_with_house(entry) for entry in entries], rejected + refused
 
     def files(self, entry: Entry) -> list[Path]:
@@ -101,9 +104,13 @@ class Cubemaps:
 
     @cached_property
     def _listing(self) -> tuple[dict[str, Group], dict[str, str], list[str], list[Rejection]]:
-        files, rejected = list_images(self.path)
-        groups, broken, images = find_scenes(self.path, files, self.scheme)
+        files, rejected = self._tree.images()
+        groups, broken, images = find_scenes(self._tree, files, self.scheme)
         return {group.name: group for group in groups}, broken, images, rejected
+
+    @cached_property
+    def _tree(self) -> FileTree:
+        return self.tree or FileTree(self.path)
 
     def _read_files(self, group: Group, max_width: int) -> _Read:
         scheme, files = next(iter(group.readings.items()))

@@ -1,11 +1,11 @@
 """A folder of equirectangular panoramas: images twice as wide as high."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cubediff.data.sources.base import Entry, Listing, Panorama
 from cubediff.data.sources.captions import read_captions
-from cubediff.data.sources.listing import list_images
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import load_panorama
@@ -21,11 +21,13 @@ class EquirectFolder:
         path: The folder.
         captions: A captions file, see `read_captions`; None: look for one.
         captioned: Whether panoramas without a caption are rejected.
+        tree: The files below `path`, if they have been listed already.
     """
 
     path: Path
     captions: Path | None = None
     captioned: bool = True
+    tree: FileTree | None = field(default=None, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -33,11 +35,12 @@ class EquirectFolder:
         return f"{type(self).__qualname__}(path={self.path!r}, {options})"
 
     def entries(self) -> Listing:
-        files, rejected = list_images(self.path)
+        tree = self.tree or FileTree(self.path)
+        files, rejected = tree.images()
         if not files and not rejected:
             raise DataError(f"{self.path} holds no panorama ({', '.join(IMAGE_SUFFIXES)})")
         names = FileNames(files, self.path, rejected)
-        entries, uncaptioned = read_captions(self.path, names, self.captions, self.captioned)
+        entries, uncaptioned = read_captions(tree, names, self.captions, self.captioned)
         return entries, rejected + uncaptioned
 
     def files(self, entry: Entry) -> list[Path]:

@@ -4,9 +4,10 @@ metadata.jsonl, .csv or .parquet with file_name and a caption."""
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.captions import match_records
-from cubediff.data.sources.listing import list_files, list_images
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.splits import keep_declared_splits
 from cubediff.data.sources.tables import TABLES, read_table
@@ -25,11 +26,13 @@ class ImageFolder(CaptionedPath):
     Args:
         path: The folder.
         captioned: Whether panoramas without a caption are rejected.
+        tree: The files below `path`, if they have been listed already.
     """
 
     def entries(self) -> Listing:
-        files, rejected = list_images(self.path)
-        tables = list_tables(self.path)
+        tree = self._listed()
+        files, rejected = tree.images()
+        tables = list_tables(tree)
         if not tables or (not files and not rejected):
             raise DataError(f"{self.path} holds no {'panorama' if tables else ' and no '.join(TABLES)}")
         entries: dict[str, Entry] = {}
@@ -59,17 +62,17 @@ class ImageFolder(CaptionedPath):
         return load_panorama(self.path / entry.file, max_width, quality)
 
 
-def list_tables(path: Path) -> dict[PurePosixPath, str]:
+def list_tables(tree: FileTree) -> dict[PurePosixPath, str]:
     """The metadata tables below a folder, by their folders.
 
     Raises:
         DataError: If a folder has several.
     """
     tables: dict[PurePosixPath, str] = {}
-    for name in list_files(path, tuple(PurePosixPath(table).suffix for table in TABLES))[0]:
+    for name in tree.files(*(PurePosixPath(table).suffix for table in TABLES))[0]:
         file = PurePosixPath(name)
         if file.name.lower() in TABLES:
             if file.parent in tables:
-                raise DataError(f"{path} holds {tables[file.parent]} and {name}: keep one of them")
+                raise DataError(f"{tree.path} holds {tables[file.parent]} and {name}: keep one of them")
             tables[file.parent] = name
     return tables

@@ -9,6 +9,7 @@ from cubediff.data.sources.custom import installed_sources, is_class_path, open_
 from cubediff.data.sources.detection import detect_kind
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import ImageFolder
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.parquet import ParquetRows
 from cubediff.data.sources.schemes import SCHEMES, STRIPS
 from cubediff.data.sources.selection import NO_CAPTIONS, Selected, Uncaptioned, is_selected
@@ -38,7 +39,7 @@ def open_source(
         kind: One of `KINDS`, `module:Class`, or the name of an entry point in the group `cubediff.sources`; None:
             detect one of `KINDS`.
         captioned: Whether panoramas without a caption are rejected; otherwise their caption is empty.
-        output: Folder of the shards to write; if it lies in `path`, the shards in it are not part of the source.
+        output: Folder of the shards to write; if it lies in `path`, the files in it are not part of the source.
         include: Use only panoramas whose names match one of these globs, as `is_selected` reads them.
         exclude: Leave out panoramas whose names match one of these globs.
 
@@ -50,13 +51,15 @@ def open_source(
     """
     if captions == NO_CAPTIONS:
         return Uncaptioned(open_source(path, None, kind, False, output, include, exclude))
+    tree = FileTree(path, output)
     if kind is None:
-        kind = detect_kind(path, captions, output, lambda name: is_selected(name, include, exclude))
-    source = _open(path, captions, kind, captioned, output)
+        kind = detect_kind(tree, captions, lambda name: is_selected(name, include, exclude))
+    source = _open(tree, captions, kind, captioned)
     return Selected(source, tuple(include), tuple(exclude)) if include or exclude else source
 
 
-def _open(path: Path, captions: Path | None, kind: str, captioned: bool, output: Path | None) -> Source:
+def _open(tree: FileTree, captions: Path | None, kind: str, captioned: bool) -> Source:
+    path = tree.path
     if kind not in KINDS:
         installed = installed_sources()
         if kind not in installed and not is_class_path(kind):
@@ -68,13 +71,13 @@ def _open(path: Path, captions: Path | None, kind: str, captioned: bool, output:
     if captions is not None and kind in ("webdataset", "imagefolder", "parquet"):
         raise DataError(f"{path} is read as {kind}, which contains its captions: omit --captions {captions}")
     if kind == "webdataset":
-        return Shards(path, captioned, output)
+        return Shards(path, captioned, tree)
     if kind == "imagefolder":
-        return ImageFolder(path, captioned)
+        return ImageFolder(path, captioned, tree)
     if kind == "parquet":
-        return ParquetRows(path, captioned)
+        return ParquetRows(path, captioned, tree)
     if kind in (STRUCTURED3D, MATTERPORT3D):
-        return open_tree(kind, path, captions, captioned)
+        return open_tree(kind, tree, captions, captioned)
     if kind == "equirect":
-        return EquirectFolder(path, captions, captioned)
-    return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind)
+        return EquirectFolder(path, captions, captioned, tree)
+    return Cubemaps(path, captions, captioned, None if kind == "cubemaps" else kind, tree)

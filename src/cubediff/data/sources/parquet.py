@@ -4,8 +4,9 @@ import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.captioned_path import CaptionedPath
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.parquet_files import image_column, open_parquet, path_column, read_image
 from cubediff.data.sources.records import entry_from
 from cubediff.data.sources.splits import keep_declared_splits
@@ -29,10 +30,11 @@ class ParquetRows(CaptionedPath):
     Args:
         path: The folder.
         captioned: Whether panoramas without a caption are rejected.
+        tree: The files below `path`, if they have been listed already.
     """
 
     def entries(self) -> Listing:
-        names, rejected = list_parquet(self.path)
+        names, rejected = list_parquet(self._listed())
         if not names and not rejected:
             raise DataError(f"{self.path} holds no Parquet file")
         entries: list[Entry] = []
@@ -82,7 +84,7 @@ class ParquetRows(CaptionedPath):
         return entries, rejected
 
 
-def list_parquet(folder: Path) -> tuple[list[str], list[Rejection]]:
+def list_parquet(tree: FileTree) -> tuple[list[str], list[Rejection]]:
     """The Parquet files below a folder that are no tables of an image folder, and rejections."""
-    names, rejected = list_files(folder, (".parquet",))
+    names, rejected = tree.files(".parquet")
     return [name for name in names if PurePosixPath(name).name.lower() not in TABLES], rejected

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from cubediff.cubemaps.files import RECORD, read_record
 from cubediff.data.sources.base import Entry, Listing, Rejection
-from cubediff.data.sources.listing import OTHER_IMAGES, list_files
+from cubediff.data.sources.listing import OTHER_IMAGES, FileTree
 from cubediff.data.sources.names import FileNames, normal_form
 from cubediff.data.sources.records import entry_from, has_caption, parse_object, read_text
 from cubediff.images.reading import IMAGE_SUFFIXES
@@ -15,11 +15,11 @@ _SUFFIXES = (".json", ".txt")
 _NO_CAPTIONS = ("readme", "license", "licence", "copying", "credits")  # texts about a folder
 
 
-def read_sidecars(source: Path, names: FileNames, captioned: bool) -> Listing:
+def read_sidecars(tree: FileTree, names: FileNames, captioned: bool) -> Listing:
     """Matches panoramas with the sidecars next to them, in any case of the suffix and any Unicode normal form.
 
     Args:
-        source: The folder of the panoramas.
+        tree: The folder of the panoramas.
         names: Names of the panoramas, or of cubemaps.
         captioned: As in `read_captions`.
 
@@ -31,13 +31,13 @@ def read_sidecars(source: Path, names: FileNames, captioned: bool) -> Listing:
     """
     files = names.files
     found: dict[str, dict[str, str]] = defaultdict(dict)  # names of sidecars by stem and suffix
-    for name in list_files(source, _SUFFIXES)[0]:
+    for name in tree.files(*_SUFFIXES)[0]:
         suffix = PurePosixPath(name).suffix
         found[normal_form(name.removesuffix(suffix))].setdefault(suffix.lower(), name)
     sidecars = [found.get(normal_form(_stem(file)), {}) for file in files]
     if captioned and files and not any(sidecars):
         raise DataError(
-            f"{source} has no captions.jsonl, no prompts.txt and no .json or .txt next to a panorama, such as "
+            f"{tree.path} has no captions.jsonl, no prompts.txt and no .json or .txt next to a panorama, such as "
             f"{_stem(files[0])}.txt: pass a captions file with --captions FILE, or --captions none to build without"
         )
     entries: list[Entry] = []
@@ -47,11 +47,11 @@ def read_sidecars(source: Path, names: FileNames, captioned: bool) -> Listing:
             if not sidecar and captioned:
                 stem = PurePosixPath(_stem(file)).name
                 raise DataError(f"has no .json and no .txt next to it: expected {stem}.json or {stem}.txt")
-            entries.append(entry_from(file, _read_record(source, sidecar), captioned))
+            entries.append(entry_from(file, _read_record(tree.path, sidecar), captioned))
         except DataError as error:
             rejected.append(Rejection(file, str(error)))
     if captioned:
-        rejected += _unmatched(source, names, found)
+        rejected += _unmatched(tree.path, names, found)
     return entries, rejected
 
 

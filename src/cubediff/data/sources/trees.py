@@ -11,7 +11,7 @@ from cubediff.data.sources.base import Entry, Listing, Rejection
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.equirect import EquirectFolder
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.schemes import Group, group_files
 from cubediff.images.reading import IMAGE_SUFFIXES
@@ -47,7 +47,8 @@ class Structured3D(EquirectFolder):
     """
 
     def entries(self) -> Listing:
-        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
+        tree = self.tree or FileTree(self.path)
+        files, rejected = tree.files(*IMAGE_SUFFIXES)
         rooms = sorted({match["room"] for name in files if (match := _ROOM.fullmatch(name))})
         if not rooms and not rejected:
             raise DataError(f"{self.path} holds no scene of Structured3D (scene_00000/2D_rendering/ROOM/panorama)")
@@ -56,7 +57,7 @@ class Structured3D(EquirectFolder):
         missing = [room for room in rooms if f"{room}/{_RENDERING}" not in known]
         rejected += [Rejection(room, f"a room without {_RENDERING}") for room in missing]
         names = FileNames(panoramas, rejected=rejected)
-        entries, uncaptioned = read_captions(self.path, names, self.captions, self.captioned)
+        entries, uncaptioned = read_captions(tree, names, self.captions, self.captioned)
         return [_with_scene(entry) for entry in entries], rejected + uncaptioned
 
 
@@ -69,7 +70,7 @@ class Matterport3D(Cubemaps):
 
     @cached_property
     def _listing(self) -> tuple[dict[str, Group], dict[str, str], list[str], list[Rejection]]:
-        files, rejected = list_files(self.path, IMAGE_SUFFIXES)
+        files, rejected = self._tree.files(*IMAGE_SUFFIXES)
         groups, broken, others = group_files([name for name in files if _SKYBOX.fullmatch(name)], "matterport")
         reason = "belongs to no complete skybox: expected PANORAMA_skybox0_sami.jpg to PANORAMA_skybox5_sami.jpg"
         rejected += [Rejection(name, reason) for name in others]
@@ -86,8 +87,8 @@ def _with_scene(entry: Entry) -> Entry:
     return replace(entry, scene=match["scene"]) if match and in_scene else entry
 
 
-def open_tree(kind: str, path: Path, captions: Path | None, captioned: bool) -> Structured3D | Matterport3D:
+def open_tree(kind: str, tree: FileTree, captions: Path | None, captioned: bool) -> Structured3D | Matterport3D:
     """Opens the tree of a data set, given as a value of --source."""
     if kind == STRUCTURED3D:
-        return Structured3D(path, captions, captioned)
-    return Matterport3D(path, captions, captioned, "matterport")
+        return Structured3D(tree.path, captions, captioned, tree)
+    return Matterport3D(tree.path, captions, captioned, "matterport", tree)

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
 from cubediff.data.format.index import MAX_SAMPLE, Headers, is_outside, sample_members
-from cubediff.data.sources.base import CaptionedPath, Entry, Listing, Panorama, Rejection
-from cubediff.data.sources.listing import list_files
+from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.names import normal_form
 from cubediff.data.sources.records import entry_from, has_caption, parse_object
 from cubediff.images.decoding import decoding
@@ -36,13 +36,11 @@ class Shards(CaptionedPath):
     Args:
         path: The folder or the tar.
         captioned: Whether samples without a caption are rejected.
-        skipped: A folder that is not read if it is below `path`, such as the output of a build.
+        tree: The files below `path`, if they have been listed already.
     """
 
-    skipped: Path | None = None
-
     def entries(self) -> Listing:
-        tars, rejected = self.tars()
+        tars, rejected = ([self.path.name], []) if self.path.is_file() else self._listed().files(".tar")
         if not tars and not rejected:
             raise DataError(f"{self.path} holds no shard (.tar)")
         entries: list[Entry] = []
@@ -75,16 +73,6 @@ class Shards(CaptionedPath):
                 check_panorama(width, height, max_width)
 
             return as_panorama(decode(io.BytesIO(data), f"{key}.{extension}", check, sphere=True), quality)
-
-    def tars(self) -> tuple[list[str], list[Rejection]]:
-        """The names of the shards, and rejections of names that cannot be read."""
-        if self.path.is_file():
-            return [self.path.name], []
-        names, rejected = list_files(self.path, (".tar",))
-        if self.skipped is not None:
-            folder = self.skipped.resolve()
-            names = [name for name in names if not (self.path / name).resolve().is_relative_to(folder)]
-        return names, rejected
 
     def _tar(self, name: str) -> Path:
         return self.path if self.path.is_file() else self.path / name
