@@ -211,6 +211,30 @@ def test_shards_lie_in_another_folder_or_inside_the_source(folder: Path, tmp_pat
         assert (source / "shards/rejected.jsonl").read_bytes() == b""
 
 
+@promise(
+    "data/README.md",
+    "`test` becomes `val` if there is no `validation`; else its panoramas are left out, and a line says how many and "
+    "which `--include` builds them into another folder.",
+)
+def test_the_test_split_of_a_dataset_is_left_out_and_built_into_another_folder(folder: Path, tmp_path: Path) -> None:
+    captions = [json.loads(line) for line in (folder / "panoramas/captions.jsonl").read_text().splitlines()]
+    rows = []
+    for record, split in zip(captions, ("train", "train", "train", "validation", "test", "test"), strict=True):
+        (tmp_path / "set" / split).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "panoramas" / record["file"], tmp_path / "set" / split)
+        rows.append({"file_name": f"{split}/{record['file']}", "text": record["caption"]})
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    line = "2 panoramas of the test split were left out: build it into another folder with --include test"
+    assert line in run("prepare", "set", "out", "--workers", 1, cwd=tmp_path)
+    assert "left out" not in run("prepare", "set", "test", "--include", "test", "--workers", 1, cwd=tmp_path)
+    counts = {
+        name: {split: part["samples"] for split, part in json.loads(text)["splits"].items()}
+        for name in ("out", "test")
+        for text in [(tmp_path / name / "manifest.json").read_text()]
+    }
+    assert counts == {"out": {"train": 3, "val": 1}, "test": {"train": 0, "val": 2}}
+
+
 # ---- resuming and failures -------------------------------------------------------------------------------------
 
 

@@ -3,19 +3,25 @@
 import csv
 import io
 import json
+import shlex
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.pictures import picture, psnr, shown
+from typer.testing import CliRunner
 
 from cubediff.data.building.check import check_shards
+from cubediff.data.building.console import build_summary
 from cubediff.data.building.write import build_shards
 from cubediff.data.sources import open_source
+from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import ImageFolder
 from cubediff.geometry import FACES
+from cubediff.prepare import app
 from cubediff.utils.errors import DataError
 
 TEXT = 'a "hall",\nwith a comma'
@@ -27,6 +33,11 @@ def put_images(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(seed).save(folder / name)
     return folder
+
+
+def put_image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(seed).save(path)
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -148,8 +159,60 @@ def test_declared_splits_are_kept_whatever_the_fraction(
     assert manifest["settings"]["splits"] == "declared"
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert {line["file"] for line in lines} == ({f"{rejected}/{i}.jpg" for i in range(4)} if rejected else set())
-    assert all("belongs to the test split" in line["reason"] for line in lines)
+    assert all(line["reason"].startswith("belongs to the test split") for line in lines)
     assert not check_shards(tmp_path / "out").faults
+
+
+@pytest.mark.parametrize("layout", ["tables in the splits", "one table", "parquet"])
+def test_a_test_split_beside_a_validation_split_is_left_out_with_one_line_that_says_how_to_build_it(
+    tmp_path: Path, layout: str
+) -> None:
+    source = tmp_path / "in"
+    counts = {"train": 4, "validation": 2, "Test set": 3} if layout == "parquet" else {"train": 4, "dev": 2, "Test": 3}
+    for number, (split, count) in enumerate(counts.items()):
+        if layout == "parquet":
+            rows = [{"image": encoded(10 * number + i), "text": "c"} for i in range(count)]
+            write_parquet(source / f"data/{split}-00000-of-00001.parquet", rows)
+            continue
+        for i in range(count):
+            put_image(source / f"data/{split}/{i}.jpg", 10 * number + i)
+        if layout == "tables in the splits":
+            rows = [{"file_name": f"{i}.jpg", "text": "c"} for i in range(count)]
+            write_table(source / f"data/{split}/metadata.csv", rows)
+    if layout == "one table":
+        rows = [{"file_name": f"data/{s}/{i}.jpg", "text": "c"} for s, count in counts.items() for i in range(count)]
+        write_table(source / "metadata.csv", rows)
+
+    def prepared(*words: str) -> str:
+        result = CliRunner().invoke(app, [str(source), *words, "--workers", "1"])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    line = "3 panoramas of the test split were left out: build it into another folder with --include "
+    preview, summary = prepared(str(tmp_path / "out"), "--dry-run"), prepared(str(tmp_path / "out"))
+    assert [text.startswith(line) for text in summary.splitlines()] == [False, True]
+    assert sum(text.startswith(line) for text in preview.splitlines()) == 1
+    assert {side: len(files) for side, files in sides(tmp_path / "out").items()} == {"train": 4, "val": 2}
+    (glob,) = shlex.split(summary.splitlines()[1].removeprefix(line))
+    assert "left out" not in prepared(str(tmp_path / "test"), "--include", glob)
+    assert {side: len(files) for side, files in sides(tmp_path / "test").items()} == {"train": 0, "val": 3}
+    for output in ("out", "test"):
+        assert not check_shards(tmp_path / output).faults
+
+
+def test_other_sources_may_declare_a_test_split_too(tmp_path: Path) -> None:
+    class Declared(EquirectFolder):
+        def entries(self) -> Any:
+            entries, rejected = super().entries()
+            names: tuple[Any, ...] = ("train", "val", "test", None)
+            return [replace(entry, split=names[i]) for i, entry in enumerate(entries)], rejected
+
+    for seed, name in enumerate("abcd"):
+        put_image(tmp_path / "in" / f"{name}.jpg", seed)
+        (tmp_path / "in" / f"{name}.txt").write_text("c")
+    manifest = build_shards(Declared(tmp_path / "in"), tmp_path / "out", val_fraction=0.0)
+    assert sides(tmp_path / "out") == {"train": {"a.jpg", "d.jpg"}, "val": {"b.jpg"}}
+    assert "test split were left out: build it into another folder" in build_summary(tmp_path / "out", manifest)
 
 
 def test_a_declared_split_may_divide_near_duplicates_and_others_follow_it(tmp_path: Path) -> None:

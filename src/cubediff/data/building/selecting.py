@@ -1,15 +1,22 @@
 """The entries of a source that a build reads."""
 
 import json
+import shlex
+from dataclasses import replace
 
 from cubediff.data.sources import Entry, Rejection, Source
 from cubediff.data.sources.selection import is_captioned
+from cubediff.data.sources.splits import split_glob
 from cubediff.utils.errors import DataError
 from cubediff.utils.text import escape_surrogates
+
+TEST_SPLIT = "belongs to the test split, and shards have a training and a validation split: "  # then what to do
 
 
 def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list[Rejection]]:
     """The first `limit` entries of a source, and the panoramas that are rejected without reading them.
+
+    A test split becomes the validation split if the source declares none, else it is rejected.
 
     Raises:
         DataError: If `limit` is below 1, or the source cannot list its panoramas.
@@ -20,12 +27,27 @@ def select_entries(source: Source, limit: int | None) -> tuple[list[Entry], list
     captioned = is_captioned(source)
     usable: dict[str, Entry] = {}
     refused: list[Rejection] = []
+    entries, left_out = _place_test_split(entries)
     for entry in entries:
         if reason := "listed twice by its source" if entry.file in usable else _unusable(entry, captioned):
             refused.append(Rejection(escape_surrogates(entry.file), reason))
         else:
             usable[entry.file] = entry
-    return list(usable.values())[:limit], [*rejected, *refused]
+    return list(usable.values())[:limit], [*rejected, *left_out, *refused]
+
+
+def _place_test_split(entries: list[Entry]) -> tuple[list[Entry], list[Rejection]]:
+    if not any(entry.split == "val" for entry in entries):
+        return [replace(entry, split="val") if entry.split == "test" else entry for entry in entries], []
+    kept, left_out = [], []
+    for entry in entries:
+        if entry.split == "test":
+            glob = split_glob(entry.file)
+            remedy = "build it into another folder with --include " + (shlex.quote(glob) if glob else "GLOB")
+            left_out.append(Rejection(escape_surrogates(entry.file), TEST_SPLIT + remedy))
+        else:
+            kept.append(entry)
+    return kept, left_out
 
 
 def _unusable(entry: Entry, captioned: bool) -> str:

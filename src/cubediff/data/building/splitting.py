@@ -48,13 +48,13 @@ def split_samples(samples: list[Sample], pairs: Pairs, val_fraction: float) -> l
         parent[second] = first
     sides: dict[str, Split] = {}  # of scenes with declared samples
     for entry in (s.entry for s in samples):
-        if entry.split is not None and sides.get(root(entry.scene)) != "train":
-            sides[root(entry.scene)] = entry.split
+        if (declared := _declared(entry)) is not None and sides.get(root(entry.scene)) != "train":
+            sides[root(entry.scene)] = declared
     val = _val_scenes({root(scene) for scene in parent} - set(sides), val_fraction)
 
     def side(entry: Entry) -> Split:
         scene = root(entry.scene)
-        return entry.split or sides.get(scene) or ("val" if scene in val else "train")
+        return _declared(entry) or sides.get(scene) or ("val" if scene in val else "train")
 
     return [replace(s, split=side(s.entry)) for s in samples]
 
@@ -65,6 +65,10 @@ def assign_shards(samples: list[Sample], split: Split, shard_size: int) -> list[
     total = -(-len(shuffled) // shard_size)
     parts = [shuffled[i * len(shuffled) // total : (i + 1) * len(shuffled) // total] for i in range(total)]
     return [(f"{split}-{i:06d}.tar", part) for i, part in enumerate(parts)]
+
+
+def _declared(entry: Entry) -> Split | None:
+    return entry.split if entry.split != "test" else None  # `select_entries` leaves no test split
 
 
 def _val_scenes(scenes: set[str], fraction: float) -> set[str]:

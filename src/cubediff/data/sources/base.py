@@ -21,7 +21,8 @@ class Entry:
         faces: Caption of each face by its name in `FACES`, or None.
         scene: Group of panoramas that stay on one side of the train/val split.
         metadata: Other values of the captions file, copied to the shards.
-        split: The side of the train/val split that the source declares, or None: by the hash of the scene.
+        split: The split that the source declares, or None: by the hash of the scene. Shards have no test split, see
+            `select_entries`.
     """
 
     file: str
@@ -29,7 +30,7 @@ class Entry:
     faces: dict[str, str] | None
     scene: str
     metadata: dict[str, object] = field(default_factory=dict)
-    split: Literal["train", "val"] | None = None
+    split: Literal["train", "val", "test"] | None = None
 
 
 @dataclass(frozen=True)

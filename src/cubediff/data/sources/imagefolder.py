@@ -9,7 +9,7 @@ from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.captions import match_records
 from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
-from cubediff.data.sources.splits import keep_declared_splits
+from cubediff.data.sources.splits import declare_splits
 from cubediff.data.sources.tables import TABLES, read_table
 from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.images.panorama import load_panorama
@@ -53,7 +53,7 @@ class ImageFolder(CaptionedPath):
             entries |= {entry.file: entry for entry in found}
             rejected += refused
         rejected += [Rejection(f, f"is in no folder with {' or '.join(TABLES)}") for f in remaining]
-        return keep_declared_splits([entries[file] for file in sorted(entries)], rejected)
+        return declare_splits([entries[file] for file in sorted(entries)]), rejected
 
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]

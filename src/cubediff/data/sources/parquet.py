@@ -9,7 +9,7 @@ from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.parquet_files import image_column, open_parquet, path_column, read_image
 from cubediff.data.sources.records import entry_from
-from cubediff.data.sources.splits import keep_declared_splits
+from cubediff.data.sources.splits import declare_splits
 from cubediff.data.sources.tables import TABLES, json_record
 from cubediff.images.decoding import decoding
 from cubediff.images.limits import MAX_WIDTH, QUALITY
@@ -45,7 +45,7 @@ class ParquetRows(CaptionedPath):
                 found, refused = [], [Rejection(name, str(error))]
             entries += found
             rejected += refused
-        return keep_declared_splits(entries, rejected)
+        return declare_splits(entries), rejected
 
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / PurePosixPath(entry.file).parent]

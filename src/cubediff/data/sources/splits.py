@@ -1,31 +1,56 @@
-"""Splits that a dataset declares, kept when its shards are built."""
+"""Splits that a dataset declares by the names of its folders and Parquet files."""
 
+import re
 from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Literal
 
-from cubediff.data.sources.base import Entry, Listing, Rejection
-from cubediff.data.sources.tables import declared_split
+from cubediff.data.sources.base import Entry
+
+Split = Literal["train", "val", "test"]
+
+# Names of the splits, as the datasets library finds them in the names of folders and files.
+_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
-def keep_declared_splits(entries: list[Entry], rejected: list[Rejection]) -> Listing:
-    """Puts each entry on the side of the split that its name declares.
-
-    The shards have two sides: the test split is the validation side if no validation split is declared, else it is
-    rejected. Without a validation or test split, no entry is put on a side.
-    """
+def declare_splits(entries: list[Entry]) -> list[Entry]:
+    """Gives each entry the split that its name declares; none if there is neither a validation nor a test split."""
     declared = {entry.file: declared_split(entry.file) for entry in entries}
-    if not {"validation", "test"} & set(declared.values()):
-        return entries, rejected
-    has_validation = "validation" in declared.values()
-    kept: list[Entry] = []
-    for entry in entries:
-        split = declared[entry.file]
-        if split == "test" and has_validation:
-            reason = (
-                "belongs to the test split, and shards have a training and a validation split: build it from its folder"
-            )
-            rejected = [*rejected, Rejection(entry.file, reason)]
-        elif split is None:
-            kept.append(entry)
-        else:
-            kept.append(replace(entry, split="train" if split == "train" else "val"))
-    return kept, rejected
+    if not {"val", "test"} & set(declared.values()):
+        return entries
+    return [replace(entry, split=declared[entry.file]) for entry in entries]
+
+
+def declared_split(name: str) -> Split | None:
+    """The split that a file's name declares: a folder of that name, or a Parquet file whose name starts with it.
+
+    >>> declared_split("data/validation-00000-of-00002.parquet/000001.jpg")
+    'val'
+    >>> declared_split("indoor/a.jpg") is None
+    True
+    """
+    found = _declaration(name)
+    return found[1] if found else None
+
+
+def split_glob(name: str) -> str | None:
+    """A glob for --include that matches the split which a file's name declares; None if it declares none.
+
+    >>> split_glob("photos/Test/a.jpg"), split_glob("data/test-00000-of-00002.parquet/000001.jpg")
+    ('Test', 'test*.parquet')
+    """
+    found = _declaration(name)
+    return found[0] if found else None
+
+
+def _declaration(name: str) -> tuple[str, Split] | None:
+    for part in PurePosixPath(name).parts[:-1]:
+        is_table = part.lower().endswith(".parquet")
+        word = re.split(r"[-_. ]", part)[0] if is_table else part
+        if split := _NAMES.get(word.lower()):
+            return f"{word}*{part[-len('.parquet') :]}" if is_table else word, split
+    return None

@@ -1,11 +1,9 @@
-"""Tables of a Hugging Face dataset folder: metadata.jsonl, .csv and .parquet, and the splits that its names declare."""
+"""Tables of a Hugging Face dataset folder: metadata.jsonl, .csv and .parquet."""
 
 import csv
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 from cubediff.data.sources.captions import parse_lines
 from cubediff.data.sources.parquet_files import open_parquet
@@ -16,28 +14,6 @@ from cubediff.utils.json_text import parse_json
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 Record = dict[str, object]
-
-# Names of the splits, as the datasets library finds them in the names of folders and files.
-_SPLITS: dict[str, Literal["train", "validation", "test"]] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-
-
-def declared_split(name: str) -> Literal["train", "validation", "test"] | None:
-    """The split that a file's name declares: a folder of that name, or a Parquet file whose name starts with it.
-
-    >>> declared_split("data/validation-00000-of-00002.parquet/000001.jpg")
-    'validation'
-    >>> declared_split("indoor/a.jpg") is None
-    True
-    """
-    for part in PurePosixPath(name).parts[:-1]:
-        word = re.split(r"[-_. ]", part)[0] if part.lower().endswith(".parquet") else part
-        if split := _SPLITS.get(word.lower()):
-            return split
-    return None
 
 
 def read_table(path: Path) -> Iterator[tuple[int, Record | DataError]]:
