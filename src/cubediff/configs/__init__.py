@@ -135,8 +135,8 @@ def build(config: DictConfig, **options: object) -> Any:
         if path is not None and isinstance(cause, OSError):
             raise ValueError(
                 f"model.pipeline.path={path} cannot be loaded: {cause}\n"
-                "set model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout, "
-                "or model=tiny_random for random weights"
+                "set model.pipeline.path=FOLDER with a local Stable Diffusion 1.x / 2.x folder in diffusers layout or "
+                "a .safetensors file, or model=tiny_random for random weights"
             ) from error
         extra = next((e for package, e in EXTRAS.items() if f"No module named '{package}'" in str(cause)), None)
         remedy = f"\ninstall it: pip install 'cubediff[{extra}]'" if extra else ""

@@ -46,6 +46,7 @@ ADDED: dict[str, object] = {
     "model.objective.process": None,
     "model.objective.timesteps": None,
     "model.objective.weighting": None,
+    "model.pipeline.config": None,
     "model.pipeline.revision": None,
     "model.pipeline.variant": None,
     **{

@@ -154,37 +154,18 @@ class StableDiffusion(Backbone):
         )
 
     @staticmethod
-    def load_2d(
-        path: str | Path,
-        dtype: torch.dtype,
-        position_encoding: str,
-        variant: str | None = None,
-        revision: str | None = None,
-    ) -> Components:
-        """The components of a 2D Stable Diffusion, the UNet widened by position and mask channels.
-
-        Raises:
-            ValueError: If the UNet is not that of a 2D text-to-image model.
-        """
-        components = StableDiffusion.load(path, dtype, variant, revision)
-        unet, latent_channels = components["unet"], components["vae"].config.latent_channels
-        channels = input_channels(latent_channels, position_encoding)
-        if unet.config.in_channels != latent_channels:
-            raise ValueError(
-                f"{path}: expected a UNet with {latent_channels} input channels, as 2D text-to-image models have, got "
-                f"{unet.config.in_channels}: use a base model, or load a CubeDiff with from_pretrained"
-            )
-        widen_conv_in_(unet, channels)
-        return components
-
-    @staticmethod
-    def on_meta(path: str | Path, position_encoding: str) -> Components:
+    def on_meta(path: str | Path, position_encoding: str, key: str = "path") -> Components:
         """The components on the meta device, which holds no weights: of a folder, or of a known Hub id.
+
+        Args:
+            path: The folder or Hub id.
+            position_encoding: See `position_map`.
+            key: Name of the setting that `path` comes from, for the message.
 
         Raises:
             ValueError: If `path` is neither.
         """
-        configs = _model_configs(path)
+        configs = _model_configs(path, key)
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(configs["vae"])
             channels = input_channels(vae.config.latent_channels, position_encoding)
@@ -194,7 +175,27 @@ class StableDiffusion(Backbone):
         return Components(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
 
 
-def _model_configs(path: str | Path) -> ModelConfigs:
+def widen_2d_(components: Components, path: str | Path, position_encoding: str) -> None:
+    """Widens the UNet of a 2D model in place by position and mask channels.
+
+    Args:
+        components: The components of the model.
+        path: Where they come from, for the message.
+        position_encoding: See `position_map`.
+
+    Raises:
+        ValueError: If the UNet is not that of a 2D text-to-image model.
+    """
+    unet, latent_channels = components["unet"], components["vae"].config.latent_channels
+    if unet.config.in_channels != latent_channels:
+        raise ValueError(
+            f"{path}: expected a UNet with {latent_channels} input channels, as 2D text-to-image models have, got "
+            f"{unet.config.in_channels}: use a base model, or load a CubeDiff with from_pretrained"
+        )
+    widen_conv_in_(unet, input_channels(latent_channels, position_encoding))
+
+
+def _model_configs(path: str | Path, key: str) -> ModelConfigs:
     """The models' `config.json` files of a folder, or of a known Hub id."""
     if (preset := PRESETS.get(str(path).lower())) is not None:
         return preset
@@ -202,7 +203,7 @@ def _model_configs(path: str | Path) -> ModelConfigs:
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
         raise ValueError(
-            f"model.pipeline.path={path} is neither a local model folder ({missing[0]} does not exist) nor one of "
+            f"model.pipeline.{key}={path} is neither a local model folder ({missing[0]} does not exist) nor one of "
             f"{', '.join(PRESETS)}: use one of these"
         )
     return cast(ModelConfigs, {part: parse_json(file.read_text(encoding="utf-8")) for part, file in files.items()})

@@ -17,10 +17,11 @@ from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.models.finite import NonFiniteWeightsError
 from cubediff.models.lora import fusable_biases
-from cubediff.models.stable_diffusion import StableDiffusion
+from cubediff.models.stable_diffusion import StableDiffusion, widen_2d_
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
-from cubediff.pipelines.folders import FORMAT, check_folder, only_variant, read_config, read_index
+from cubediff.pipelines.folders import FORMAT, check_folder, is_file_path, only_variant, read_config, read_index
+from cubediff.pipelines.single_file import PARTS, check_options, load_single_file
 from cubediff.pipelines.trust import check_components
 
 __all__ = ["CubeDiffOutput", "CubeDiffPipeline"]
@@ -147,36 +148,45 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         scheduler: Mapping[str, object] | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        config: str | Path | None = None,
         **options: Unpack[Settings],
     ) -> "CubeDiffPipeline":
-        """An untrained CubeDiff on a 2D Stable Diffusion (1.x, 2.x) folder or Hub id.
+        """An untrained CubeDiff on a 2D Stable Diffusion (1.x, 2.x) folder, Hub id or single file.
 
         On six equal faces its output equals that of the 2D model.
 
         Args:
-            path: A Stable Diffusion folder in the diffusers layout, or Hub id; safetensors only.
+            path: A Stable Diffusion folder in the diffusers layout, a Hub id, or a single file in the original layout;
+                safetensors only.
             dtype: The dtype of all models.
             scheduler: Settings of the noise schedule to replace, such as prediction_type.
             variant: Of the weights, such as "fp16"; by default the plain ones, or those of a folder's only variant.
             revision: Branch, tag or commit of a Hub id.
+            config: The folder or Hub id with the configs and the tokenizer of a single file, which holds weights alone;
+                by default the Hub id that diffusers takes for it.
             **options: Settings of the class.
 
         Raises:
-            FileNotFoundError: If there is no such folder.
-            ValueError: If the weights are pickled, or the UNet is not that of a 2D text-to-image model.
+            FileNotFoundError: If there is no such folder or file.
+            ValueError: If the weights are pickled, the UNet is not that of a 2D text-to-image model, or a single file
+                has no configs that fit.
         """
-        path = _checked(path)
-        try:
-            variant = variant or only_variant(Path(path))
-            encoding = options.get("position_encoding") or "uv"
-            components = StableDiffusion.load_2d(path, dtype, encoding, variant, revision)
-        except SafetensorError as error:
-            raise OSError(f"{path} is incomplete or damaged ({error}): copy the model again") from error
-        noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler", revision=revision)
+        check_options(path, config, variant=variant, revision=revision)
+        if is_file_path(path):
+            components, noise_schedule = load_single_file(path, config, dtype, scheduler or {})
+        else:
+            path = _checked(path)
+            try:
+                components = StableDiffusion.load(path, dtype, variant or only_variant(Path(path)), revision)
+            except SafetensorError as error:
+                raise OSError(f"{path} is incomplete or damaged ({error}): copy the model again") from error
+            noise_schedule = DDIMScheduler.from_pretrained(path, subfolder="scheduler", revision=revision)
+        widen_2d_(components, path, options.get("position_encoding") or "uv")
         try:
             return cls(**components, scheduler=convert_scheduler(noise_schedule, scheduler or {}), **options)
         except NonFiniteWeightsError as error:
-            raise NonFiniteWeightsError(f"{path}/{error}") from None
+            separator = ": " if is_file_path(path) else "/"
+            raise NonFiniteWeightsError(f"{path}{separator}{error}") from None
 
     @classmethod
     def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> CubePipeline:
@@ -273,5 +283,5 @@ def _checked(path: str | Path) -> str | Path:
     """A Stable Diffusion folder that can be loaded, or a Hub id: what it names as classes is not used."""
     path = check_folder(path)
     if Path(path).is_dir():
-        check_components(Path(path), ("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+        check_components(Path(path), PARTS)
     return path

@@ -14,6 +14,7 @@ FORMAT = "_cubediff_format"  # key in model_index.json; the first folders have n
 FORMAT_VERSION = 1
 _VARIANT = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?\.safetensors")
 _MAX_CONFIG = 1 << 24  # bytes of a JSON file, less a tokenizer's
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # names that are files, present or not
 _SMALL_MODELS = ("experiments/tiny_sd/model", "experiments/cubediff_tiny/model")
 
 
@@ -33,6 +34,12 @@ def find_model(path: str | Path) -> str | Path:
     if not folder.is_absolute() and not folder.exists() and (in_checkout / "model_index.json").is_file():
         return in_checkout
     return path
+
+
+def is_file_path(path: str | Path) -> bool:
+    """Whether a path is that of a file, by its name if nothing is there: "models/sd.ckpt" is no Hub id."""
+    path = Path(path)
+    return path.is_file() or (path.suffix.lower() in _FILES and not path.is_dir())
 
 
 def read_index(folder: str | Path) -> dict[str, object]:
@@ -93,9 +100,18 @@ def check_folder(path: str | Path) -> str | Path:
 
     Raises:
         FileNotFoundError: If there is no such folder, or it holds no `model_index.json`.
+        ValueError: If it is a file.
     """
     path = find_model(path)
     folder = Path(path)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, and a single file is at most a 2D model, which generates no panoramas: use a folder "
+            f"that `cubediff train` exported. A Stable Diffusion .safetensors file is trained with "
+            f"model.pipeline.path={folder}, or loaded untrained with CubeDiffPipeline.from_2d"
+        )
+    if is_file_path(folder):
+        raise FileNotFoundError(f"{folder}: no such file (looked from {Path.cwd()})")
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(

@@ -13,11 +13,13 @@ from huggingface_hub.errors import HFValidationError
 from typing_extensions import Unpack
 
 from cubediff.diffusion.schedulers import convert_scheduler
+from cubediff.models.single_file import SingleFile
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, stored_settings
-from cubediff.pipelines.folders import find_model, read_index
+from cubediff.pipelines.folders import find_model, is_file_path, read_index
+from cubediff.pipelines.single_file import check_options
 
 _SAMPLING_SETTINGS = ("photo_encoding", "average_overlap")  # training does not depend on them
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
@@ -66,7 +68,7 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
 def _class_of_any(path: str | Path, revision: str | None = None) -> type[CubePipeline] | None:
     """As `pipeline_class`, also for a Hub id, of which the two files that tell its kind are downloaded."""
     path = find_model(path)
-    if Path(path).exists() or Path(path).is_absolute() or len(Path(path).parts) != 2:
+    if is_file_path(path) or Path(path).exists() or Path(path).is_absolute() or len(Path(path).parts) != 2:
         return pipeline_class(path)
     try:
         files = ["model_index.json", "unet/config.json"]
@@ -85,27 +87,32 @@ def load_pipeline(
     scheduler: Mapping[str, object] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    config: str | Path | None = None,
     **options: Unpack[Settings],
 ) -> CubePipeline:
-    """Loads the initial model of a training run: a CubeDiff folder, or a 2D Stable Diffusion folder or Hub id.
+    """Loads the initial model of a training run: a CubeDiff folder, or a 2D Stable Diffusion folder, Hub id or file.
 
     Args:
-        path: The folder or Hub id.
+        path: The folder, Hub id or single-file checkpoint.
         scheduler: Settings of the noise schedule to replace.
         variant: Of the weights, such as "fp16"; they are trained in float32 all the same.
         revision: Branch, tag or commit of a Hub id.
+        config: The folder or Hub id with the configs and the tokenizer of a single file, see `from_2d`.
         **options: Settings of the pipeline (fov, position_encoding, position_samples, sync_group_norm,
             cross_attention, image_drop). A CubeDiff folder says those that are None or left out. photo_encoding and
             average_overlap, on which training does not depend, replace the folder's.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If a CubeDiff folder was trained with other settings.
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If a 2D model cannot be loaded, see `from_2d`, or a CubeDiff folder was trained with other settings.
     """
     path = find_model(path)
     kind = _class_of_any(path, revision)
     if kind is None:
-        return CubeDiffPipeline.from_2d(path, scheduler=scheduler, variant=variant, revision=revision, **options)
+        return CubeDiffPipeline.from_2d(
+            path, scheduler=scheduler, variant=variant, revision=revision, config=config, **options
+        )
+    check_options(path, config)
     given = {name: value for name, value in options.items() if value is not None}
     files = {name: value for name, value in {"variant": variant, "revision": revision}.items() if value is not None}
     replaced = {name: given.pop(name) for name in _SAMPLING_SETTINGS if name in given}
@@ -145,7 +152,9 @@ def meta_pipeline(target: str, settings: Mapping[str, object]) -> CubePipeline:
         settings: Its arguments.
 
     Raises:
-        ValueError: If `settings["path"]` is neither a local folder nor a known Hub id.
+        ValueError: If `settings["path"]`, or for a single file `settings["config"]`, is neither a local folder nor a
+            known Hub id, or the file is not that of a 2D model.
+        OSError: If the file is missing or damaged.
     """
     from hydra.utils import get_method  # takes time to import, and only planning needs it
 
@@ -161,8 +170,14 @@ def meta_pipeline(target: str, settings: Mapping[str, object]) -> CubePipeline:
         return pretrained
     scheduler = cast(Mapping[str, object], settings.get("scheduler") or {})
     noise_schedule: SchedulerMixin = convert_scheduler(sd_scheduler(), scheduler)
-    files = ("path", "scheduler", "variant", "revision")
+    files = ("path", "scheduler", "variant", "revision", "config")
     given = {key: value for key, value in settings.items() if key not in files and value is not None}
     options = cast(Settings, {**stored_settings(Path(path)), **given})
-    components = StableDiffusion.on_meta(path, options.get("position_encoding") or "uv")
+    config = cast(str | None, settings.get("config"))
+    check_options(path, config, **{name: settings.get(name) for name in ("variant", "revision")})
+    configs, key = path, "path"
+    if is_file_path(path):
+        file = SingleFile(path)
+        configs, key = find_model(config or file.default_configs), "config"
+    components = StableDiffusion.on_meta(configs, options.get("position_encoding") or "uv", key)
     return CubeDiffPipeline(**components, scheduler=noise_schedule, **options)

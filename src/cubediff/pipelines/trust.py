@@ -22,12 +22,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MAX_NUMBER = 10**7  # of a config's integers, which are sizes: of vocabularies, positions, timesteps
 
 
-def check_components(folder: Path, names: Collection[str], packages: Collection[str] = ()) -> None:
+def check_components(
+    folder: Path, names: Collection[str], packages: Collection[str] = (), weights: bool = True
+) -> None:
     """Checks the components of a model folder.
 
     Args:
         folder: The folder.
         names: The components that are loaded, such as "unet"; others are ignored.
+        weights: Whether its weights are loaded; if not, they are not checked.
         packages: Packages besides `LIBRARIES` whose classes the folder may name, such as that of a registered backbone.
 
     Raises:
@@ -52,7 +55,7 @@ def check_components(folder: Path, names: Collection[str], packages: Collection[
             )
         library, class_name = component
         _check_class(folder, name, library, class_name, packages)
-        _check_files(folder / name, library)
+        _check_files(folder / name, library, weights)
 
 
 def _check_class(folder: Path, name: str, library: str, class_name: str, packages: Collection[str]) -> None:
@@ -73,7 +76,7 @@ def _check_class(folder: Path, name: str, library: str, class_name: str, package
         )
 
 
-def _check_files(part: Path, library: str) -> None:
+def _check_files(part: Path, library: str, weights: bool) -> None:
     """Checks a component's folder, before anything in it is read."""
     if not part.is_dir():
         return
@@ -85,7 +88,8 @@ def _check_files(part: Path, library: str) -> None:
         raise ValueError(f"{code}: a model folder brings no code; remove the file if the model does not need it")
     if (adapter := part / "adapter_config.json").exists():
         raise ValueError(f"{adapter}: adapters are not loaded; merge it into the model and save that as safetensors")
-    _check_weights(part)
+    if weights:
+        _check_weights(part)
     for file in (*part.glob("config.json"), *part.glob("scheduler_config.json")):
         _check_config(file, read_config(file))
 

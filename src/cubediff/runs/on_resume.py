@@ -27,6 +27,7 @@ ON_RESUME: dict[str, OnResume] = {
     "logger": _IRRELEVANT,
     "model": _MUST,
     "model.pipeline.path": _IRRELEVANT,  # the fingerprints of its weights must match
+    "model.pipeline.config": _IRRELEVANT,  # as path; the noise schedule is compared, too
     "model.gradient_checkpointing": _IRRELEVANT,
     "model.compile": _IRRELEVANT,
     "model.channels_last": _IRRELEVANT,
