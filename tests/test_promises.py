@@ -4,6 +4,7 @@ A promise is quoted word for word, so that it cannot change without its test.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.builds import contents
+from support.generating import save_model
 from support.processes import python
 from support.promises import promised
 
@@ -126,6 +128,25 @@ def test_average_overlap_is_as_the_folder_or_the_command_says(tmp_path: Path) ->
     assert np.abs(on - off).max() > 32
     assert np.array_equal(panoramas[False, "--average-overlap"], on)
     assert np.array_equal(panoramas[True, "--no-average-overlap"], off)
+
+
+@promise(
+    "docs/generation.md",
+    "Besides a model's weights and activations, an 8192×4096 panorama takes less than 4 GiB of main memory.",
+)
+def test_a_large_panorama_takes_less_than_4_gib(tmp_path: Path) -> None:
+    """With the activations of a small model, whose faces have 1024 pixels."""
+    save_model(tmp_path / "model")
+    words = ("--prompt", "a hall", "--steps", "1", "--guidance-scale", "1", "--face-size", "1024", "--height", "4096")
+    command = [sys.executable, "-m", "cubediff.generate", "--model", "model", "--output", "out", *words, "--vae-tiling"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    with Image.open(tmp_path / "out/panorama.jpg") as panorama:
+        assert panorama.size == (8192, 4096)
+    assert usage.ru_maxrss * 1024 < 4 * 2**30
+    print(f"peak memory: {usage.ru_maxrss / 2**20:.2f} GiB")
 
 
 @promise("README.md", "The same `cubediff train` command again resumes from the last checkpoint in `run_dir`.")
