@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors.torch import load_file, save_file
+from support.awake import awaken_
 from support.ldm import TEXT, UNET, VAE, single_file_weights, write_single_file
 from support.stock import stock_2d
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from cubediff.models.presets import SD15 as SD15_CONFIGS
+from cubediff.models.presets import SD21 as SD21_CONFIGS
+from cubediff.models.presets import ModelConfigs
 from cubediff.models.single_file import SD15, SingleFile
 
 Weights = dict[str, Tensor]
@@ -54,6 +59,36 @@ def test_every_weight_is_that_of_the_folder(
         assert equal(loaded[part], getattr(stock, part)), part
         assert not loaded[part].training
     assert loaded["tokenizer"].get_vocab() == stock.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("configs", "open_clip"), [(SD15_CONFIGS, False), (SD21_CONFIGS, True)], ids=["1.5", "2.1"])
+def test_all_layers_of_the_public_models_are_found(
+    stock: StableDiffusionPipeline, tmp_path: Path, configs: ModelConfigs, open_clip: bool
+) -> None:
+    """As many blocks and layers as they have, with few channels; 2.x files hold a layer of the text encoder more."""
+    heads = 2 if isinstance(configs["unet"]["attention_head_dim"], int) else (2, 4, 8, 8)
+    unet = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 32, "attention_head_dim": heads}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 300}
+    public = StableDiffusionPipeline(
+        unet=awaken_(UNet2DConditionModel.from_config(configs["unet"] | unet)),
+        vae=awaken_(AutoencoderKL.from_config(configs["vae"] | {"block_out_channels": (32, 32, 64, 64)})),
+        text_encoder=awaken_(CLIPTextModel(CLIPTextConfig(**configs["text_encoder"] | text))),
+        tokenizer=stock.tokenizer,
+        scheduler=stock.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    public.save_pretrained(tmp_path / "folder")
+    weights = single_file_weights(public, open_clip)
+    last = {
+        name.replace("resblocks.22", "resblocks.23"): value + 1 for name, value in weights.items() if ".22." in name
+    }
+    assert bool(last) == open_clip
+    save_file({**last, **weights}, tmp_path / "sd.safetensors")
+    loaded = SingleFile(tmp_path / "sd.safetensors").load(tmp_path / "folder", torch.float32)
+    for part in ("unet", "vae", "text_encoder"):
+        assert equal(loaded[part], getattr(public, part)), part
 
 
 def test_diffusers_reads_the_file_that_the_tests_write(
