@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support.processes import ONE, TWO, Run, difference, gone, saved
+from support.processes import ONE, PARTS, TINY, TWO, Run, difference, gone, saved
 
 pytestmark = pytest.mark.ddp
 
 STEPS = "trainer.max_steps=10"
-SUPPORT = str(Path(__file__).parents[1])  # for targets of `support`
+# PYTHONPATH for targets of `support`.
+SUPPORT = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,52 @@ def test_a_killed_rank_is_named_and_rank_0_saves_its_last_step(tiny_shards: Path
         == f"error: rank 1 (process {child}) was killed by SIGKILL; the same command resumes from the last checkpoint"
     )
     assert '"status": "failed"' in (tmp_path / "run/result.json").read_text()
+
+
+SPARSE = [word for word in TINY if not word.startswith("callbacks.checkpoint.")]  # no checkpoint but at the end
+CALLBACK = "+callbacks.fails={{_target_: support.failures.Fails, rank: {rank}, place: {place}, step: 3}}"
+LOGGER = "+logger.fails={{_target_: support.failures.FailingLogger, save_dir: {folder}, rank: {rank}, step: 3}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["forward", "step_end", "logger"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_on_one_of_two_ranks_ends_both_with_its_cause_and_a_checkpoint(
+    tiny_shards: Path, tmp_path: Path, rank: int, place: str
+) -> None:
+    word = (LOGGER if place == "logger" else CALLBACK).format(rank=rank, place=place, folder=tmp_path / "log")
+    words = (*TWO, "trainer.max_steps=1000", word)
+    run = Run(tiny_shards, tmp_path / "run", *words, settings=SPARSE, PYTHONPATH=SUPPORT)
+    failed_at = run.says("ZeroDivisionError: broken")
+    assert run.ended() == 1, run.output
+    assert time.monotonic() - failed_at < 20
+    assert (
+        len(
+            re.findall(rf"rank {rank} \(.*, process \d+\) has failed: ZeroDivisionError: broken in {place}", run.output)
+        )
+        == 1
+    )
+    last = run.output.strip().splitlines()[-1]
+    if rank == 1:
+        assert last.startswith("error: rank 1 (")
+        assert last.endswith(f"has failed: ZeroDivisionError: broken in {place}")
+    assert saved(tmp_path / "run")["global_step"] >= 3
+    assert '"status": "failed"' in (tmp_path / "run/result.json").read_text()
+
+
+@pytest.mark.slow
+def test_an_exception_on_one_rank_of_a_sharded_network_says_where_the_run_resumes(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    words = (*PARTS, "trainer.max_steps=1000", CALLBACK.format(rank=1, place="forward"))
+    run = Run(tiny_shards, tmp_path / "run", *words, "callbacks.checkpoint.every_n_steps=2", settings=SPARSE,
+              PYTHONPATH=SUPPORT)  # fmt: skip
+    failed_at = run.says("ZeroDivisionError: broken")
+    assert run.ended() == 1, run.output
+    assert time.monotonic() - failed_at < 20
+    assert "a sharded network needs all ranks to save a checkpoint, it resumes from step 2" in run.output
+    assert run.output.strip().splitlines()[-1].endswith("has failed: ZeroDivisionError: broken in forward")
+    assert saved(tmp_path / "run")["global_step"] == 2
 
 
 @pytest.mark.slow

@@ -61,6 +61,15 @@ class Run:
             time.sleep(0.01)
         return self
 
+    def says(self, words: str, seconds: float = 300.0) -> float:
+        """Waits until the output contains `words`; returns the time, of `time.monotonic`."""
+        deadline = time.monotonic() + seconds
+        while words not in self.output:
+            assert self.process.poll() is None or words in self.output, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.05)
+        return time.monotonic()
+
     @property
     def children(self) -> list[int]:
         """The process ids of the ranks that the process has started."""

@@ -21,7 +21,7 @@ from cubediff.runs.identity import announced_changes, run_identity, with_model_s
 from cubediff.runs.record import RunRecord, data_records, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, read_saved_run
 from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
-from cubediff.training.callbacks.signals import StopOnSignal, requeue_slurm_job
+from cubediff.training.callbacks.signals import StopOnSignal, find_stop, requeue_slurm_job
 from cubediff.training.child_ranks import child_ranks
 from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
@@ -88,16 +88,20 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
 
 @contextmanager
 def _watched_ranks(run: "_Run") -> Iterator[None]:
-    """Names the rank that is gone when an error comes from the connection to it."""
+    """Names the rank that has failed or is gone when an error follows from it."""
     watchers = [callback for callback in run.callbacks if isinstance(callback, RankWatcher)]
     failed = True
     with child_ranks() as children:
         try:
             yield
             failed = False
-        except RuntimeError as error:
-            lost = children.wait_for_failure(2.0) or next(filter(None, (each.lost_rank() for each in watchers)), None)
-            if lost is None:
+        except (RuntimeError, Stopped) as error:
+            stop = find_stop(run.trainer)
+            lost = stop.other_failure if stop is not None else None
+            if lost is None and isinstance(error, RuntimeError):
+                failures = (each.lost_rank() for each in watchers)
+                lost = children.wait_for_failure(2.0) or next(filter(None, failures), None)
+            if lost is None or (isinstance(error, Stopped) and error.request != Request.FAILED):
                 raise
             raise RankLostError(lost) from error
         finally:
@@ -106,7 +110,7 @@ def _watched_ranks(run: "_Run") -> Iterator[None]:
 
 
 class RankLostError(ValueError):
-    """The process of another rank is gone; the message names it."""
+    """Another rank has failed, or its process is gone; the message names it and the reason."""
 
 
 @contextmanager

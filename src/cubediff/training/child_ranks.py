@@ -12,7 +12,8 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from cubediff.utils.exits import hard_exit
 
 _POLL_SECONDS = 0.2
-_GRACE = 20.0  # seconds for writing a checkpoint and for ending
+_GRACE = 20.0  # seconds in which the main thread meets the error of a connection and starts to write a checkpoint
+_ENDING = 5.0  # seconds in which the other ranks end by themselves; one that waits for rank 0 never would
 
 
 class ChildRanks:
@@ -44,7 +45,7 @@ class ChildRanks:
         self._done.set()
         for process in self._processes if failed else ():
             process.terminate()
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + (_ENDING if failed else _GRACE)
         for process in self._processes:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

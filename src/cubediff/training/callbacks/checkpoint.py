@@ -3,7 +3,7 @@
 import copy
 import logging
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from cubediff.training.checkpoint_io import (
 )
 from cubediff.training.fit_loop import ResumingFitLoop
 from cubediff.training.protocols import TrainerAttributes
+from cubediff.utils.exits import before_hard_exit
 from cubediff.utils.files import write_json
 from cubediff.utils.json_text import parse_json
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
@@ -159,7 +160,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step > self._finished.step:  # a callback has failed after the optimizer's step
             self._finished, self._is_stepping = _FinishedStep.of(trainer), False
         if self._is_stepping:
-            log.error("%s within an optimizer step: it resumes from step %d", why, self._saved_step)
+            log.error("%s within an optimizer step: %s", why, self._resumes())
         elif self._saved_step < self._finished.step:
             self._save_finished(trainer, self._finished, why)
         elif self._saved_step:
@@ -170,17 +171,24 @@ class RunCheckpoint(Checkpoint):
     def _save_finished(self, trainer: L.Trainer, finished: _FinishedStep, why: str) -> None:
         stop = find_stop(trainer)
         together = trainer.world_size == 1 or (stop is not None and stop.agreed)
-        if not together and not (isinstance(trainer.strategy, DDPStrategy) and trainer.is_global_zero):
-            return  # a sharded network needs all ranks, and of replicas rank 0 writes
+        if not together and not isinstance(trainer.strategy, DDPStrategy):
+            rank_zero_info(f"{why}: a sharded network needs all ranks to save a checkpoint, {self._resumes()}")
+            return
+        if not together and not trainer.is_global_zero:
+            return  # of replicas rank 0 writes
         self._substitute = finished
         try:
-            self.save(trainer, together=together)
+            with nullcontext() if together else before_hard_exit():
+                self.save(trainer, together=together)
         except CheckpointError as error:
             log.error("%s", error)
         else:
             rank_zero_info(f"{why}: saved {self.folder / file_name(finished.step)}")
         finally:
             self._substitute = None
+
+    def _resumes(self) -> str:
+        return f"it resumes from step {self._saved_step}" if self._saved_step else "there is no checkpoint"
 
     def _validated_step(self) -> object:
         with suppress(OSError, ValueError):  # no validation yet, or a damaged file

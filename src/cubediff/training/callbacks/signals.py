@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,8 +20,10 @@ from cubediff.training.rank_store import connect_store
 from cubediff.utils.ranks import all_reduce_max, new_cpu_group
 from cubediff.utils.signals import Request, Stopped, StopSignals
 
+log = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.2
-_KEY = "request"
+_KEY, _FAILURE = "request", "failure"
 
 
 class _NoHandlers(_SignalConnector):
@@ -43,6 +47,7 @@ class StopOnSignal(Callback):
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
         self.agreed = False  # whether all ranks have stopped, and can write a checkpoint together
+        self.other_failure: str | None = None  # the rank that failed before this one, and why
         self._vote_is_next = False  # among this rank's collective calls
         self._validation_votes = 0
         self._requests: SharedRequest | None = None
@@ -109,14 +114,30 @@ class StopOnSignal(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.signals.defer()
+        if self._requests is not None:
+            self._share_failure(trainer, self._requests, exception)
         own = self.signals.request if isinstance(exception, Stopped) else Request.FAILED
         if self._requests is not None and self._vote_is_next:
             self._requests.share(own)
             with suppress(RuntimeError):  # another rank is gone
                 all_reduce_max(own, self._group)
                 self.agreed = True
+        self._close()
+
+    def _share_failure(self, trainer: L.Trainer, requests: SharedRequest, exception: BaseException) -> None:
+        reason = f"{type(exception).__name__}: {(str(exception).splitlines() or [''])[0]}"
+        own = f"rank {trainer.global_rank} ({socket.gethostname()}, process {os.getpid()}) has failed: {reason}"
+        first = requests.first_failure(own if isinstance(exception, Exception) else "")
+        if first != own:
+            self.other_failure = first
+        elif trainer.is_global_zero:
+            log.error("%s", own)  # rank 0 names each other rank at the end
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Ends the thread, which would abort the process if it used the store while Python exits."""
         if self._requests is not None:
             self._requests.close()
 
@@ -168,6 +189,15 @@ class SharedRequest:
         """Gives the other ranks a request."""
         with suppress(RuntimeError):  # rank 0 is gone
             self._store.set(_KEY, str(int(request)))
+
+    def first_failure(self, own: str) -> str | None:
+        """The message of the rank that has failed first, which is `own` unless that is empty or another was earlier."""
+        with suppress(RuntimeError):  # rank 0 is gone
+            if own:
+                return self._store.compare_set(_FAILURE, "", own).decode()
+            if self._store.check([_FAILURE]):
+                return self._store.get(_FAILURE).decode()
+        return own or None
 
     def close(self) -> None:
         """Ends the exchange."""
