@@ -9,7 +9,7 @@ import pytest
 from support.image_files import exr
 
 from cubediff.images.exr import read_exr
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.utils.errors import DataError
 
 BT709 = (0.2126, 0.7152, 0.0722)

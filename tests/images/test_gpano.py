@@ -8,7 +8,7 @@ from support.image_files import PARTIAL_SPHERE, gpano, png, tiff
 from support.pictures import picture
 
 from cubediff.images.gpano import SphereArea, check_full_sphere, full_sphere_xmp, read_pose, sphere_area
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.utils.errors import DataError
 
 FULL = PARTIAL_SPHERE | {

@@ -9,7 +9,7 @@ import pytest
 from support.pictures import shown
 
 from cubediff.images.hdr import read_radiance, tone_map
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.utils.errors import DataError
 
 

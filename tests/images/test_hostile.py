@@ -18,7 +18,7 @@ from support.image_files import EPS, chunk, tiff
 from support.pictures import picture
 from support.prepare import prepare, rejections, samples
 
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES, MAX_PHOTO_PIXELS, read_image, read_size
 from cubediff.utils.errors import DataError
 

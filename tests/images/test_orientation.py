@@ -10,7 +10,7 @@ from PIL import Image
 from support.image_files import exif_block, icc, png, tiff
 from support.pictures import picture, shown
 
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.images.reading import read_image, read_size
 
 # What was done to the upright image to store it, for each orientation (EXIF 2.3, tag 0x0112).

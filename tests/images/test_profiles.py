@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from support.image_files import ADOBE_RGB, DISPLAY_P3, SRGB, cmyk_profile, icc, png, tiff
 from support.pictures import picture, shown
 
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.images.reading import read_image
 
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageFile
 from support.pictures import picture, shown
 
 from cubediff.images.decoding import without_pillow_limits
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.utils.errors import DataError
 
 

@@ -10,7 +10,7 @@ from support.image_files import png, tiff
 from support.pictures import picture
 
 from cubediff.images.levels import fill_transparent
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.images.reading import read_image
 from cubediff.utils.errors import DataError
 

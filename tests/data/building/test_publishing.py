@@ -28,7 +28,7 @@ from cubediff.data.building.check import check_shards
 from cubediff.data.format.folders import LOCK, folder_lock
 from cubediff.data.streaming.catalog import open_dataset
 from cubediff.data.streaming.remote import Cache
-from cubediff.images import panorama as images
+from cubediff.images import panorama_jpeg as images
 
 OPTIONS = {"val_fraction": 0.3, "shard_size": 3}
 

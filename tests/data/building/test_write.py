@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from cubediff.data.building import splitting, write
 from cubediff.data.building.write import build_shards
 from cubediff.data.format.index import read_sample
-from cubediff.data.sources import Entry, Panorama
+from cubediff.data.sources import Entry, PanoramaJpeg
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.geometry import FACES
 from cubediff.prepare import app
@@ -340,7 +340,7 @@ def test_a_source_that_changes_during_the_build_is_an_error(tmp_path: Path, monk
 class Recorded(EquirectFolder):
     """A source that converts every panorama and records the conversion."""
 
-    def load(self, entry: Entry, max_width: int, quality: int) -> Panorama:
+    def load(self, entry: Entry, max_width: int, quality: int) -> PanoramaJpeg:
         return replace(super().load(entry, max_width, quality), record={"exposure": 1.5, "steps": [1, "é"]})
 
 

@@ -13,7 +13,7 @@ import pytest
 from support.builds import contents, panoramas
 from typer.testing import CliRunner
 
-from cubediff.data import DataError, build_shards
+from cubediff.data import DataError, build_shards, sources
 from cubediff.data.building.captioning import Captioned
 from cubediff.data.format.folders import LOCK
 from cubediff.data.sources import Source, check_source, open_source
@@ -29,6 +29,7 @@ import os
 import signal
 from pathlib import Path
 
+from cubediff.data import sources
 from cubediff.data.sources import Entry, load_panorama
 
 
@@ -153,3 +154,7 @@ def test_the_built_in_identities_are_those_that_unfinished_builds_are_stored_und
         "file=PosixPath('c.txt'))",
     }.items():
         assert source.identity == identity
+
+
+def test_a_source_that_was_written_for_the_former_name_of_its_panoramas_loads() -> None:
+    assert sources.Panorama is sources.PanoramaJpeg

@@ -19,7 +19,7 @@ from PIL import Image
 from support.pictures import picture
 
 from cubediff.data.building.write import build_shards
-from cubediff.data.sources import Entry, Panorama, Rejection, load_panorama, open_source
+from cubediff.data.sources import Entry, PanoramaJpeg, Rejection, load_panorama, open_source
 from cubediff.data.sources.schemes import SCHEMES
 from cubediff.utils.errors import DataError
 
@@ -292,7 +292,7 @@ class Careless:
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> PanoramaJpeg:
         return load_panorama(self.path / entry.file, max_width, quality)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cubediff.data.sources import Entry, Panorama, Rejection
+from cubediff.data.sources import Entry, PanoramaJpeg, Rejection
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ArrayFolder:
     def files(self, entry: Entry) -> list[Path]:
         return [self.folder / entry.file]
 
-    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> Panorama:
+    def load(self, entry: Entry, max_width: int = 16384, quality: int = 95) -> PanoramaJpeg:
         image = Image.fromarray(np.load(self.folder / entry.file))
         jpeg = io.BytesIO()
         image.save(jpeg, "JPEG", quality=quality)
-        return Panorama(jpeg.getvalue(), image.width, image.height)
+        return PanoramaJpeg(jpeg.getvalue(), image.width, image.height)

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from cubediff.configs import CONFIG_DIR
 from cubediff.data.building.engines import Progress
 from cubediff.data.building.output_folder import check_files_outside
-from cubediff.data.sources import Entry, Panorama, Rejection, Source
+from cubediff.data.sources import Entry, PanoramaJpeg, Rejection, Source
 from cubediff.data.sources.records import entry_from
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.projections import equirect_to_cube
@@ -62,7 +62,7 @@ class Captioned:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         return self.source.load(entry, max_width, quality)
 
 

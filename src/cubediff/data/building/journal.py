@@ -24,7 +24,7 @@ class Accepted:
         width: Width in pixels.
         height: Height in pixels.
         hash: Perceptual hash, hexadecimal.
-        record: How the image was converted, as in `Panorama`.
+        record: How the image was converted, as in `PanoramaJpeg`.
     """
 
     jpeg: str

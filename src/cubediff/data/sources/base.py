@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from cubediff.images.limits import MAX_WIDTH, QUALITY
-from cubediff.images.panorama import Panorama
+from cubediff.images.panorama_jpeg import PanoramaJpeg
 from cubediff.utils.errors import DataError
 
-__all__ = ["Entry", "Listing", "Panorama", "Rejection", "Source", "check_source"]
+__all__ = ["Entry", "Listing", "PanoramaJpeg", "Rejection", "Source", "check_source"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Source(Protocol):
         """The files that the panorama is read from; it is read again if their sizes or modification times change."""
         ...
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         """Reads a panorama.
 
         Args:

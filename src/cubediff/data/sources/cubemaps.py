@@ -13,7 +13,7 @@ import torch
 from cubediff.cubemaps.conventions import layout_of
 from cubediff.cubemaps.files import read_record, record_path
 from cubediff.cubemaps.layouts import Cube
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg, Rejection
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import FileTree
@@ -25,7 +25,7 @@ from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.decoding import decoding
 from cubediff.images.levels import DecodedImage
 from cubediff.images.limits import MAX_WIDTH, MIN_WIDTH, QUALITY
-from cubediff.images.panorama import check_opaque, encode_panorama
+from cubediff.images.panorama_jpeg import check_opaque, encode_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
@@ -82,7 +82,7 @@ class Cubemaps:
         files = [self.path / file for file in sorted(next(iter(group.readings.values())).values())]
         return files if group.record is None else [*files, *_existing(record_path(files[0].parent))]
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         group = self._listing[0].get(entry.file)
         with decoding():
             read = self._read_layout(entry.file, max_width) if group is None else self._read_files(group, max_width)
@@ -98,7 +98,7 @@ class Cubemaps:
             jpeg, record = encode_panorama(panorama, quality)
         described: dict[str, object] = {"cubemap": read.scheme, "face_size": size}
         described |= {} if fov == 90 else {"face_fov": fov}
-        return Panorama(
+        return PanoramaJpeg(
             jpeg, 2 * height, height, None, described | record | ({"notes": read.notes} if read.notes else {})
         )
 

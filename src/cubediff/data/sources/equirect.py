@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cubediff.data.sources.base import Entry, Listing, Panorama
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg
 from cubediff.data.sources.captions import read_captions
 from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.names import FileNames
 from cubediff.images.limits import MAX_WIDTH, QUALITY
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.images.reading import IMAGE_SUFFIXES
 from cubediff.utils.errors import DataError
 
@@ -46,5 +46,5 @@ class EquirectFolder:
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         return load_panorama(self.path / entry.file, max_width, quality)

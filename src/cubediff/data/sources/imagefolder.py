@@ -4,7 +4,7 @@ metadata.jsonl, .csv or .parquet with file_name and a caption."""
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg, Rejection
 from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.captions import match_records
 from cubediff.data.sources.listing import FileTree
@@ -12,7 +12,7 @@ from cubediff.data.sources.names import FileNames
 from cubediff.data.sources.splits import declare_splits
 from cubediff.data.sources.tables import TABLES, read_table
 from cubediff.images.limits import MAX_WIDTH, QUALITY
-from cubediff.images.panorama import load_panorama
+from cubediff.images.panorama_jpeg import load_panorama
 from cubediff.utils.errors import DataError
 
 
@@ -58,7 +58,7 @@ class ImageFolder(CaptionedPath):
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / entry.file]
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         return load_panorama(self.path / entry.file, max_width, quality)
 
 

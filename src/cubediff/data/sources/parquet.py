@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg, Rejection
 from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.parquet_files import image_column, open_parquet, path_column, read_image
@@ -13,7 +13,7 @@ from cubediff.data.sources.splits import declare_splits
 from cubediff.data.sources.tables import TABLES, json_record
 from cubediff.images.decoding import decoding
 from cubediff.images.limits import MAX_WIDTH, QUALITY
-from cubediff.images.panorama import as_panorama, check_panorama
+from cubediff.images.panorama_jpeg import as_panorama, check_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 
@@ -50,7 +50,7 @@ class ParquetRows(CaptionedPath):
     def files(self, entry: Entry) -> list[Path]:
         return [self.path / PurePosixPath(entry.file).parent]
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         file = PurePosixPath(entry.file)
         path = self.path / file.parent
         with decoding():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from cubediff.data.sources.base import Entry, Listing, Panorama, Source
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg, Source
 from cubediff.data.sources.names import normal_form
 from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.utils.errors import DataError
@@ -55,7 +55,7 @@ class Selected:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         return self.source.load(entry, max_width, quality)
 
 
@@ -85,7 +85,7 @@ class Uncaptioned:
     def files(self, entry: Entry) -> list[Path]:
         return self.source.files(entry)
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         return self.source.load(entry, max_width, quality)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
 from cubediff.data.format.index import MAX_SAMPLE, Headers, is_outside, sample_members
-from cubediff.data.sources.base import Entry, Listing, Panorama, Rejection
+from cubediff.data.sources.base import Entry, Listing, PanoramaJpeg, Rejection
 from cubediff.data.sources.captioned_path import CaptionedPath
 from cubediff.data.sources.names import normal_form
 from cubediff.data.sources.records import entry_from, has_caption, parse_object
 from cubediff.images.decoding import decoding
 from cubediff.images.limits import MAX_WIDTH, QUALITY
-from cubediff.images.panorama import as_panorama, check_panorama
+from cubediff.images.panorama_jpeg import as_panorama, check_panorama
 from cubediff.images.reading import decode
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
@@ -63,7 +63,7 @@ class Shards(CaptionedPath):
     def files(self, entry: Entry) -> list[Path]:
         return [self._tar(_split_name(entry.file)[0])]
 
-    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+    def load(self, entry: Entry, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
         tar, key, extension = _split_name(entry.file)
         path = self._tar(tar)
         with decoding():

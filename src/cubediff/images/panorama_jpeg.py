@@ -17,7 +17,7 @@ from cubediff.utils.files import open_regular
 
 
 @dataclass(frozen=True)
-class Panorama:
+class PanoramaJpeg:
     """A checked panorama as a baseline sRGB JPEG, twice as wide as high.
 
     Attributes:
@@ -36,7 +36,7 @@ class Panorama:
     record: dict[str, object] = field(default_factory=dict)
 
 
-def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> Panorama:
+def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = QUALITY) -> PanoramaJpeg:
     """Reads and checks an equirectangular image file.
 
     A baseline sRGB JPEG keeps its bytes. Other images are encoded without chroma subsampling; radiance is tone-mapped.
@@ -56,7 +56,7 @@ def load_panorama(path: Path, max_width: int = MAX_WIDTH, quality: int = QUALITY
         return as_panorama(image, quality, original=path)
 
 
-def as_panorama(image: DecodedImage, quality: int, original: Path | None = None) -> Panorama:
+def as_panorama(image: DecodedImage, quality: int, original: Path | None = None) -> PanoramaJpeg:
     """A panorama of a decoded equirectangular image.
 
     Args:
@@ -72,9 +72,9 @@ def as_panorama(image: DecodedImage, quality: int, original: Path | None = None)
     notes: dict[str, object] = {"notes": list(image.notes)} if image.notes else {}
     if image.jpeg is not None:
         check_varied(image.pixels)
-        return Panorama(image.jpeg, width, height, original, notes)
+        return PanoramaJpeg(image.jpeg, width, height, original, notes)
     jpeg, record = encode_panorama(image.pixels, quality)
-    return Panorama(jpeg, width, height, None, record | notes)
+    return PanoramaJpeg(jpeg, width, height, None, record | notes)
 
 
 def encode_panorama(
