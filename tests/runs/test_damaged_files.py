@@ -22,6 +22,7 @@ from cubediff.runs import lock
 from cubediff.runs.resume import read_saved_run
 from cubediff.runs.sweeps.results import RESULT, Result, read_result
 from cubediff.training.checkpoint_io import find_damage
+from cubediff.training.loaded_checkpoint import LoadedCheckpoint
 from cubediff.utils.errors import check_version
 from cubediff.utils.files import write_json
 
@@ -128,6 +129,7 @@ def test_checkpoints(tmp_path: Path) -> None:
     for damaged in cuts(whole):
         file.write_bytes(damaged)
         assert (find_damage(file) is None) == (damaged == whole)
+        assert (LoadedCheckpoint().verify(file) is None) == (damaged == whole)
         if damaged != whole:
             with pytest.raises(ValueError, match=r"step00000001\.ckpt is not a checkpoint"):
                 read_saved_run(file)

@@ -27,16 +27,17 @@ from cubediff.runs import resume
 from cubediff.runs.fit import fit
 from cubediff.runs.identity import differing_settings, run_identity
 from cubediff.runs.resume import find_checkpoint
-from cubediff.training import checkpoint_io
+from cubediff.training import checkpoint_errors
 from cubediff.training.callbacks import RunCheckpoint, checkpoint
+from cubediff.training.checkpoint_errors import CheckpointError
 from cubediff.training.checkpoint_io import (
     AtomicCheckpointIO,
-    CheckpointError,
     file_name,
     find_damage,
     link_last,
     list_checkpoints,
 )
+from cubediff.training.loaded_checkpoint import LoadedCheckpoint, _ChecksummedFile
 from cubediff.training.module import CubeDiffModule
 
 CONTENT = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 3}
@@ -53,6 +54,15 @@ def spoil(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(file.stat().st_size // 2)
         opened.write(b"damage")
+
+
+def damage_of(file: Path) -> str | None:
+    """The damage of a checkpoint, which both ways to read it find."""
+    loaded = LoadedCheckpoint()
+    damage = find_damage(file)
+    assert (loaded.verify(file) is None) == (damage is None)
+    assert (loaded.content(file) is None) == (damage is not None)
+    return damage
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
@@ -126,13 +136,13 @@ def test_without_symbolic_links_the_last_checkpoint_is_a_hard_link(
 
 def test_damage_is_found_at_any_position(tmp_path: Path) -> None:
     (file,) = write(tmp_path, 1)
-    assert find_damage(file) is None
+    assert damage_of(file) is None
     whole = file.read_bytes()
     for length in (len(whole) // 3, len(whole) // 2, len(whole) - 300):
         file.write_bytes(whole[:length])
-        assert find_damage(file) is not None
+        assert damage_of(file) is not None
     spoil(write(tmp_path, 2)[0])
-    assert "checksum" in str(find_damage(tmp_path / "checkpoints" / file_name(2)))
+    assert "checksum" in str(damage_of(tmp_path / "checkpoints" / file_name(2)))
 
 
 def test_a_run_resumes_from_the_last_undamaged_checkpoint(tmp_path: Path) -> None:
@@ -176,7 +186,7 @@ def test_a_flipped_bit_anywhere_is_damage_unless_torch_reads_the_same(tmp_path: 
     accepted = 0
     for place in range(0, len(whole), 7):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        if find_damage(file) is None:
+        if damage_of(file) is None:
             accepted += 1
             loaded = torch.load(file, weights_only=True)
             assert loaded["global_step"] == 3
@@ -188,7 +198,7 @@ def test_a_flipped_bit_anywhere_is_damage_unless_torch_reads_the_same(tmp_path: 
 def test_an_error_of_the_storage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """Reading is tried again; if it fails for good, the run stops and the checkpoint keeps its name."""
     _, newest = write(tmp_path, 9, 10)
-    monkeypatch.setattr(checkpoint_io, "_RETRY_AFTER", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint_errors, "_RETRY_AFTER", (0.0, 0.0))
     failures, read = 2, zipfile.ZipFile
 
     def unreliable(file: Path) -> zipfile.ZipFile:
@@ -208,11 +218,37 @@ def test_an_error_of_the_storage_is_no_damage(tmp_path: Path, monkeypatch: pytes
     assert list(list_checkpoints(newest.parent)) == [10, 9]
 
 
+@pytest.mark.parametrize("failures", [1, 9])
+def test_an_error_of_the_storage_while_tensors_are_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    _, newest = write(tmp_path, 9, 10)
+    monkeypatch.setattr(checkpoint_errors, "_RETRY_AFTER", (0.0, 0.0))
+    note, left = _ChecksummedFile._note, failures
+
+    def fails(self: _ChecksummedFile, position: int, data: bytes | memoryview) -> None:
+        nonlocal left
+        if len(data) > 10_000 and left > 0:
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        note(self, position, data)
+
+    monkeypatch.setattr(_ChecksummedFile, "_note", fails)
+    loaded = LoadedCheckpoint()
+    if failures == 1:
+        assert find_checkpoint("auto", tmp_path, rename_damaged=True, loaded=loaded) == newest
+        assert loaded.content(newest) is not None
+    else:
+        with pytest.raises(CheckpointError, match=r"cannot be read .*3 attempts: the storage fails"):
+            find_checkpoint("auto", tmp_path, rename_damaged=True, loaded=loaded)
+    assert list(list_checkpoints(newest.parent)) == [10, 9]
+
+
 def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_taken_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, 9)
-    monkeypatch.setattr(checkpoint_io, "_RETRY_AFTER", ())
+    monkeypatch.setattr(checkpoint_errors, "_RETRY_AFTER", ())
     monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(CheckpointError, match=rf"{tmp_path}/checkpoints cannot be read .*Permission denied"):
         find_checkpoint("auto", tmp_path)
@@ -285,6 +321,63 @@ def begun(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", run_dir=run_dir), run_dir)
     return run_dir
+
+
+def test_resuming_reads_the_newest_checkpoint_once(
+    begun: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = Path(shutil.copytree(begun, tmp_path / "run", symlinks=True))
+    file = next(iter(list_checkpoints(run_dir / "checkpoints").values()))
+    opened: list[str] = []
+    size, read = file.stat().st_size, 0
+
+    class Counted(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return self._count(super().read(size))
+
+        def readinto(self, buffer: Any, /) -> int:
+            nonlocal read
+            count = super().readinto(buffer)
+            read += count
+            return count
+
+        def _count(self, data: bytes) -> bytes:
+            nonlocal read
+            read += len(data)
+            return data
+
+    real = io.open
+
+    def counted(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if isinstance(path, str | Path) and Path(path).name == file.name and "r" in mode:
+            opened.append(mode)
+            return Counted(io.FileIO(path, "r"))
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", counted)
+    monkeypatch.setattr(io, "open", counted)
+    fit(composed(*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "trainer.max_steps=4", run_dir=run_dir), run_dir)
+    assert opened == ["rb"]
+    assert size <= read < 1.2 * size  # a record that is no tensor is verified before torch interprets it
+    assert saved(run_dir)["global_step"] == 4
+
+
+def test_the_content_that_is_kept_is_that_of_the_file_as_it_is(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1, 2)
+    loaded = LoadedCheckpoint()
+    assert loaded.content(first) is None
+    assert loaded.verify(first) is None
+    assert loaded.content(second) is None
+    content = AtomicCheckpointIO()
+    content.loaded = loaded
+    torch.save({"state_dict": {}, "global_step": 4}, first)
+    assert content.load_checkpoint(first)["global_step"] == 4  # it has changed since
+    assert loaded.verify(second) is None
+    kept = loaded.content(second)
+    assert content.load_checkpoint(second) is kept
+    assert torch.equal(kept["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+    assert loaded.content(second) is None  # the memory is free
+    assert content.load_checkpoint(second) is not kept
 
 
 @pytest.mark.parametrize("where", ["state_dict", "callbacks", "optimizer_states"])

@@ -20,9 +20,11 @@ from cubediff.runs.export_card import TrainingFacts, write_card
 from cubediff.runs.identity import announced_changes, run_identity, with_model_settings
 from cubediff.runs.record import RunRecord, data_records, run_record
 from cubediff.runs.resume import check_resumable, find_checkpoint, read_saved_run
-from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_trial
+from cubediff.runs.trainer import build_trainer, enabled_callbacks, has_loggers, is_sharded, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal, find_stop, requeue_slurm_job
+from cubediff.training.checkpoint_io import AtomicCheckpointIO
 from cubediff.training.child_ranks import child_ranks
+from cubediff.training.loaded_checkpoint import LoadedCheckpoint
 from cubediff.training.logged_metrics import Curves
 from cubediff.training.loggers import CurveLogger, log_config
 from cubediff.training.module import CubeDiffModule
@@ -68,11 +70,11 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
     check_devices(config)
     silence()
     with _finish_wandb(), stop_signals() as signals:
-        checkpoint = None
+        checkpoint, loaded = None, None if is_sharded(config.trainer) else LoadedCheckpoint()
         if not is_trial(config.trainer):
-            checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank())
+            checkpoint = find_checkpoint(str(config.resume), run_dir, rename_damaged=is_first_rank(), loaded=loaded)
         run = _build_run(config, run_dir, curves, StopOnSignal(signals))
-        _prepare_resuming(run, checkpoint)
+        _prepare_resuming(run, checkpoint, loaded)
         if run.trainer.is_global_zero:
             _announce(run, checkpoint)
         try:
@@ -187,14 +189,16 @@ def _build_loggers(config: DictConfig, curves: Curves | None) -> list[Logger]:
     return [*loggers, CurveLogger({} if curves is None else curves)]  # some callbacks refuse a run without loggers
 
 
-def _prepare_resuming(run: _Run, checkpoint: Path | None) -> None:
+def _prepare_resuming(run: _Run, checkpoint: Path | None, loaded: LoadedCheckpoint | None) -> None:
     """Compares the run with its checkpoint, and gives its identity to the callbacks that write checkpoints."""
+    if isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+        run.trainer.strategy.checkpoint_io.loaded = loaded
     writers = [callback for callback in run.callbacks if isinstance(callback, IdentityWriter)]
     if checkpoint is None and not writers:
         return  # the fingerprints of the weights take seconds
     identity = run_identity(run.config, run.module, data_records(run.data))
     if checkpoint:
-        saved = read_saved_run(checkpoint)
+        saved = read_saved_run(checkpoint, loaded)
         check_resumable(checkpoint, saved, identity, run.module, is_own=run.folder in checkpoint.parents)
         if (changes := announced_changes(saved.identity, identity)) and run.trainer.is_global_zero:
             print(f"WARNING: resuming with other settings than those of {checkpoint.name}: {'; '.join(changes)}")

@@ -1,7 +1,7 @@
 """Resuming a run: finding its checkpoint, and refusing checkpoints of other runs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from cubediff.models.finite import is_finite
 from cubediff.runs.identity import RunIdentity, differing_settings
+from cubediff.training.checkpoint_errors import CheckpointError, retry_storage
 from cubediff.training.checkpoint_io import (
     FORMAT,
     FORMAT_VERSION,
     IDENTITY,
-    CheckpointError,
     find_damage,
     link_last,
     list_checkpoints,
-    retry_storage,
 )
+from cubediff.training.loaded_checkpoint import LoadedCheckpoint
 from cubediff.training.module import CubeDiffModule
 from cubediff.utils.errors import check_version
 from cubediff.utils.files import set_aside
@@ -31,7 +31,9 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 
 
-def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False) -> Path | None:
+def find_checkpoint(
+    resume: str, run_dir: Path, *, rename_damaged: bool = False, loaded: LoadedCheckpoint | None = None
+) -> Path | None:
     """Finds the checkpoint that a run starts from.
 
     Args:
@@ -40,6 +42,7 @@ def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False)
         run_dir: The run's folder.
         rename_damaged: Rename the damaged checkpoints that are newer than the one found, so that they are out of the
             run's way. Only rank 0 of a run that holds its folder's lock may do so.
+        loaded: Keeps the content of the checkpoint, which is read to verify it; None: the tensors stay on disk.
 
     Returns:
         The checkpoint, None to start from step 0.
@@ -49,6 +52,7 @@ def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False)
             or the file is missing or damaged.
     """
     own = list_checkpoints(run_dir / "checkpoints")
+    verify = find_damage if loaded is None else loaded.verify
     if resume == "never":
         if own:
             raise CheckpointError(
@@ -57,22 +61,22 @@ def find_checkpoint(resume: str, run_dir: Path, *, rename_damaged: bool = False)
             )
         return None
     if own:
-        return _last_undamaged(own.values(), rename_damaged)
+        return _last_undamaged(own.values(), verify, rename_damaged)
     if resume == "auto":
         return None
     path = Path(resume)
     if not path.is_file():
         raise CheckpointError(f"resume={resume} is not a file: choose a checkpoint file, auto or never")
-    if damage := find_damage(path):
+    if damage := verify(path):
         raise CheckpointError(f"resume={resume} is damaged ({damage}): choose another checkpoint")
     return path
 
 
-def _last_undamaged(checkpoints: Iterable[Path], rename_damaged: bool) -> Path:
+def _last_undamaged(checkpoints: Iterable[Path], verify: Callable[[Path], str | None], rename_damaged: bool) -> Path:
     damaged: dict[Path, str] = {}
     for file in checkpoints:
         try:
-            damage = find_damage(file)
+            damage = verify(file)
         except FileNotFoundError:  # rank 0 has just renamed it
             continue
         if damage is None:
@@ -100,8 +104,8 @@ class SavedRun(NamedTuple):
     step: int  # the optimizer step that the run resumes at
 
 
-def read_saved_run(path: Path) -> SavedRun:
-    """Reads what a checkpoint says about its run; its tensors stay on disk.
+def read_saved_run(path: Path, loaded: LoadedCheckpoint | None = None) -> SavedRun:
+    """Reads what a checkpoint says about its run; tensors that are not `loaded` stay on disk.
 
     Raises:
         CheckpointError: If the file was not written by this package, cannot be read, or holds a value that is not
@@ -109,7 +113,9 @@ def read_saved_run(path: Path) -> SavedRun:
         DataError: If it was written by a newer version.
     """
     try:
-        saved = retry_storage(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        saved = loaded.content(path) if loaded is not None else None
+        if saved is None:
+            saved = retry_storage(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         if not isinstance(saved, dict):
             raise TypeError(f"expected a dict, got {type(saved).__name__}")
         version = saved.get(FORMAT)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build
 from cubediff.configs.trainer import canonical_precision
@@ -88,3 +88,9 @@ def has_loggers(settings: DictConfig) -> bool:
 def is_trial(settings: DictConfig) -> bool:
     """Whether `fast_dev_run` limits the run to a few batches, of which nothing is written or resumed."""
     return bool(settings.get("fast_dev_run"))
+
+
+def is_sharded(settings: DictConfig) -> bool:
+    """Whether the config shards the network, of which each rank then reads its part of a checkpoint."""
+    target = str(OmegaConf.select(settings, "strategy._target_"))
+    return target.rpartition(".")[2] == ShardedStrategy.__name__

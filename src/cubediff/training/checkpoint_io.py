@@ -1,40 +1,37 @@
 """Checkpoints on disk: atomic writes, integrity checks, and the list of a folder's checkpoints."""
 
-import errno
 import os
 import pickle
 import re
 import stat
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from cubediff.training.checkpoint_errors import DAMAGE, CheckpointError, retry_storage
+from cubediff.training.loaded_checkpoint import LoadedCheckpoint
 from cubediff.utils.files import atomic_file, remove_partial
 
 IDENTITY = "cubediff"  # key of the run's identity in a checkpoint
 FORMAT = "format_version"  # key of the format's version; the first checkpoints have none
 FORMAT_VERSION = 1
 _FILE = re.compile(r"step(\d+)\.ckpt")
-_RETRY_AFTER = (1.0, 2.0, 4.0)  # seconds after a storage error
-_DAMAGE = (errno.EINVAL, errno.EOVERFLOW)  # of seeking to a position that damaged bytes name
-
-ResultT = TypeVar("ResultT")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read or resumed from; the message says what to do."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, next to their final path; loads tensors and plain values only.
 
     Lightning's own implementation writes to the folder for temporary files first, which may be another file system.
+
+    Attributes:
+        loaded: A checkpoint in memory, which is not read again.
     """
+
+    loaded: LoadedCheckpoint | None = None
 
     def save_checkpoint(
         self, checkpoint: Mapping[str, object], path: str | Path, storage_options: object | None = None
@@ -60,6 +57,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Callable[..., object] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Always loads with `weights_only=True`, so that a checkpoint cannot execute code; retries storage errors."""
+        if self.loaded is not None and (content := self.loaded.take(Path(path))) is not None:
+            return cast(dict[str, Any], content)
         load = super().load_checkpoint
         return retry_storage(Path(path), lambda: load(path, map_location, weights_only=True))
 
@@ -107,31 +106,6 @@ def find_damage(file: Path) -> str | None:
     return retry_storage(file, lambda: _find_damage(file))
 
 
-def retry_storage(file: Path, read: Callable[[], ResultT]) -> ResultT:
-    """Reads a file, repeatedly after errors of the storage, such as those of a network file system.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If the file is damaged, so that reading it makes no sense.
-        CheckpointError: If every attempt fails.
-    """
-    for delay in (*_RETRY_AFTER, None):
-        try:
-            return read()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno in _DAMAGE:
-                raise
-            if delay is None:
-                raise CheckpointError(
-                    f"{file} cannot be read ({error}), {len(_RETRY_AFTER) + 1} attempts: the storage fails, which says "
-                    "nothing about the checkpoint, so it is kept; make the file readable, then run the same command"
-                ) from error
-        time.sleep(delay)
-    raise AssertionError("unreachable")
-
-
 def _find_damage(file: Path) -> str | None:
     if not stat.S_ISREG(file.stat().st_mode):
         return "it is not a regular file"
@@ -139,7 +113,7 @@ def _find_damage(file: Path) -> str | None:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except OSError as error:
-        if error.errno not in _DAMAGE:
+        if error.errno not in DAMAGE:
             raise
         return str(error)
     except Exception as error:  # zipfile raises errors of many classes for damaged headers

@@ -15,11 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from cubediff.training.callbacks.signals import find_stop
+from cubediff.training.checkpoint_errors import CheckpointError
 from cubediff.training.checkpoint_io import (
     FORMAT,
     FORMAT_VERSION,
     IDENTITY,
-    CheckpointError,
     file_name,
     link_last,
     list_checkpoints,
