@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import ONE, PARTS, TINY, TWO, Run, difference, gone, saved
+from support.promises import promised
 
 pytestmark = pytest.mark.ddp
 
@@ -99,6 +100,12 @@ LOGGER = "+logger.fails={{_target_: support.failures.FailingLogger, save_dir: {f
 def test_an_exception_on_one_of_two_ranks_ends_both_with_its_cause_and_a_checkpoint(
     tiny_shards: Path, tmp_path: Path, rank: int, place: str
 ) -> None:
+    promised(
+        "docs/resume.md",
+        "every rank ends within seconds, an error names the rank and the reason, and rank 0 saves its last finished "
+        "step; a sharded network (`trainer=fsdp`) saves together with all ranks only, and resumes from its last "
+        "checkpoint",
+    )
     word = (LOGGER if place == "logger" else CALLBACK).format(rank=rank, place=place, folder=tmp_path / "log")
     words = (*TWO, "trainer.max_steps=1000", word)
     run = Run(tiny_shards, tmp_path / "run", *words, settings=SPARSE, PYTHONPATH=SUPPORT)
