@@ -123,6 +123,7 @@ def test_a_ring_over_more_gpus_sends_at_most_twice_the_bytes() -> None:
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counted_parameters_and_gradients_are_those_of_the_networks() -> None:
     planned = cost(composed("experiment=sd15_l4x4"), 1, operations=False)
     of = METRICS["counts"]["attention"]

@@ -66,6 +66,7 @@ def failure(result: Result) -> str:
 # --------------------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.slow
 def test_a_panorama_is_edited_by_the_whole_command(model: Path, files: Path, tmp_path: Path) -> None:
     promised("docs/generation.md", "The result has the panorama's size")
     promised("docs/generation.md", "is written as PNG")

@@ -422,6 +422,7 @@ def sd15() -> Iterator[tuple[UNet2DConditionModel, dict[str, torch.Size], Tensor
     gc.collect()
 
 
+@pytest.mark.slow
 def test_sd15_keeps_its_weights_and_only_conv_in_is_wider(sd15):
     unet, shapes, _ = sd15
     assert sum(shape.numel() for shape in shapes.values()) == 859_520_964

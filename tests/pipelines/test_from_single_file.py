@@ -215,6 +215,7 @@ def test_only_configs_and_tokenizer_are_downloaded(
     assert calls == [("stable-diffusion-v1-5/stable-diffusion-v1-5", []), ("someone/else", [])]
 
 
+@pytest.mark.slow
 def test_without_configs_they_come_from_the_cache_of_the_hub_or_the_error_says_what_to_set(
     folder: Path, file: Path, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def test_operations_equal_a_count_by_hand() -> None:
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ("cpu", []),
+        pytest.param("cpu", [], marks=pytest.mark.slow),
         pytest.param("cpu", ["model.trainable=full", "trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
         pytest.param("ddp", ["model.trainable=full", "model.gradient_checkpointing=true"], marks=pytest.mark.slow),
         pytest.param("fsdp", ["model.trainable=full", "model.gradient_checkpointing=true"], marks=pytest.mark.slow),

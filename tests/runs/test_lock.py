@@ -237,6 +237,7 @@ def test_a_refused_command_writes_nothing_and_ends_with_one_sentence(
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_no_lock(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_folder_of_several_variants_without_plain_weights_needs_a_choice(tmp_p
         CubeDiffPipeline.from_pretrained(tmp_path, variant="bf16")
 
 
+@pytest.mark.slow
 def test_models_of_the_hub_are_recognised_by_their_layout(others: Path, half: Path, tmp_path: Path) -> None:
     """From the Hub's cache, without a network: another CubeDiff, and a 2D model of one variant."""
     for name, folder in {"cube": others, "flat": half}.items():

@@ -87,6 +87,7 @@ def test_training_from_a_file_equals_training_from_its_folder(
         assert saved(resumed)["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_a_run_from_a_file(
     tiny_shards: Path, stock: StableDiffusionPipeline, configs: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_the_same_command_resumes_a_run_from_a_file(
     assert saved(run_dir)["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_latents_of_a_file_are_those_of_its_folder(
     tiny_shards: Path, file: Path, folder: Path, configs: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +146,7 @@ def refused(*words: object, cwd: Path, code: int = 1) -> str:
     return " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_without_configs_and_network_a_run_says_what_to_set(file: Path, tiny_shards: Path, tmp_path: Path) -> None:
     promised(PAGE, "name a folder or another id that has them, for example offline")
     words = ("train", *QUICK[1:], *SETTINGS, f"data.path={tiny_shards}", "run_dir=run", f"model.pipeline.path={file}")
@@ -153,6 +156,7 @@ def test_without_configs_and_network_a_run_says_what_to_set(file: Path, tiny_sha
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_pickled_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     promised(PAGE, "Pickled files (`.ckpt`, `.pt`, `.bin`) are refused with a command that converts them")
     (tmp_path / "old.ckpt").write_bytes(b"pickle")

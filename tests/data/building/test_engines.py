@@ -99,6 +99,7 @@ def test_workers_exit_when_the_parent_process_is_killed(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+@pytest.mark.slow
 def test_one_two_and_three_workers_build_the_same_bytes(tmp_path: Path) -> None:
     source = panoramas(tmp_path / "in", 9)
     (source / "pano 4.png").write_bytes(b"not an image")

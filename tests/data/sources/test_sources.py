@@ -209,7 +209,7 @@ def test_a_dataset_folder_is_read_as_the_datasets_library_does(tmp_path: Path) -
     source = open_source(tmp_path)
     entries, rejected = source.entries()
     assert entries == [
-        Entry("test/c.jpg", "c", None, "test/c.jpg", split="val"),
+        Entry("test/c.jpg", "c", None, "test/c.jpg", split="test"),
         Entry("train/a.jpg", "a", FACE_CAPTIONS, "s", {"year": 2020}, "train"),
         Entry("train/deep/b.jpg", "b", None, "train/deep/b.jpg", {"text": "kept"}, "train"),
     ]

@@ -118,6 +118,7 @@ def test_parallel_jobs_equal_sequential_ones(grid: tuple[Path, str, str], tiny_s
     assert "sweep: 1 of 2 jobs done" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``declarative_base")
 @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics, of a job that diverges
 def test_a_search_continues_after_failures_and_finds_the_lowest_loss(
