@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from support.pictures import SAMPLES, picture, shown
 
+from cubediff.data.building.selecting import select_entries
 from cubediff.data.building.write import build_shards
 from cubediff.data.sources import KINDS, Entry, Source, open_source
 from cubediff.data.sources.cubemaps import Cubemaps
@@ -213,6 +214,9 @@ def test_a_dataset_folder_is_read_as_the_datasets_library_does(tmp_path: Path) -
         Entry("train/a.jpg", "a", FACE_CAPTIONS, "s", {"year": 2020}, "train"),
         Entry("train/deep/b.jpg", "b", None, "train/deep/b.jpg", {"text": "kept"}, "train"),
     ]
+    selected, left_out = select_entries(source, None)
+    assert [entry.split for entry in selected] == ["val", "train", "train"]  # no validation split is declared
+    assert left_out == rejected
     assert source.load(entries[0]).original == tmp_path / "test" / "c.jpg" == source.files(entries[0])[0]
     reasons = {r.file: r.reason for r in rejected}
     for name, words in {
