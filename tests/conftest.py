@@ -1,5 +1,6 @@
 """Shared fixtures (read-only tiny shards, a browser) and the order of the test files."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,18 @@ from support.browser import chromium
 from cubediff.data import build_shards, create_example_dataset
 
 # Without tests marked `ddp`, whose files take longest anyway.
-LONG_FILES = ("test_engines.py", "test_inflation.py", "test_module.py", "test_packaging.py", "test_publishing.py")
+LONG_FILES = (
+    *("test_engines.py", "test_extensions.py", "test_inflation.py", "test_module.py", "test_packaging.py"),
+    *("test_publishing.py", "test_resume.py", "test_start_from_file.py", "test_stopping.py", "test_stream.py"),
+    *("test_sweep.py", "test_trainer.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # omegaconf 2.3's DictConfig, which cubediff.configs takes, is a typing.MutableMapping.
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests send it to processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
