@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import moments
 from support.processes import difference, saved
 from support.runs import QUICK, composed, validations
 
@@ -196,6 +198,22 @@ def test_an_exception_saves_the_last_finished_step_too(
         run(word)
     assert checkpoints(tmp_path / "run") == [f"step{step:08d}.ckpt"]
     assert difference(saved(uninterrupted), saved(run())) == []
+
+
+def test_an_exception_saves_a_step_again_whose_checkpoint_was_removed(
+    run: Run, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove_and_fail() -> None:
+        assert checkpoints(tmp_path / "run") == ["step00000002.ckpt"]
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(moments.ACTIONS, "ZeroDivisionError", remove_and_fail)
+    every = "callbacks.checkpoint.every_n_steps=2"
+    with pytest.raises(ZeroDivisionError):
+        run(every, at("on_train_batch_start", 5, "ZeroDivisionError"))
+    assert checkpoints(tmp_path / "run") == ["step00000002.ckpt"]
+    same_state(uninterrupted, run(every))
 
 
 def test_an_exception_before_the_ema_has_followed_a_step_saves_the_ema_of_that_step(

@@ -161,16 +161,26 @@ class RunCheckpoint(Checkpoint):
             self._finished, self._is_stepping = _FinishedStep.of(trainer), False
         if self._is_stepping:
             log.error("%s within an optimizer step: %s", why, self._resumes())
-        elif self._saved_step < self._finished.step:
+        elif self._saved_step < self._finished.step or self._is_lost(trainer):
             self._save_finished(trainer, self._finished, why)
         elif self._saved_step:
             rank_zero_info(f"{why}: saved {self.folder / file_name(self._saved_step)}")
         else:
             rank_zero_info(f"{why} before the first step: there is no checkpoint")
 
-    def _save_finished(self, trainer: L.Trainer, finished: _FinishedStep, why: str) -> None:
+    def _is_lost(self, trainer: L.Trainer) -> bool:
+        """Whether the last checkpoint is no longer in its folder, for example because that was removed."""
+        lost = self._saved_step > 0 and not (self.folder / file_name(self._saved_step)).exists()
+        return bool(all_reduce_max(lost, self._group)) if self._is_together(trainer) else lost
+
+    @staticmethod
+    def _is_together(trainer: L.Trainer) -> bool:
+        """Whether all ranks are here, and can write a checkpoint together."""
         stop = find_stop(trainer)
-        together = trainer.world_size == 1 or (stop is not None and stop.agreed)
+        return trainer.world_size == 1 or (stop is not None and stop.agreed)
+
+    def _save_finished(self, trainer: L.Trainer, finished: _FinishedStep, why: str) -> None:
+        together = self._is_together(trainer)
         if not together and not isinstance(trainer.strategy, DDPStrategy):
             rank_zero_info(f"{why}: a sharded network needs all ranks to save a checkpoint, {self._resumes()}")
             return
