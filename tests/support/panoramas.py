@@ -23,6 +23,9 @@ COLOURS = {
     "black": (10, 10, 10),
 }
 
+# A background fetch whose server is gone shall not go on for ten minutes in later tests.
+SMALL: dict[str, Any] = {"batch_size": 2, "face_size": 16, "retry_minutes": 1.0}
+
 
 def room() -> Image.Image:
     """Draws a panorama of a room whose walls, ceiling and floor have the colours of COLOURS, in FACES order."""
@@ -50,7 +53,7 @@ def shards(path: Path, count: int, *, val: float = 0.0, shard_size: int = 4, fac
 
 def data(path: Any, rank: int = 0, world: int = 1, position: int = 0, **options: Any) -> PanoramaDataModule:
     """Sets up a data module as rank `rank` of `world` sees it, at a sample index of the stream."""
-    module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
+    module = PanoramaDataModule(path, **SMALL | options)
     module.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,
@@ -121,7 +124,7 @@ def fit(
     **options: Any,
 ) -> tuple[Recorder, L.Trainer]:
     """Trains a `Recorder` to `steps` optimizer steps, resuming from the checkpoint if one is given."""
-    module = PanoramaDataModule(path, **{"batch_size": 2, "face_size": 16} | options)
+    module = PanoramaDataModule(path, **SMALL | options)
     model = model or Recorder()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     fitted = L.Trainer(max_steps=steps, accelerator="cpu", **quiet | {"enable_checkpointing": False} | (trainer or {}))
