@@ -237,35 +237,13 @@ def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_
 
 # ------------------------------------------------------------------------------------------- completeness
 
+CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "offload", "vae_tiling", "batch"}  # in no line of jobs
 ELSEWHERE = {
-    *(
-        "prompt",
-        "image",
-        "model",
-        "output",
-        "jobs",
-        "device",
-        "dtype",
-        "offload",
-        "vae_tiling",
-        "batch",
-        "count",
-        "format",
-        "save_faces",
-    ),
+    *CALL_ONLY,
+    *("prompt", "image", "count", "format", "save_faces"),
     *("panorama", "mask"),  # in tests/generation/test_edited_files.py
-    *FACE_KEYS,  # in tests/test_generate.py
+    *FACE_KEYS,  # in tests/generation/test_generate.py
 }
-CALL_ONLY = {
-    "model",
-    "output",
-    "jobs",
-    "device",
-    "dtype",
-    "offload",
-    "vae_tiling",
-    "batch",
-}  # the others may stand in a line of jobs
 
 
 def test_no_option_is_left_out() -> None:
