@@ -2,12 +2,14 @@
 
 import ast
 import graphlib
+import tomllib
 from pathlib import Path
 
 import pytest
 from support.structure import LINES, PARAMETERS, Package, extent, is_option
 
-PACKAGE = Package(Path(__file__).parents[1] / "src/cubediff")
+ROOT = Path(__file__).parents[1]
+PACKAGE = Package(ROOT / "src/cubediff")
 # From the lowest; packages of one line do not import each other.
 LAYERS = [
     ("utils",),
@@ -57,6 +59,14 @@ def test_imports_go_down(module: str) -> None:
         assert theirs is not None, f"{module} imports {other}, which is at the top of the package"
         same = module.split(".")[0] == other.split(".")[0]
         assert theirs < own or (theirs == own and same), f"{module} imports {other}, which is no lower"
+
+
+def test_every_module_that_annotates_shapes_is_checked_at_run_time() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (packages,) = (option.partition("=")[2].split(",") for option in options if "jaxtyping-packages" in option)
+    annotates = [name for name, text in PACKAGE.texts.items() if "from jaxtyping import" in text]
+    assert len(annotates) > 40
+    assert [name for name in annotates if f"cubediff.{name.partition('.')[0]}" not in packages] == []
 
 
 def test_imports_have_no_cycle() -> None:

@@ -21,6 +21,7 @@ from cubediff.data import PanoramaDataModule, build_shards, create_example_datas
 from cubediff.diffusion.objective import CONDITIONS
 from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.cost import cost
+from cubediff.runs.sweeps.results import RESULT
 from cubediff.train import main
 from cubediff.training.module import CubeDiffModule
 
@@ -215,6 +216,10 @@ def test_a_sweep_creates_one_folder_with_a_subfolder_per_run(sweep: tuple[Path, 
     assert [folder.name for folder in sorted(stamped.iterdir()) if folder.is_dir()] == ["0", "1"]
     assert [json.loads((run / "export/training.json").read_text())["seed"] for run in runs] == [0, 1]
     assert not same(exported(runs[0]), exported(runs[1]))
+    for seed, run in enumerate(runs):
+        result = json.loads((run / RESULT).read_text())
+        assert (result["status"], result["job"]) == ("done", seed)
+        assert f"seed={seed}" in result["overrides"]
     assert {path.name for path in folder.iterdir()} == {"experiments"}
     assert [line for line in out.splitlines() if line.startswith("trained: ")] == [
         f"trained: {run / 'export'}" for run in runs

@@ -237,6 +237,7 @@ def here(words_of_command: list[str], shards: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_torchrun_command_of_the_readme_starts_one_run_of_two_ranks(tiny_shards: Path, tmp_path: Path) -> None:
     words = here(command("torchrun --standalone"), tiny_shards, tmp_path)
     words[words.index("--nproc-per-node") + 1] = "2"

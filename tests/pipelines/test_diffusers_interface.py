@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support.awake import awaken_
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def settings_of(pipeline: CubeDiffPipeline) -> dict[str, object]:
 @pytest.mark.parametrize(
     "first",
     [
-        "import cubediff",
+        pytest.param("import cubediff", marks=pytest.mark.slow),
         pytest.param("import diffusers, cubediff", marks=pytest.mark.slow),
         pytest.param("import cubediff, diffusers", marks=pytest.mark.slow),
     ],
@@ -94,7 +94,9 @@ def test_a_pipeline_of_the_components_of_another_keeps_its_settings() -> None:
 
 def test_a_saved_pipeline_of_components_of_another_loads_with_its_settings(tmp_path: Path) -> None:
     CubeDiffPipeline(**tiny_random(**OTHERS).components).save_pretrained(tmp_path)
-    assert settings_of(CubeDiffPipeline.from_pretrained(tmp_path)) == OTHERS
+    for loaded in (CubeDiffPipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)):
+        assert type(loaded) is CubeDiffPipeline
+        assert settings_of(loaded) == OTHERS
     assert "_cubediff_settings" not in (tmp_path / "unet" / "config.json").read_text()
 
 

@@ -7,8 +7,10 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from omegaconf import DictConfig
 from support.losses import losses_of
 from support.runs import composed
 from support.step_memory import BATCH, TINY, module_and_batch
@@ -149,6 +151,31 @@ def test_the_largest_batch_fits_and_the_next_does_not(monkeypatch: pytest.Monkey
         memory = counted(batch).peak
         assert largest_batch(config, memory)[0] == batch
         assert largest_batch(config, memory - 1)[0] == batch - 1
+
+
+@pytest.mark.parametrize(
+    "lines", [[(3, 1)], [(8, 0.9), (7.7, 1.6)], [(1, 0.1), (0, 1), (-40, 8)], [(50, 0.01), (0, 4)]]
+)
+def test_the_largest_batch_is_found_by_a_few_counts(
+    monkeypatch: pytest.MonkeyPatch, lines: list[tuple[float, float]]
+) -> None:
+    """The peak is a maximum of lines; the largest batch that fits is found by trying each."""
+    counted: list[int] = []
+
+    def peak(batch: int) -> float:
+        return max(fixed + batch * each for fixed, each in lines)
+
+    def counts(config: object, batch: int, operations: bool) -> Mock:
+        counted.append(batch)
+        return Mock(peak=peak(batch))
+
+    monkeypatch.setattr("cubediff.planning.cost.cost", counts)
+    for memory in [peak(batch) + more for batch in range(1, 16) for more in (0.0, 0.001)]:
+        counted.clear()
+        expected = max(batch for batch in range(17) if batch == 0 or peak(batch) <= memory)
+        if expected < 16:
+            assert largest_batch(Mock(spec=DictConfig), memory) == (expected, peak(expected))
+            assert len(counted) == len(set(counted)) <= 7  # 1, 2, 16, and a bisection between
 
 
 def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:

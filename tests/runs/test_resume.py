@@ -269,23 +269,26 @@ def test_ranks_that_resume_at_different_steps_are_refused(tmp_path: Path, monkey
         RunCheckpoint(str(tmp_path)).on_train_start(trainer, Mock(spec=L.LightningModule))
 
 
-@pytest.mark.ddp
-def test_the_command_resumes_past_damaged_checkpoints_and_finishes(tiny_shards: Path, tmp_path: Path) -> None:
-    """docs/resume.md: `cubediff train` renames damaged checkpoints, and resumes from the newest intact one."""
-    words = (*ONE, "callbacks.checkpoint.keep=9", "trainer.max_steps=6")
-    run = Run(tiny_shards, tmp_path / "run", *words)
-    assert run.ended() == 0, run.output
-    folder, expected = run.checkpoints, saved(tmp_path / "run")
+def test_a_run_resumes_past_damaged_checkpoints_and_finishes(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damaged checkpoints are renamed, and the newest intact one is resumed."""
+    words = (*QUICK, *NO_SAMPLES, f"data.path={tiny_shards}", "trainer.max_steps=6")
+    every = ("callbacks.checkpoint.every_n_steps=1", "callbacks.checkpoint.keep=9")
+    config = composed(*words, *every, run_dir=tmp_path / "run")
+    fit(config, tmp_path / "run")
+    folder, expected = tmp_path / "run/checkpoints", saved(tmp_path / "run")
     (folder / file_name(6)).write_bytes(b"")
     whole = (folder / file_name(5)).read_bytes()
     (folder / file_name(5)).write_bytes(whole[: len(whole) // 2])
     spoil(folder / file_name(4))
-    again = Run(tiny_shards, tmp_path / "run", *words)
-    assert again.ended() == 0, again.output
+    capsys.readouterr()
+    fit(config, tmp_path / "run")
+    printed = capsys.readouterr().out
     for step in (4, 5, 6):
-        assert f"{file_name(step)} is damaged (" in again.output
+        assert f"{file_name(step)} is damaged (" in printed
         assert (folder / f"{file_name(step)}.damaged").is_file()
-    assert f"resuming from {folder / file_name(3)}" in again.output
+    assert f"resuming from {folder / file_name(3)}" in printed
     assert list(list_checkpoints(folder)) == [6, 5, 4, 3, 2, 1]
     assert difference(expected, saved(tmp_path / "run")) == []
     with (tmp_path / "run/logs/metrics.csv").open() as file:

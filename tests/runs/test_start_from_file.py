@@ -55,34 +55,54 @@ def losses(run_dir: Path) -> list[str]:
         return [row["train/loss"] for row in csv.DictReader(rows) if row.get("train/loss")]
 
 
+@pytest.fixture(scope="module")
+def from_folder(tiny_shards: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from the folder."""
+    run_dir = tmp_path_factory.mktemp("from_folder") / "run"
+    return train(tiny_shards, run_dir, *SETTINGS, f"model.pipeline.path={folder}")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    assert len(losses(one)) == 2
+    for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        ours, theirs = (load_file(run / "export" / f"{part}.safetensors") for run in (one, other))
+        assert difference(ours, theirs) == []
+    for name in ("tokenizer/tokenizer.json", "scheduler/scheduler_config.json"):
+        assert (one / "export" / name).read_bytes() == (other / "export" / name).read_bytes()
+
+
 def test_training_from_a_file_equals_training_from_its_folder(
-    tiny_shards: Path, file: Path, folder: Path, configs: Path, tmp_path: Path
+    tiny_shards: Path, file: Path, configs: Path, from_folder: Path, tmp_path: Path
+) -> None:
+    before = file.read_bytes()
+    from_file = train(tiny_shards, tmp_path / "run", *SETTINGS, *model(file, configs))
+    assert file.read_bytes() == before  # training changes the weights in memory
+    assert_equal_runs(from_file, from_folder)
+
+
+@pytest.mark.slow
+def test_the_command_trains_from_a_file_and_either_run_resumes_the_other(
+    tiny_shards: Path, file: Path, folder: Path, configs: Path, from_folder: Path, tmp_path: Path
 ) -> None:
     promised(PAGE, "a run from it ends in the same bits as one from the folder")
-    before = file.read_bytes()
     words = (*QUICK, *SETTINGS, *model(file, configs), f"data.path={tiny_shards}", "run_dir=run")
     command = ("-m", "cubediff", "train", *words[1:])  # the first of QUICK is another model
     printed = python(*command, cwd=tmp_path, HF_HUB_OFFLINE="1").stdout
     assert f"settings that the config leaves to {file}: position_encoding=uv" in printed
-    train(tiny_shards, tmp_path / "from_folder", *SETTINGS, f"model.pipeline.path={folder}")
-    runs = [tmp_path / name for name in ("run", "from_folder")]
-    assert file.read_bytes() == before  # training changes the weights in memory
-    assert losses(runs[0]) == losses(runs[1])
-    assert len(losses(runs[0])) == 2
-    for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
-        ours, theirs = (load_file(run / "export" / f"{part}.safetensors") for run in runs)
-        assert difference(ours, theirs) == []
-    for name in ("tokenizer/tokenizer.json", "scheduler/scheduler_config.json"):
-        ours, theirs = ((run / "export" / name).read_bytes() for run in runs)
-        assert ours == theirs
-    card = (runs[0] / "export" / "README.md").read_text()
+    from_file = tmp_path / "run"
+    assert_equal_runs(from_file, from_folder)
+    card = (from_file / "export" / "README.md").read_text()
     assert "Base model: `v1-5-pruned.safetensors`. The licence of the base model is not known here" in card
     assert str(file.parent) not in card
-    assert CubeDiffPipeline.from_pretrained(runs[0] / "export").tokenizer("a").input_ids
+    assert CubeDiffPipeline.from_pretrained(from_file / "export").tokenizer("a").input_ids
     # Each of the two resumes from the other's checkpoint, because the weights are equal.
-    for begun, start in ((runs[0], (f"model.pipeline.path={folder}",)), (runs[1], model(file, configs))):
+    for name, begun, start in (
+        ("from_file", from_file, (f"model.pipeline.path={folder}",)),
+        ("from_folder", from_folder, model(file, configs)),
+    ):
         checkpoint = begun / "checkpoints" / "last.ckpt"
-        resumed = tmp_path / "resumed" / begun.name
+        resumed = tmp_path / "resumed" / name
         train(tiny_shards, resumed, *SETTINGS, *start, "trainer.max_steps=3", f"resume={checkpoint}")
         assert saved(resumed)["global_step"] == 3
 

@@ -181,14 +181,20 @@ def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
         return 0, 0.0
     if not fits(2):
         return 1, peaks[1]
-    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex: no batch fits
-    # that is larger than the one at which a line through two counted batches reaches the memory.
-    low, high, slope = 2, 16, each(1, 2)
-    while low < (guess := min(high, low + int((memory - peaks[low]) / slope + 1e-6))):
+    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex. A line through
+    # two counted batches that fit is below the peaks of larger ones, and shows which cannot fit (`high` is the largest
+    # that may); a line from a batch that fits to one that does not is above the peaks between them.
+    low, over, high = 2, None, min(16, 2 + int((memory - peaks[2]) / each(1, 2) + 1e-6))
+    while low < high:
+        guess = high
+        if over is not None:
+            certain = low + int((memory - peaks[low]) / each(low, over))
+            guess = max(certain, (low + high + 1) // 2)  # the middle, so that no kink makes the search long
         if fits(guess):
             low, slope = guess, each(low, guess)
+            high = min(high, low + int((memory - peaks[low]) / slope + 1e-6))
         else:
-            high = guess - 1
+            over, high = guess, guess - 1
     if low < 16:
         return low, peaks[low]
     fits(8)

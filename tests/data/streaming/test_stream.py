@@ -121,16 +121,22 @@ def saving(folder: Path, **when: Any) -> dict[str, Any]:
     return {"enable_checkpointing": True, "callbacks": [saver]}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+STEPPING: tuple[dict[str, Any], ...] = (
+    {},
+    {"accumulate_grad_batches": 3},
+    {"val_check_interval": 3},
+    {"val_check_interval": 3, "accumulate_grad_batches": 2},
+    {"limit_train_batches": 5},
+    {"reload_dataloaders_every_n_epochs": 1},
+)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "workers"),
     [
-        {},
-        {"accumulate_grad_batches": 3},
-        {"val_check_interval": 3},
-        {"val_check_interval": 3, "accumulate_grad_batches": 2},
-        {"limit_train_batches": 5},
-        {"reload_dataloaders_every_n_epochs": 1},
+        *((options, 0) for options in STEPPING),
+        (STEPPING[3], 2),
+        *(pytest.param(options, 2, marks=pytest.mark.slow) for options in STEPPING if options != STEPPING[3]),
     ],
     ids=str,
 )

@@ -94,6 +94,7 @@ def test_a_job_that_fails_is_recorded_and_the_others_run(grid: tuple[Path, str, 
     assert err.splitlines()[-1] == f"not done: 0 (failed); the error of each is in its {RESULT}"
 
 
+@pytest.mark.slow
 def test_a_result_holds_the_last_validation_loss_and_the_overrides(grid: tuple[Path, str, str]) -> None:
     for path, result in read_results(grid[0]).items():
         if result.status == "done":
