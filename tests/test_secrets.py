@@ -74,7 +74,7 @@ def test_a_run_that_fails_prints_no_password(tmp_path: Path) -> None:
 def test_a_dry_run_and_a_plan_run_no_command_and_fetch_no_shard(kind: str, url: str, tmp_path: Path) -> None:
     canary, cache = tmp_path / "canary", tmp_path / "cache"
     path = f"pipe:touch {canary} # x.tar" if kind == "pipe" else f"{url}/train-000000.tar"
-    words = (*WORDS, f"data.cache_dir={cache}", "trainer=cpu")
+    words = (*WORDS, f"data.cache_dir={cache}", "trainer=cpu", "plan.memory_gb=0.5")  # counts one batch, quickly
     config = composed(*words)
     config.data.path = path
     text = describe(config, tmp_path / "run")

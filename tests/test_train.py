@@ -333,7 +333,7 @@ def test_a_dry_run_prints_config_plan_and_data_and_trains_nothing(
 ) -> None:
     """For four GPUs, which this machine does not have."""
     run_dir = tmp_path / "run"
-    words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}")
+    words = ("model=tiny_random", "trainer=ddp", "dry_run=true", f"data.path={tiny_shards}", "plan.memory_gb=0.5")
     output = subprocess.run(
         [sys.executable, "-m", "cubediff.train", *words, f"run_dir={run_dir}"],
         capture_output=True,

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.processes import PARTS, TWO, Run, saved
+from support.processes import PARTS, TINY, TWO, Run, saved
 from support.runs import composed
 
 from cubediff import CubeDiffPipeline
 from cubediff.configs import build
+from cubediff.runs.fit import fit
 from cubediff.training.module import CubeDiffModule
 
 pytestmark = pytest.mark.ddp
@@ -81,8 +82,11 @@ def same_losses(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def joined(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps of one process with the joined batch."""
-    return train(tiny_shards, tmp_path_factory.mktemp("joined") / "run", *JOINED, *SIX_STEPS, EVERY_THREE_STEPS["one"])
+    """Six steps of one process, this one, with the joined batch."""
+    run_dir = tmp_path_factory.mktemp("joined") / "run"
+    words = (*TINY, f"data.path={tiny_shards}", *JOINED, *SIX_STEPS, EVERY_THREE_STEPS["one"])
+    fit(composed(*words, run_dir=run_dir), run_dir)
+    return run_dir
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from support import moments
@@ -19,6 +20,7 @@ from support.runs import QUICK, composed, validations
 from cubediff.data.streaming.reader import ShardReader
 from cubediff.diffusion.guidance import Guidance
 from cubediff.runs.fit import fit
+from cubediff.training.callbacks import RunCheckpoint
 from cubediff.utils.signals import Stopped
 
 # Four steps of two micro-batches of one panorama, validated after the second and the fourth.
@@ -135,24 +137,35 @@ def test_a_signal_between_denoising_steps_saves_the_trained_weights(
 def test_a_signal_during_a_stalled_read_stops_the_run_at_once(
     run: Run, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """The read never returns."""
+    """The fourth read never returns; the signal comes after the first step."""
     reads, read, never = itertools.count(1), ShardReader.read, threading.Event()
-    sent = 0.0
+    end_batch = RunCheckpoint.on_train_batch_end
+    stalled, stepped = threading.Event(), threading.Event()
+    sent: list[float] = []
 
     def stall(*arguments: Any) -> Any:
-        nonlocal sent
-        number = next(reads)
-        if number == 4:
-            sent = time.monotonic()
-            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        if number >= 4:
+        if next(reads) >= 4:
+            stalled.set()
             never.wait()
         return read(*arguments)
 
+    def step(saver: RunCheckpoint, trainer: L.Trainer, *arguments: Any) -> None:
+        end_batch(saver, trainer, *arguments)
+        if trainer.global_step == 1:
+            stepped.set()
+
+    def send() -> None:
+        if stalled.wait(60) and stepped.wait(60):
+            time.sleep(0.5)  # until the run waits for the read
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
     monkeypatch.setattr(ShardReader, "read", stall)
+    monkeypatch.setattr(RunCheckpoint, "on_train_batch_end", step)
+    threading.Thread(target=send, daemon=True).start()
     with pytest.raises(Stopped):
         run(f"data.num_workers={workers}")
-    assert time.monotonic() - sent < 6
+    assert time.monotonic() - sent[0] < 5
     assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
     monkeypatch.undo()
     never.set()

@@ -51,6 +51,8 @@ def fetched() -> None:
     """Waits for the background fetches."""
     for thread in threading.enumerate():
         if thread.name == "prefetch":
+            while thread.ident is None:  # it is being started, and may not be joined yet
+                time.sleep(0.01)
             thread.join()
 
 
