@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline, Photo
-from cubediff.evaluation.metrics import overlap_rms
+from cubediff.evaluation.consistency import METRICS, value_of
 from cubediff.geometry import equirect_to_perspective
 from cubediff.geometry.photos import project_photos
 
@@ -74,7 +74,8 @@ def measure(
     pixels, covered = project_photos([[photo]], faces.shape[-1], pipeline.config.fov)
     front = covered[0, 0].expand(3, -1, -1)
     error = ((faces[0, 0] - pixels[0, 0]) / 2)[front].square().mean()
-    return float(-10 * error.log10()), float(overlap_rms(faces / 2 + 0.5, pipeline.config.fov))
+    overlap = METRICS["overlap_rms"]
+    return float(-10 * error.log10()), value_of(overlap, overlap.terms(faces / 2 + 0.5, pipeline.config.fov))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python experiments/cubediff_tiny/overlap.py MODEL PANORAMAS OUTPUT [--evaluations N] [--schedulers CLASS …]
 
 One panorama of each caption is generated with and without it, from the same noise. The table has means over the
-captions of (see `cubediff.evaluation.metrics`):
+captions of (see `cubediff.evaluation.consistency`):
 - overlap RMS: difference of the pixels of neighbouring faces that see the same direction;
 - colour step: difference of the colours on both sides of the cube's edges;
 - sharpness: magnitude of the gradient.
@@ -26,11 +26,11 @@ from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.diffusion.schedulers import convert_scheduler
-from cubediff.evaluation.metrics import colour_step, overlap_rms, sharpness
+from cubediff.evaluation.consistency import METRICS, values_of
 from cubediff.geometry import equirect_to_cube
 from cubediff.images.writing import to_pil
 
-METRICS = {"overlap_rms": overlap_rms, "colour_step": colour_step}
+MEASURED = {"overlap_rms": "overlap_rms", "colour_step": "edge_step", "sharpness": "sharpness"}
 # Classes with settings that are not their defaults. The parallel variants of DDIM and DDPM compute the same.
 SCHEDULERS: dict[str, dict[str, object]] = {
     "DDIMScheduler": {},
@@ -59,8 +59,8 @@ def steps_of(kind: type[SchedulerMixin], evaluations: int) -> int:
 
 def measure(faces: Tensor, fov: float) -> dict[str, float]:
     """The means of all metrics over faces (N, 6, 3, S, S) in [0, 1]."""
-    means = {name: metric(faces, fov).mean().item() for name, metric in METRICS.items()}
-    return means | {"sharpness": sharpness(faces).mean().item()}
+    measured = {name: METRICS[metric] for name, metric in MEASURED.items()}
+    return {name: values_of(metric, metric.terms(faces, fov)).mean().item() for name, metric in measured.items()}
 
 
 def main() -> None:

@@ -159,12 +159,24 @@ def edge_difference(faces: Real[Tensor, "b 6 c s s"], fov: float, samples: int =
     ]
     rays = torch.cat(edges)
     seeing = (rays @ torch.tensor([frame[2] for frame in FRAMES], dtype=torch.float64).T).topk(2).indices
-    first, second = (_samples_of(faces, rays, seeing[:, k], fov) for k in (0, 1))
+    first, second = (sample_faces(faces, rays, seeing[:, k], fov) for k in (0, 1))
     return float((first - second).abs().mean())
 
 
-def _samples_of(faces: Tensor, rays: Float[Tensor, "n 3"], seen_by: Int[Tensor, " n"], fov: float) -> Tensor:
-    """Bilinear samples (B, C, N) of faces along directions, each on the face that is given for it."""
+def sample_faces(
+    faces: Real[Tensor, "b 6 c s s"], rays: Float[Tensor, "n 3"], seen_by: Int[Tensor, " n"], fov: float
+) -> Float[Tensor, "b c n"]:
+    """Samples faces bilinearly along directions, each on the face that is given for it.
+
+    Args:
+        faces: Faces in FACES order, float in any range or uint8.
+        rays: Directions in float64, of any length.
+        seen_by: Index of the face that is sampled along each direction.
+        fov: Field of view of a face, in degrees.
+
+    Returns:
+        Samples; beyond the border of a face those at the border.
+    """
     pixels = faces.to(sampling.work_dtype(faces))
     samples = pixels.new_empty(*pixels.shape[:1], pixels.shape[2], len(rays))
     for face, frame in enumerate(FRAMES):

@@ -26,6 +26,7 @@ class OverlapSamples(NamedTuple):
         other: Bilinear samples of the other face in the pixels' directions.
         weights: Share of `other` in the blend of all faces that see the direction, see `cube_to_equirect`.
         inside: Whether the direction lies between pixel centres of the other face, so that no sample is extrapolated.
+        pairs: The two faces: 6 × that of the pixel + the other.
     """
 
     indices: Int[Tensor, " n"]
@@ -33,6 +34,7 @@ class OverlapSamples(NamedTuple):
     other: Float[Tensor, "b c n"]
     weights: Float[Tensor, " n"]
     inside: Bool[Tensor, " n"]
+    pairs: Int[Tensor, " n"]
 
 
 class _Pairs(NamedTuple):
@@ -40,6 +42,7 @@ class _Pairs(NamedTuple):
     grid: Tensor
     weights: Tensor
     inside: Tensor
+    pairs: Tensor
 
 
 def sample_overlaps(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> OverlapSamples:
@@ -63,7 +66,8 @@ def sample_overlaps(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) ->
     pairs = _pairs(size, fov, work, faces.device)
     atlas = faces.to(work).transpose(1, 2).flatten(2, 3)  # (B, C, 6·S, S)
     other = sampling.sample(atlas, pairs.grid.expand(len(faces), -1, -1, -1), "bilinear").flatten(2)
-    return OverlapSamples(pairs.indices, atlas.flatten(2)[..., pairs.indices], other, pairs.weights, pairs.inside)
+    own = atlas.flatten(2)[..., pairs.indices]
+    return OverlapSamples(pairs.indices, own, other, pairs.weights, pairs.inside, pairs.pairs)
 
 
 def blend_overlaps(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 6 c s s"]:
@@ -107,5 +111,5 @@ def _pairs(size: int, fov: float, dtype: torch.dtype, device: torch.device) -> _
     grid = atlas_grid(face, column.clamp(0, size - 1), row.clamp(0, size - 1), size, margin=0)
     return _Pairs(
         indices.to(device), grid.view(1, 1, -1, 2).to(device, dtype), weights.to(device, dtype),
-        (reach <= tan * (1 - 1 / size) + 1e-9).to(device),
+        (reach <= tan * (1 - 1 / size) + 1e-9).to(device), (6 * own[indices] + face).to(device),
     )  # fmt: skip
