@@ -52,12 +52,17 @@ class Metric:
 
 def value_of(metric: Metric, terms: Float[Tensor, "b k"]) -> float:
     """The value of a metric for panoramas with these terms."""
-    return metric.finish(terms.cpu().double().mean(0)).item()
+    return metric.finish(_in_float64(terms).mean(0)).item()
 
 
 def values_of(metric: Metric, terms: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """The value of a metric for each panorama."""
-    return torch.stack([metric.finish(each) for each in terms.cpu().double()])
+    return torch.stack([metric.finish(each) for each in _in_float64(terms)])
+
+
+def _in_float64(terms: Tensor) -> Tensor:
+    """The terms on the CPU: some devices have no float64."""
+    return torch.tensor(terms.tolist(), dtype=torch.float64)
 
 
 def _overlaps(faces: Tensor, fov: float) -> OverlapSamples:

@@ -105,6 +105,16 @@ GRADIENT_NORMS: tuple[GradientNorm, ...] = (
     GradientNorm("optim/grad_norm", "", "L2 norm of all gradients before clipping"),
 )
 
+# Metrics of `cubediff.evaluation.consistency` that are logged as val/NAME, of the panoramas that samples are.
+CONSISTENCY = {
+    "overlap_rms": "RMS difference of neighbouring faces where they overlap, of pixels in [0, 1]",
+    "overlap_relative": "The same relative to the detail of the pixels; about 0.2 for real panoramas",
+    "colour_step": "RMS difference of the mean colours of neighbouring faces where they overlap",
+    "edge_ratio": "Gradient across the cube's edges relative to that elsewhere; 1 for real panoramas",
+    "step_beyond_overlap": "Colour differences across the edges, beyond the overlap; about 1 for real panoramas",
+    "sharpness": "Mean magnitude of the gradient",
+}
+
 
 def logged_metrics() -> list[Metric]:
     """Every metric of a run in the order of the dashboard, one row each."""
@@ -114,6 +124,10 @@ def logged_metrics() -> list[Metric]:
         Metric("train/loss", "loss of one batch", "Mean loss of the last batch of rank 0"),
         *_group_metrics("train"),
         *_group_metrics("val"),
+        *(
+            Metric(f"val/{name}", f"{name.replace('_', ' ')} of samples", description)
+            for name, description in CONSISTENCY.items()
+        ),
         *_sample_metrics(),
         Metric("optim/lr", "learning rate", "Learning rate of the step"),
         *(Metric(norm.name, "gradient norm before clipping", norm.description) for norm in GRADIENT_NORMS),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest.mock import Mock
 
 import lightning as L
@@ -16,8 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cubediff.data import PanoramaDataModule
+from cubediff.evaluation.consistency import METRICS, gradients, value_of
+from cubediff.geometry.overlap import sample_overlaps
 from cubediff.pipelines.loading import tiny_random
 from cubediff.training.callbacks import NonFiniteGuard, SampleLogger, StepProgress, UNetEMA
+from cubediff.training.logged_metrics import CONSISTENCY
 from cubediff.training.module import CubeDiffModule
 
 RATE = 0.9
@@ -207,11 +210,11 @@ def test_there_is_no_ema_before_training() -> None:
 
 
 @pytest.fixture
-def sampled(tiny_shards: Path) -> Callable[..., None]:
-    """Generates samples at a step on a rank, with a replacement of the gathering between ranks."""
+def sampled(tiny_shards: Path) -> Callable[..., Mock]:
+    """Generates samples at a step on a rank, with a replacement of the gathering between ranks; returns the module."""
     module = stand_in(CubeDiffModule, pipeline=tiny_random(), device=torch.device("cpu"), seed=5)
 
-    def run(samples: SampleLogger, step: int, gather: Any = lambda share: share, rank: int = 0, world: int = 1) -> None:
+    def run(samples: SampleLogger, step: int, gather: Any = lambda share: share, rank: int = 0, world: int = 1) -> Mock:
         data = PanoramaDataModule(tiny_shards, batch_size=1, face_size=64)
         trainer = stand_in(
             L.Trainer, sanity_checking=False, global_rank=rank, world_size=world, global_step=step, loggers=[],
@@ -219,12 +222,13 @@ def sampled(tiny_shards: Path) -> Callable[..., None]:
         )  # fmt: skip
         data.trainer = trainer
         samples.on_validation_epoch_end(trainer, module)
+        return cast(Mock, module)
 
     return run
 
 
 def test_samples_use_the_first_captions_and_photos_and_are_reproducible(
-    tmp_path: Path, tiny_shards: Path, sampled: Callable[..., None]
+    tmp_path: Path, tiny_shards: Path, sampled: Callable[..., Mock]
 ) -> None:
     written = []
     examples = PanoramaDataModule(tiny_shards, batch_size=1, face_size=64).examples(2)
@@ -245,7 +249,7 @@ def test_samples_use_the_first_captions_and_photos_and_are_reproducible(
 
 @pytest.mark.parametrize("world", [2, 5])
 def test_samples_divided_over_ranks_equal_those_of_one_rank(
-    world: int, tmp_path: Path, sampled: Callable[..., None]
+    world: int, tmp_path: Path, sampled: Callable[..., Mock]
 ) -> None:
     alone: list[torch.Tensor] = []
     sampled(SampleLogger(str(tmp_path / "one"), count=3, steps=2), 10, lambda share: alone.append(share) or share)
@@ -263,6 +267,19 @@ def test_samples_divided_over_ranks_equal_those_of_one_rank(
         assert len({len(own[number]) for own in shares}) == 1
         for i, expected in enumerate(whole):
             torch.testing.assert_close(shares[i % world][number][i // world], expected, rtol=0, atol=1e-4)
+
+
+def test_the_faces_of_all_samples_are_measured(tmp_path: Path, sampled: Callable[..., Mock]) -> None:
+    faces: list[torch.Tensor] = []
+    module = sampled(SampleLogger(str(tmp_path), count=2, steps=2), 10, lambda share: faces.append(share) or share)
+    logged = dict(call.args for call in module.log.call_args_list)
+    pixels = torch.cat([faces[0], faces[2]]) / 2 + 0.5  # of texts, and of texts and photos
+    assert pixels.shape == (4, 6, 3, 64, 64)
+    assert logged.keys() == {f"val/{name}" for name in CONSISTENCY}
+    samples = sample_overlaps(pixels)
+    squares = (samples.own - samples.other)[..., samples.inside].square()
+    assert logged["val/overlap_rms"] == pytest.approx(squares.mean().sqrt().item(), rel=1e-5)
+    assert logged["val/sharpness"] == pytest.approx(value_of(METRICS["sharpness"], gradients(pixels)), rel=1e-5)
 
 
 def test_lightnings_sanity_check_generates_no_samples(tmp_path: Path) -> None:

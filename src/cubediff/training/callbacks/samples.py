@@ -12,17 +12,20 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from cubediff.data.batches.types import CubeBatch
+from cubediff.evaluation.consistency import METRICS, value_of
 from cubediff.generation.outputs import write_panorama
+from cubediff.geometry.atlas import needs_border
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.callbacks.signals import find_stop
+from cubediff.training.logged_metrics import CONSISTENCY
 from cubediff.training.metric_reduction import gather_ranks
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import TrainerAttributes
@@ -45,6 +48,9 @@ class SampleLogger(Callback):
     faces side by side (in the order of `cubediff.geometry.FACES`) and a viewer page of each; W&B receives all three,
     TensorBoard the images. The ranks share the samples, which do not depend on the number of ranks.
 
+    How well the faces of all samples agree is logged as val/NAME, see `logged_metrics.CONSISTENCY`; faces that overlap
+    by less than a pixel have no such metrics.
+
     Args:
         folder: The folder to write to, on rank 0.
         count: Number of samples; 0 for none.
@@ -64,6 +70,10 @@ class SampleLogger(Callback):
         self.guidance_scale = guidance_scale
         self._examples: tuple[list[list[str]], Tensor] | None = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.count:
+            rank_zero_info("callbacks.samples.count=0: no samples are generated, and val/overlap_rms is not logged")
+
     def left_out_without_encoders(self) -> str:
         """The line that a run on latents prints."""
         return "no samples are generated"
@@ -81,6 +91,7 @@ class SampleLogger(Callback):
         own = [i % count for i in range(trainer.global_rank, math.ceil(count / world) * world, world)]
         pipeline = module.pipeline
         pipeline.set_progress_bar_config(disable=True)
+        cubes = []
         for kind, photo in (("text", None), ("text_photo", photos[own])):
             called = pipeline(
                 [prompts[i] for i in own],
@@ -96,10 +107,22 @@ class SampleLogger(Callback):
             gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …
             faces, panoramas = (each.transpose(0, 1).flatten(0, 1)[:count] for each in gathered)
+            cubes.append(faces)
             if getattr(trainer, "fast_dev_run", False):
                 continue  # it leaves no files
             self._write(trainer, kind, faces, panoramas, [six[0] for six in prompts], pipeline.config.fov)
         pipeline.set_progress_bar_config(disable=False)
+        self._log_consistency(module, torch.cat(cubes), pipeline.config.fov)
+
+    def _log_consistency(self, module: CubeDiffModule, faces: Float[Tensor, "b 6 3 s s"], fov: float) -> None:
+        """Logs the metrics of all samples, which every rank has."""
+        if needs_border(faces.shape[-1], fov):  # without it, faces overlap by less than a pixel
+            return
+        pixels = faces.float().clamp(-1, 1) / 2 + 0.5
+        for name in CONSISTENCY:
+            value = value_of(METRICS[name], METRICS[name].terms(pixels, fov))
+            if math.isfinite(value):
+                module.log(f"val/{name}", value)
 
     @rank_zero_only
     def _write(
