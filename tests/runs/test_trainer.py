@@ -603,7 +603,7 @@ def test_a_dry_run_describes_a_run_without_a_number_of_steps(tiny_shards: Path, 
     words = (
         *QUICK,
         f"data.path={tiny_shards}",
-        "plan.memory_gb=0.7",
+        "plan.memory_gb=0.5",
         "trainer.max_steps=-1",
         "trainer.max_time=00:01:00:00",
     )

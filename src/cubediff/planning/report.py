@@ -97,13 +97,13 @@ def _memory(config: DictConfig, counted: Cost) -> list[str]:
     ]
     fits, largest = largest_batch(config, memory)
     verdict = "fits" if counted.peak <= memory else "does NOT fit"
+    best = f"the largest that fits is {fits} ({largest / GIB:.1f} GiB)" if fits else "not even one panorama fits"
     return [
         f"network: {counted.parameters / 1e6:.1f} M parameters, {counted.trained / 1e6:.1f} M of them trained",
         "",
         "memory of a device, GiB",
         *(f"  {name:28s}{value / GIB:8.2f}" for name, value in rows),
-        f"  a batch of {config.data.batch_size} per device {verdict} {memory / GIB:.0f} GiB; the largest that fits is "
-        f"{fits} ({largest / GIB:.1f} GiB)",
+        f"  a batch of {config.data.batch_size} per device {verdict} {memory / GIB:g} GiB; {best}",
     ]
 
 
