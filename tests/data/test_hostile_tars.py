@@ -110,7 +110,7 @@ def survives(tar: Path, folder: Path) -> None:
                 read_sample(file.fileno(), start, end)
             except (tarfile.TarError, EOFError, OSError):
                 continue
-    assert len(keys) <= 4
+    assert len(keys) <= 8  # one for each member, if damage has changed the names of both members of a sample
 
 
 def outside(folder: Path) -> set[Path]:

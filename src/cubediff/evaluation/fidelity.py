@@ -32,7 +32,7 @@ def psnr(
 def ssim(
     image: Float[Tensor, "b c h w"], original: Float[Tensor, "b c h w"], where: Float[Tensor, "#b 1 h w"] | None = None
 ) -> Float[Tensor, " b"]:
-    """Structural similarity of images in [0, 1] with Gaussian windows of 1.5 pixels (Wang et al., 2004), by torchmetrics.
+    """Structural similarity of images in [0, 1] with Gaussian windows (Wang et al., 2004), by torchmetrics.
 
     Args:
         image: Images of at least 11 pixels.
