@@ -176,6 +176,22 @@ def edge_gradients(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> 
     return torch.stack(terms, 1)
 
 
+def edge_columns(faces: Float[Tensor, "b 6 c s s"], width: int, fov: float = FACE_FOV) -> Float[Tensor, "b 12 c l n"]:
+    """Columns of samples along the twelve edges, a pixel apart: `width` of either side, each from its own face.
+
+    Args:
+        faces: Faces in FACES order.
+        width: Columns of one side.
+        fov: Field of view of the faces, degrees.
+
+    Returns:
+        Images 2·`width` columns wide, with the edge in the middle.
+    """
+    depths = 2 * tan_half(fov) / faces.shape[-1] * (torch.arange(width, dtype=torch.float64) + 0.5)
+    first, second = _sides(faces, fov, depths).unbind(3)  # (B, C, 12, width, places)
+    return torch.cat([first.flip(3), second], 3).permute(0, 2, 1, 4, 3)
+
+
 def corner_errors(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 1"]:
     """Mean squared difference between two of the three faces around a corner of the cube, where all three see it.
 
