@@ -73,8 +73,12 @@ def _overlaps(faces: Tensor, fov: float) -> OverlapSamples:
     """
     samples = sample_overlaps(faces, fov)
     if not samples.inside.any():
-        raise ValueError(f"faces of {faces.shape[-1]} pixels and {fov}° overlap by less than a pixel: use larger ones")
+        raise _too_small(faces.shape[-1], fov)
     return samples
+
+
+def _too_small(size: int, fov: float) -> ValueError:
+    return ValueError(f"faces of {size} pixels and {fov}° overlap by less than a pixel: use larger ones")
 
 
 def overlap_error(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 1"]:
@@ -89,8 +93,7 @@ def overlap_error(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> F
     Raises:
         ValueError: If the faces do not overlap, because `fov` is not between 90° and 180°, or by less than a pixel.
     """
-    samples = _overlaps(faces, fov)
-    return (samples.other - samples.own)[..., samples.inside].square().mean((1, 2))[:, None]
+    return _mean_square(_overlaps(faces, fov))[:, None]
 
 
 def relative_overlap(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 2"]:
@@ -102,7 +105,13 @@ def relative_overlap(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -
     """
     samples = _overlaps(faces, fov)
     detail = _detail(faces).transpose(1, 2).flatten(2)[..., samples.indices[samples.inside]].mean((1, 2))
-    return torch.stack([overlap_error(faces, fov)[:, 0], detail], 1) + LEVEL**2
+    return torch.stack([_mean_square(samples), detail], 1) + LEVEL**2
+
+
+def _mean_square(samples: OverlapSamples) -> Tensor:
+    """Of the differences of each panorama, (B,)."""
+    mean: Tensor = (samples.other - samples.own)[..., samples.inside].square().mean((1, 2))
+    return mean
 
 
 def _detail(faces: Tensor) -> Tensor:
@@ -312,7 +321,7 @@ def _strips(faces: Tensor, fov: float) -> tuple[Tensor, Tensor]:
     size, tan = faces.shape[-1], tan_half(fov)
     limit = tan * (1 - 1 / size)  # the outermost pixel centres
     if limit <= 1:
-        raise ValueError(f"faces of {size} pixels and {fov}° overlap by less than a pixel: use larger ones")
+        raise _too_small(size, fov)
     width = math.atan(limit) - math.pi / 4  # on either side of the edge
     samples = max(11, round(2 * width * size / tan))  # a pixel beside the edge sees an angle of tan / size
     angle = width * torch.linspace(-1, 1, samples, dtype=torch.float64)
@@ -335,7 +344,7 @@ def _corner_rays(size: int, fov: float) -> tuple[Float[Tensor, "n 3"], Int[Tenso
     """Directions around the corners that three faces see, and a face for each: corners × faces × directions."""
     reach = tan_half(fov) * (1 - 1 / size)
     if reach <= 1:
-        raise ValueError(f"faces of {size} pixels and {fov}° overlap by less than a pixel: use larger ones")
+        raise _too_small(size, fov)
     radius = (reach - 1) / (reach + 1)  # (1 + radius) / (1 − radius) is the reach
     offsets = radius * torch.linspace(-1, 1, 5, dtype=torch.float64)
     rays, seen = [], []

@@ -65,7 +65,35 @@ class EfficientNetLite0(nn.Module):
         return features
 
 
-class ClipImages(nn.Module):
+class _TransformersModel(nn.Module):
+    """A model of a folder of transformers, with the normalisation of its image processor.
+
+    Args:
+        folder: The folder, with safetensors weights.
+        kind: Its `model_type`.
+        normalisation: Mean and standard deviation of a folder without an image processor.
+
+    Raises:
+        ValueError: If the folder holds another kind of model.
+    """
+
+    def __init__(self, folder: str | Path, kind: str, normalisation: tuple[tuple[float, ...], ...]) -> None:
+        super().__init__()
+        from transformers import AutoModel  # start-up time
+
+        _check_kind(Path(folder), kind)
+        self.model = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        self.mean, self.deviation = _normalisation(Path(folder), normalisation)
+        self.eval().requires_grad_(False)
+
+    def prepare(self, views: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 s s"]:
+        """The model's input for views in [0, 1]."""
+        return _normalise(_resize(views, size), self.mean, self.deviation)
+
+
+class ClipImages(_TransformersModel):
     """The image embeddings of a CLIP model; `texts` embeds captions for CLIP scores.
 
     Args:
@@ -78,17 +106,13 @@ class ClipImages(nn.Module):
     name = "clip"
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        from transformers import AutoTokenizer, CLIPModel  # start-up time
+        super().__init__(folder, "clip", _CLIP)
+        from transformers import AutoTokenizer  # start-up time
 
-        _check_kind(Path(folder), "clip")
-        self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.mean, self.deviation = _normalisation(Path(folder), _CLIP)
-        self.eval().requires_grad_(False)
 
     def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        pixels = _normalise(_resize(views, self.model.config.vision_config.image_size), self.mean, self.deviation)
+        pixels = self.prepare(views, self.model.config.vision_config.image_size)
         features: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
         return features
 
@@ -102,7 +126,7 @@ class ClipImages(nn.Module):
         return features
 
 
-class Dinov2(nn.Module):
+class Dinov2(_TransformersModel):
     """The class token of a DINOv2 model.
 
     Args:
@@ -115,17 +139,11 @@ class Dinov2(nn.Module):
     name = "dinov2"
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        from transformers import Dinov2Model  # start-up time
-
-        _check_kind(Path(folder), "dinov2")
-        self.model = Dinov2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self.mean, self.deviation = _normalisation(Path(folder), _IMAGENET)
-        self.eval().requires_grad_(False)
+        super().__init__(folder, "dinov2", _IMAGENET)
 
     def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         size = 224 // self.model.config.patch_size * self.model.config.patch_size
-        pixels = _normalise(_resize(views, size), self.mean, self.deviation)
+        pixels = self.prepare(views, size)
         features: Tensor = self.model(pixel_values=pixels).pooler_output
         return features
 
@@ -149,9 +167,7 @@ def _check_kind(folder: Path, kind: str) -> None:
         raise ValueError(f"{folder} holds {what}: expected a folder of transformers with a model of type {kind!r}")
 
 
-def _normalisation(
-    folder: Path, default: tuple[tuple[float, ...], tuple[float, ...]]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(folder: Path, default: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the folder's image processor."""
     file = folder / "preprocessor_config.json"
     settings = parse_json(file.read_bytes()) if file.is_file() else {}
