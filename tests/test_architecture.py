@@ -21,12 +21,13 @@ LAYERS = [
     ("diffusion",),
     ("pipelines",),
     ("pages",),
-    ("data", "generation.options", "generation.outputs", "evaluation"),
+    ("data", "generation.options", "generation.outputs"),
+    ("evaluation",),
     ("training",),
     ("planning",),
     ("runs", "generation"),
 ]
-COMMANDS = {"train", "generate", "convert", "view", "prepare", "cache", "plan", "sweep_report", "dashboard"}
+COMMANDS = {"train", "generate", "evaluate", "convert", "view", "prepare", "cache", "plan", "sweep_report", "dashboard"}
 # The pipeline is called as those of diffusers are, which pass everything by keyword.
 WIDE_FUNCTIONS = {"pipelines.base.CubePipeline.__call__", "pipelines.cubediff.CubeDiffPipeline.__init__"}
 # The public names that the package exports, and the pipeline of the family: diffusers compares its components with the

@@ -1,8 +1,8 @@
 """Distances between two sets of images, computed from their features.
 
 Features come from a network (an extractor) and are compared here; a distance is named after both, for example
-`fid` for the Fréchet distance of Inception's features and `fd_clip` for that of CLIP's. Fréchet distance, kernel
-distance and Inception score are torchmetrics'; all need a reference set but the last.
+`fid` for the Fréchet distance of Inception's features and `fd_clip` for that of CLIP's. Kernel distance and Inception
+score are torchmetrics'. All need a reference set but the last.
 
 Legend: N images of the reference, M images, D features.
 """
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -35,10 +34,25 @@ def frechet_distance(real: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) ->
         ValueError: If there are fewer than two images in a set, or a feature is not finite.
     """
     _check(real, other, least=2)
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
-    metric.update(real.double(), real=True)
-    metric.update(other.double(), real=False)
-    return metric.compute().item()
+    (mean, root), (other_mean, other_root) = (_moments(each.double()) for each in (real, other))
+    traces = root.square().sum() + other_root.square().sum()
+    product = torch.linalg.svdvals(root @ other_root.T).sum()
+    return float((mean - other_mean).square().sum() + traces - 2 * product)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean, and a matrix R of few rows with RᵀR = covariance.
+
+    The trace of the root of a product of covariances is the sum of the singular values of R·Sᵀ: exact, also for
+    covariances of low rank, and as small a matrix as there are samples.
+    """
+    count, width = features.shape
+    mean = features.mean(0)
+    centred = (features - mean) / (count - 1) ** 0.5
+    if count <= width:
+        return mean, centred
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    return mean, values.clamp_min(0).sqrt()[:, None] * vectors.T
 
 
 def has_full_rank(count: int, features: int) -> bool:

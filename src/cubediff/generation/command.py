@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from cubediff.generation.existing import RECORD, pending_jobs
+from cubediff.generation.existing import pending_jobs
 from cubediff.generation.jobs import GALLERY, Job, raise_errors
-from cubediff.generation.options import Execution
+from cubediff.generation.options import RECORD, Execution
 from cubediff.generation.panoramas import read_canvas
 from cubediff.generation.photos import check_photo
 from cubediff.pages.gallery import Item, write_gallery

@@ -8,12 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import FACE_KEYS, Options
+from cubediff.generation.options import FACE_KEYS, RECORD, Options
 from cubediff.images.decoding import without_pillow_limits
 from cubediff.utils.errors import storage_message
 from cubediff.utils.json_text import parse_json
 
-RECORD = "generation.json"
 # The values of folders that were written before the keys existed.
 _FORMER = {**asdict(Options()), "format": "jpg", "dtype": "fp32"}
 

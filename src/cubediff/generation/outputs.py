@@ -10,7 +10,7 @@ import torch
 
 from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
 from cubediff.cubemaps.layouts import Cube
-from cubediff.generation.options import MAX_HEIGHTS
+from cubediff.generation.options import MAX_HEIGHTS, RECORD
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube
 from cubediff.images.colour import Levels
@@ -95,13 +95,13 @@ def write_generation(
         path = folder / ("faces" if save_faces.layout == "faces" else "cubemap.png")
         written.append(write_cubemap(path, _with_fov(faces, fov, save_faces.fov), save_faces, encode_png))
     written.append(write_viewer(folder / "viewer.html", faces, fov=fov, prompt=prompt))
-    write_json(folder / "generation.json", record, sync=True)
-    return [*written, folder / "generation.json"]
+    write_json(folder / RECORD, record, sync=True)
+    return [*written, folder / RECORD]
 
 
 def _remove_earlier(folder: Path) -> None:
     """Removes the files of another panorama, its record first: an interruption must not leave files of both."""
-    for name in ("generation.json", *(f"panorama.{suffix}" for suffix in MAX_HEIGHTS), "viewer.html"):
+    for name in (RECORD, *(f"panorama.{suffix}" for suffix in MAX_HEIGHTS), "viewer.html"):
         (folder / name).unlink(missing_ok=True)
     for name in ("faces", "cubemap.png"):
         remove_cubemap(folder / name)

@@ -1,0 +1,193 @@
+"""The metrics of an evaluation by name: what they measure, and how they are computed from terms or features.
+
+Legend: P panoramas, V views of each, D features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cubediff.evaluation import consistency
+from cubediff.evaluation.consistency import ERP_WRAP, Metric
+from cubediff.evaluation.discontinuity import (
+    discontinuity_as_published_code,
+    discontinuity_of_border,
+    discontinuity_of_edges,
+)
+from cubediff.evaluation.distances import (
+    cmmd,
+    density_coverage,
+    frechet_distance,
+    frechet_distance_infinite,
+    kernel_distance,
+    omnifid,
+    precision_recall,
+)
+
+Better = Literal["lower", "higher", "neither"]
+Family = Literal["consistency", "distances", "fidelity", "captions"]
+Compare = Callable[[Float[Tensor, "p v d"], Float[Tensor, "q v d"]], float]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a report says about a metric.
+
+    Attributes:
+        family: The section.
+        better: Which values are better; neither for a measure of content, such as sharpness.
+        text: One line.
+        unit: "" for a plain number.
+    """
+
+    family: Family
+    better: Better
+    text: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance of two sets.
+
+    Attributes:
+        compute: Maps features of the reference and of the samples to the distance.
+        least: Number of views that it needs.
+        description: What it measures.
+    """
+
+    compute: Compare
+    least: int
+    description: Description
+
+
+def _first(terms: Tensor) -> Tensor:
+    return terms[0]
+
+
+def _no_terms(images: Tensor, fov: float) -> Tensor:
+    raise TypeError("the terms of this metric are not computed from faces")
+
+
+FACES: dict[str, Metric] = {
+    **consistency.METRICS,
+    "discontinuity_edges": Metric(lambda faces, fov: discontinuity_of_edges(faces, fov)[:, None], _first),
+}
+"""Metrics of six faces."""
+
+PANORAMAS: dict[str, Metric] = {
+    "erp_wrap": ERP_WRAP,
+    "discontinuity_border": Metric(lambda panoramas, fov: discontinuity_of_border(panoramas)[:, None], _first),
+    "discontinuity_public_code": Metric(
+        lambda panoramas, fov: discontinuity_as_published_code(panoramas)[:, None], _first
+    ),
+}
+"""Metrics of an equirectangular panorama."""
+
+DESCRIPTIONS = {
+    "overlap_rms": Description("consistency", "lower", "RMS difference of faces where both see the same direction"),
+    "overlap_psnr": Description("consistency", "higher", "the same as PSNR", "dB"),
+    "overlap_ssim": Description("consistency", "higher", "structural similarity of faces where they overlap"),
+    "overlap_relative": Description("consistency", "lower", "RMS difference in overlaps, relative to the detail there"),
+    "colour_step": Description("consistency", "lower", "RMS difference of mean colours where faces overlap"),
+    "edge_step": Description("consistency", "lower", "difference of the colours on both sides of the cube's edges"),
+    "edge_ratio": Description("consistency", "lower", "gradient across edges over that beside, relative to other cuts"),
+    "corner_rms": Description("consistency", "lower", "RMS difference of the three faces around a corner"),
+    "step_beyond_overlap": Description(
+        "consistency", "lower", "colour step 3.5° to 12° away from the upright edges, relative to the faces' centres"
+    ),
+    "discontinuity_edges": Description("consistency", "lower", "discontinuity score of the cube's edges"),
+    "sharpness": Description("consistency", "neither", "mean gradient inside the faces"),
+    "erp_wrap": Description("consistency", "lower", "gradient across the panorama's border, relative to that inside"),
+    "discontinuity_border": Description("consistency", "lower", "discontinuity score of the panorama's border"),
+    "discontinuity_public_code": Description(
+        "consistency", "lower", "the score as public code computes it, which does not see the border"
+    ),
+    "condition_psnr": Description("fidelity", "higher", "PSNR where photos cover the faces, mean", "dB"),
+    "condition_ssim": Description("fidelity", "higher", "structural similarity where photos cover the faces"),
+    "rest_psnr": Description("fidelity", "higher", "PSNR against the original elsewhere, mean", "dB"),
+    "rest_ssim": Description("fidelity", "higher", "structural similarity to the original elsewhere"),
+    "retrieval_psnr": Description("fidelity", "higher", "share of panoramas nearest to their own original by PSNR"),
+}
+"""Of the metrics that are means over panoramas."""
+
+
+def metric(name: str) -> Metric:
+    """How a value is made of the terms of panoramas: as it is defined for faces or panoramas, else by their mean."""
+    return {**FACES, **PANORAMAS}.get(name) or Metric(_no_terms, _first)
+
+
+def distances(extractor: str, protocol: str) -> dict[str, Distance]:
+    """The distances of the features of an extractor, by name.
+
+    Distances of Inception's features have the names that the field gives them, others are named after their extractor.
+    Views of the protocol `faces` give the readings of OmniFID.
+    """
+    if protocol == "faces":
+        return {
+            _omni_name(reading, extractor): Distance(
+                partial(_omni_reading, reading=reading), 2, Description("distances", "lower", text)
+            )
+            for reading, text in _OMNI.items()
+        }
+    found = {
+        _name("fd", extractor): Distance(_pooled(frechet_distance), 2, _described("Fréchet distance", extractor)),
+        _name("fd_infinite", extractor): Distance(
+            _pooled(frechet_distance_infinite), 20, _described("Fréchet distance for infinitely many views", extractor)
+        ),
+        _name("kd", extractor): Distance(_pooled(kernel_distance), 2, _described("kernel distance × 100", extractor)),
+    }
+    for number, name in enumerate(("precision", "recall")):
+        found[f"{name}_{extractor}"] = Distance(
+            partial(_one_of, precision_recall, number), 4, _described(name, extractor, better="higher")
+        )
+    for number, name in enumerate(("density", "coverage")):
+        found[f"{name}_{extractor}"] = Distance(
+            partial(_one_of, density_coverage, number), 6, _described(name, extractor, better="higher")
+        )
+    if extractor == "clip":
+        found["cmmd"] = Distance(_pooled(cmmd), 2, _described("maximum mean discrepancy (CMMD)", extractor))
+    return found
+
+
+_OMNI = {
+    "omnifid": "Fréchet distances of the faces: mean of sides, up and down; sides one by one",
+    "omnifid_pooled_sides": "Fréchet distances of the faces: mean of sides, up and down; sides together",
+    "omnifid_pooled": "Fréchet distance of all faces together",
+}
+_NAMES = {
+    ("fd", "inception"): "fid",
+    ("fd_infinite", "inception"): "fid_infinite",
+    ("kd", "inception"): "kid",
+    ("fd", "clip"): "clip_fid",
+    ("fd", "faed"): "faed",
+}
+
+
+def _name(distance: str, extractor: str) -> str:
+    return _NAMES.get((distance, extractor), f"{distance}_{extractor}")
+
+
+def _omni_name(reading: str, extractor: str) -> str:
+    return reading if extractor == "inception" else f"{reading.replace('omnifid', 'omnifd')}_{extractor}"
+
+
+def _described(what: str, extractor: str, better: Better = "lower") -> Description:
+    return Description("distances", better, f"{what} of the features of {extractor}")
+
+
+def _pooled(distance: Callable[[Tensor, Tensor], float]) -> Compare:
+    """All views of all panoramas together."""
+    return lambda real, other: distance(real.flatten(0, 1), other.flatten(0, 1))
+
+
+def _one_of(pair: Callable[[Tensor, Tensor], tuple[float, float]], number: int, real: Tensor, other: Tensor) -> float:
+    return pair(real.flatten(0, 1), other.flatten(0, 1))[number]
+
+
+def _omni_reading(real: Tensor, other: Tensor, reading: str) -> float:
+    return omnifid(real, other)[reading]

@@ -1,0 +1,288 @@
+"""Sets of panoramas to evaluate: what `cubediff generate` wrote, or any source that `cubediff prepare` reads.
+
+Legend: H height of a panorama, S face size.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from cubediff.cubemaps.conversion import CubeImages, PanoramaImage
+from cubediff.data.batches.decoding import resize_panorama
+from cubediff.data.building.splitting import sample_keys
+from cubediff.data.converting.spheres import Described, open_sphere
+from cubediff.data.sources import Entry, Rejection, Source, open_source
+from cubediff.generation.options import MAX_HEIGHTS, RECORD
+from cubediff.geometry.faces import FACES
+from cubediff.images.jpeg import decode_jpeg
+from cubediff.pipelines.face_prompts import six_prompts
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import sha256_file
+from cubediff.utils.json_text import parse_json
+
+_SHOWN = 5  # rejections in a message
+_LOSSLESS = 100  # JPEG quality of panoramas that are stored in another format
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a panorama's text says, empty where there is none.
+
+    Attributes:
+        caption: Of the whole panorama.
+        faces: Of each face, in FACES order, or None.
+    """
+
+    caption: str = ""
+    faces: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SavedFaces:
+    """The faces that a panorama was made of: (6, 3, S, S) in [0, 1], and their field of view in degrees."""
+
+    pixels: Float[Tensor, "6 3 s s"]
+    fov: float
+
+
+class PanoramaSet(Protocol):
+    """Panoramas in a fixed order.
+
+    Attributes:
+        path: Where they are.
+        names: A name for each, unique in the set.
+        prompts: The texts of each.
+    """
+
+    path: Path
+    names: list[str]
+    prompts: list[Prompts]
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        """Reads a panorama in [0, 1].
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        ...
+
+    def faces(self, index: int) -> SavedFaces | None:
+        """Reads the faces that were saved with a panorama; None: there are none."""
+        ...
+
+    def digest(self) -> str:
+        """A checksum of all files and names."""
+        ...
+
+
+def open_set(path: Path, count: int | None = None) -> PanoramaSet:
+    """Opens a set of panoramas.
+
+    Args:
+        path: A folder that `cubediff generate` wrote, or whatever `cubediff prepare` reads: a folder of panoramas or
+            cubemaps, with or without captions, or shards.
+        count: Use only the first; None: all.
+
+    Raises:
+        DataError: If it holds no panorama, fewer than `count`, or a panorama that cannot be used.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: pass a folder of panoramas, of `cubediff generate`, or of shards")
+    opened: PanoramaSet = Generated(path) if _records(path) else Originals(path)
+    if count is None:
+        return opened
+    if count > len(opened.names):
+        raise DataError(f"{path} holds {len(opened.names)} panoramas, and count={count}: use a smaller count")
+    return First(opened, count)
+
+
+class Generated:
+    """What `cubediff generate` wrote: a folder for each panorama, or the files of one.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        DataError: If a record is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folders = [record.parent for record in _records(path)]
+        self.names = [folder.name for folder in self._folders]
+        self._records = [_read_record(folder / RECORD) for folder in self._folders]
+        self.prompts = [_prompts_of(record.get("prompt")) for record in self._records]
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        sphere, _ = open_sphere(self._file(index), Described("panorama"), as_srgb=True)
+        assert isinstance(sphere, PanoramaImage)
+        return _tensor(sphere.pixels)
+
+    def faces(self, index: int) -> SavedFaces | None:
+        folder = self._folders[index]
+        saved = [path for path in (folder / "faces", folder / "cubemap.png") if path.exists()]
+        if not saved:
+            return None
+        sphere, _ = open_sphere(saved[0], Described(), as_srgb=True)
+        if not isinstance(sphere, CubeImages):
+            raise DataError(f"{saved[0]} is no cubemap: generate the panorama again")
+        return SavedFaces(torch.stack([_tensor(sphere.cube[face]) for face in FACES]), sphere.fov)
+
+    def digest(self) -> str:
+        files = {
+            f"{name}/{file.relative_to(folder)}": file
+            for name, folder in zip(self.names, self._folders, strict=True)
+            for file in (*folder.glob("panorama.*"), *folder.glob("faces/*"), *folder.glob("cubemap.*"))
+        }
+        return _digest(self.names, files)
+
+    def _file(self, index: int) -> Path:
+        folder = self._folders[index]
+        found = [file for suffix in MAX_HEIGHTS if (file := folder / f"panorama.{suffix}").is_file()]
+        if len(found) != 1:
+            raise DataError(f"{folder}: expected one panorama, found {len(found)}: generate it again")
+        return found[0]
+
+
+class Originals:
+    """The panoramas of a source, with or without captions.
+
+    Args:
+        path: The folder or shard.
+
+    Raises:
+        DataError: If the source is ambiguous, or one of its panoramas cannot be used; the message names all of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._source: Source = open_source(path, captioned=False)
+        self._entries, rejected = self._source.entries()
+        if rejected:
+            raise _unusable(path, rejected)
+        self.names = sample_keys(_without_shard(entry) for entry in self._entries)
+        self.prompts = [_prompts_of_entry(entry) for entry in self._entries]
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        entry = self._entries[index]
+        try:
+            loaded = self._source.load(entry, quality=_LOSSLESS)
+            return _tensor(decode_jpeg(loaded.jpeg))
+        except DataError as error:
+            raise DataError(f"{self.path}/{entry.file}: {error}") from None
+
+    def faces(self, index: int) -> SavedFaces | None:
+        return None
+
+    def digest(self) -> str:
+        files = {relpath(file, self.path): file for entry in self._entries for file in self._source.files(entry)}
+        return _digest([entry.file for entry in self._entries], files)
+
+
+class First:
+    """The first panoramas of a set."""
+
+    def __init__(self, panoramas: PanoramaSet, count: int) -> None:
+        self.path, self._all, self._count = panoramas.path, panoramas, count
+        self.names, self.prompts = panoramas.names[:count], panoramas.prompts[:count]
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        return self._all.panorama(index)
+
+    def faces(self, index: int) -> SavedFaces | None:
+        return self._all.faces(index)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self._all.digest()} {self._count}".encode()).hexdigest()
+
+
+class Sized:
+    """The panoramas of a set with one height.
+
+    Args:
+        panoramas: The set.
+        height: The height, in pixels.
+        others: What to do with panoramas of other heights: "refuse" them, "shrink" larger ones and refuse others, or
+            "resize" all.
+    """
+
+    def __init__(self, panoramas: PanoramaSet, height: int, others: Literal["refuse", "shrink", "resize"]) -> None:
+        self.path, self.names, self.prompts = panoramas.path, panoramas.names, panoramas.prompts
+        self.height, self._all, self._others = height, panoramas, others
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        panorama = self._all.panorama(index)
+        rows = panorama.shape[1]
+        if rows == self.height:
+            return panorama
+        if self._others == "refuse" or (self._others == "shrink" and rows < self.height):
+            raise DataError(
+                f"{self.names[index]} of {self.path} has {rows} rows, expected {self.height}: pass "
+                "height=ROWS to resize all panoramas"
+            )
+        levels = (panorama * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return _tensor(resize_panorama(np.ascontiguousarray(levels), self.height))
+
+    def faces(self, index: int) -> SavedFaces | None:
+        return self._all.faces(index)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self._all.digest()} {self.height}".encode()).hexdigest()
+
+
+def _tensor(pixels: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+
+
+def _records(path: Path) -> list[Path]:
+    """The records of the panoramas in a folder, sorted by name."""
+    return [path / RECORD] if (path / RECORD).is_file() else sorted(path.glob(f"*/{RECORD}"))
+
+
+def _read_record(path: Path) -> dict[str, object]:
+    try:
+        record: object = parse_json(path.read_bytes())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is damaged: remove its folder, and generate the panorama again")
+    return record
+
+
+def _prompts_of(prompt: object) -> Prompts:
+    if prompt is None:
+        return Prompts()
+    texts = six_prompts(prompt)
+    return Prompts(texts[0]) if isinstance(prompt, str) else Prompts("", tuple(texts))
+
+
+def _prompts_of_entry(entry: Entry) -> Prompts:
+    return Prompts(entry.caption, None if entry.faces is None else tuple(entry.faces[face] for face in FACES))
+
+
+def _without_shard(entry: Entry) -> str:
+    """The file's name, for a sample of a shard without that of the shard."""
+    return entry.file.partition(".tar/")[2] or entry.file
+
+
+def _unusable(path: Path, rejected: Sequence[Rejection]) -> DataError:
+    shown = "; ".join(f"{each.file}: {each.reason}" for each in rejected[:_SHOWN])
+    more = f"; and {len(rejected) - _SHOWN} more" if len(rejected) > _SHOWN else ""
+    return DataError(
+        f"{path}: {len(rejected)} panoramas or lines cannot be used: {shown}{more}: correct or remove them"
+    )
+
+
+def _digest(names: Sequence[str], files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256("\0".join(names).encode())
+    for name, file in sorted(files.items()):
+        digest.update(f"\0{name}\0{sha256_file(file)}".encode())
+    return digest.hexdigest()
