@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.stock import stock_2d
+from support.clip import small_clip
 from torch import Tensor
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     Dinov2Config,
@@ -31,23 +30,7 @@ def views(count: int, size: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random CLIP model with the tokenizer of a stock model."""
-    folder = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokenizer = stock_2d().tokenizer
-    texts = {
-        **small,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=texts, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=24
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return small_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_embeds_as_transformers_does(clip: Path) -> None:

@@ -60,9 +60,26 @@ class EfficientNetLite0(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1280"]:
-        pixels = (_resize(views, 224) * 255 - 127) / 128
-        features: Tensor = self.network.extract_features(pixels).mean((2, 3))
+        features: Tensor = self.network.extract_features(_scale(_resize(views, 224))).mean((2, 3))
         return features
+
+    def stages(self, views: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n c _ _"]]:
+        """The outputs of the last block at each resolution, from a half to 1/32 of that of the views.
+
+        Views are not resized.
+
+        Args:
+            views: Views in [0, 1].
+        """
+        network = self.network
+        x = network._swish(network._bn0(network._conv_stem(_scale(views))))
+        outputs: list[Tensor] = []
+        for block in network._blocks:
+            x = block(x)
+            if outputs and max(block._depthwise_conv.stride) == 1:
+                outputs.pop()
+            outputs.append(x)
+        return outputs
 
 
 class _TransformersModel(nn.Module):
@@ -116,11 +133,21 @@ class ClipImages(_TransformersModel):
         features: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
         return features
 
+    @property
+    def length(self) -> int:
+        """The most tokens of a caption, those of its start and end included: 77 of OpenAI's models."""
+        length: int = self.model.config.text_config.max_position_embeddings
+        return length
+
+    def truncated(self, captions: list[str]) -> int:
+        """The number of captions with more tokens than the model reads."""
+        tokens = self.tokenizer(captions, verbose=False)  # without its warning of long ones
+        return sum(len(ids) > self.length for ids in tokens.input_ids)
+
     def texts(self, captions: list[str]) -> Float[Tensor, "n d"]:
-        """The embeddings of captions, which are truncated to the model's length."""
+        """The embeddings of captions, which are truncated to the model's length (see `truncated`)."""
         tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
+            captions, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.model.device)  # fmt: skip
         features: Tensor = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
         return features
@@ -146,6 +173,11 @@ class Dinov2(_TransformersModel):
         pixels = self.prepare(views, size)
         features: Tensor = self.model(pixel_values=pixels).pooler_output
         return features
+
+
+def _scale(views: Tensor) -> Tensor:
+    """The pixels that EfficientNet-Lite is trained with."""
+    return (views * 255 - 127) / 128
 
 
 def _resize(views: Tensor, size: int) -> Tensor:
