@@ -1,40 +1,17 @@
 """FID's network against torch-fidelity's: values that its version 0.4.0 gave, and, where it is installed, itself."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from support.waves import wave_image, wave_weights
 
 from cubediff.evaluation.inception import InceptionV3
 
-# Of `wave_weights` and `image`: features 0, 1 and 1000, their mean and deviation, and the logits 0 and 1007.
+# Of `wave_weights` and `wave_image`: features 0, 1 and 1000, their mean and deviation, and the logits 0 and 1007.
 FEATURES = (1.38489819, 0.45893136, 0.01397922)
 MEAN, DEVIATION, LOGITS = 0.23423442, 0.54827362, (-2.56742883, 1.44262898)
-
-
-def wave_weights(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that depend on no random generator, and that keep the size of activations."""
-    weights = {}
-    for number, (name, like) in enumerate(sorted(shapes.items())):
-        wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 1.7 + number).view(like.shape)
-        if name.endswith("num_batches_tracked"):
-            weights[name] = torch.zeros_like(like)
-        elif name.endswith("running_var") or (like.ndim == 1 and name.endswith("weight")):
-            weights[name] = (1 + 0.3 * wave).float()
-        elif like.ndim > 1:
-            weights[name] = (wave * 2 / math.sqrt(like[0].numel())).float()
-        else:
-            weights[name] = (0.1 * wave).float()
-    return weights
-
-
-def image(size: int) -> Tensor:
-    """8-bit pixels (1, 3, size, size)."""
-    waves = torch.sin(torch.arange(3 * size * size, dtype=torch.float64) * 0.37).view(1, 3, size, size)
-    return ((waves + 1) * 127.5).round().byte()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_are_those_of_torch_fidelity_0_4_0(file: Path) -> None:
     extractor = InceptionV3(file)
-    features = extractor(image(128).float() / 255)
+    features = extractor(wave_image(128, 128).float() / 255)
     assert features.shape == (1, 2048)
     assert features[0, [0, 1, 1000]].tolist() == pytest.approx(FEATURES, rel=1e-4)
     assert features.std().item() == pytest.approx(DEVIATION, rel=1e-4)
@@ -65,8 +42,8 @@ def test_features_are_those_of_the_installed_torch_fidelity(file: Path, size: in
 
     theirs = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file))
     ours = InceptionV3(file)
-    features, logits = theirs(image(size))
-    torch.testing.assert_close(ours(image(size).float() / 255), features, rtol=1e-5, atol=1e-6)
+    features, logits = theirs(wave_image(size, size))
+    torch.testing.assert_close(ours(wave_image(size, size).float() / 255), features, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.logits(features), logits, rtol=1e-5, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cubediff.evaluation.extractors import Extractor
 from cubediff.evaluation.sets import PanoramaSet
-from cubediff.evaluation.views import ViewProtocol, render_views
+from cubediff.evaluation.views import EQUIRECT, ViewProtocol, render_views
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
 
@@ -38,12 +38,15 @@ class Looking:
     seed: int
     device: torch.device
 
-    def views(self, panorama: Float[Tensor, "3 h w"], index: int) -> Float[Tensor, "v 3 s s"]:
-        """The views of the panorama with an index in its set."""
+    def views(self, panorama: Float[Tensor, "3 h w"], index: int) -> Float[Tensor, "v 3 _ _"]:
+        """The views of the panorama with an index in its set; by `EQUIRECT` the panorama itself, (1, 3, H, W)."""
+        if self.protocol == EQUIRECT:
+            return panorama.to(self.device)[None]
         views = self.protocol.views(index, self.seed)
         return render_views(panorama.to(self.device), views, self.protocol.size).clamp(0, 1)
 
 
+@runtime_checkable
 class NetworkExtractor(Extractor, Protocol):
     """An extractor that is a module."""
 

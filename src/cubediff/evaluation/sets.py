@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class SavedFaces:
     fov: float
 
 
+@runtime_checkable
 class PanoramaSet(Protocol):
     """Panoramas in a fixed order.
 

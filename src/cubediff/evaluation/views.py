@@ -35,7 +35,8 @@ class ViewProtocol:
         name: The name in results.
         size: Side of a view, in pixels; an extractor resizes it to its own.
         draw: Maps a random generator to the views of a panorama.
-        same_for_all: Whether every panorama has the same views, and those of the reference too; else each has its own.
+        same_for_all: Whether every panorama has the same views; else each has its own. Either way panoramas of the same
+            index in two sets have the same views.
     """
 
     name: str
@@ -88,8 +89,10 @@ PROTOCOLS = {
         # CubeDiff, section 5: ten random views of 90°, elevations within ±45°; their distribution is not published.
         ViewProtocol("cubediff_paper", 512, lambda rng: _random_within(10, 45.0, rng), same_for_all=False),
         ViewProtocol("azimuth8", 512, _around),
-        # PanFusion (Zhang et al., 2024): 20 views for each panorama, the same for real and generated ones.
-        ViewProtocol("panfusion", 299, lambda rng: _uniform_on_the_sphere(20, rng)),
+        # PanFusion (Zhang et al., 2024): 20 views for each panorama, the same for the real and the generated one.
+        ViewProtocol("panfusion", 299, lambda rng: _uniform_on_the_sphere(20, rng), same_for_all=False),
         ViewProtocol("faces", 512, _faces),  # in FACES order, of 90°
     )
 }
+# No views: extractors of whole panoramas see them in this height.
+EQUIRECT = ViewProtocol("equirect", 512, lambda rng: [])
