@@ -1,11 +1,13 @@
 """Distances of features against scipy and restatements in float64."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from support.clip import small_clip
 from torch import Tensor
 
 from cubediff.evaluation.distances import (
@@ -19,6 +21,7 @@ from cubediff.evaluation.distances import (
     omnifid,
     precision_recall,
 )
+from cubediff.evaluation.extractors import ClipImages
 
 
 def features(count: int, size: int = 16, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -78,6 +81,36 @@ def test_kernel_distance_averages_subsets_of_a_seed_and_leaves_torchs_generator(
     assert first == again != another
     assert torch.equal(state, torch.get_rng_state())
     assert first == pytest.approx(kernel_distance(real, other, subsets=1), rel=0.3)
+
+
+def test_a_kernel_distance_of_subsets_equals_a_restatement_with_the_same_subsets() -> None:
+    real, other = (features(60) / 8).double(), (features(50, seed=2, shift=4) / 8).double()
+    torch.manual_seed(3)
+    estimates = []
+    for _ in range(5):
+        x, y = (each[torch.randperm(len(each))[:20]].numpy() for each in (real, other))
+        own = [((k**3).sum() - (k.diagonal() ** 3).sum()) / (20 * 19) for k in (x @ x.T / 16 + 1, y @ y.T / 16 + 1)]
+        estimates.append(sum(own) - 2 * ((x @ y.T / 16 + 1) ** 3).mean())
+    measured = kernel_distance(real, other, subsets=5, subset_size=20, seed=3)
+    assert measured == pytest.approx(100 * np.mean(estimates), rel=1e-9)
+
+
+def test_clip_fid_is_scipys_distance_of_the_embeddings(tmp_path: Path) -> None:
+    clip = ClipImages(small_clip(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    real, other = (
+        clip(torch.rand(count, 3, 32, 32, generator=generator) ** power) for count, power in ((60, 1), (50, 2))
+    )
+    assert frechet_distance(real, other) == pytest.approx(by_scipy(real, other), rel=1e-6)
+
+
+def test_inception_score_of_splits_is_the_mean_of_their_scores() -> None:
+    """Of random logits, in splits of equally many images."""
+    logits = 3 * features(50, 10)
+    torch.manual_seed(3)
+    chances = torch.softmax(logits.double(), 1)[torch.randperm(50)].numpy().reshape(5, 10, 10)
+    scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in chances]
+    assert inception_score(logits, splits=5, seed=3) == pytest.approx(np.mean(scores), rel=1e-9)
 
 
 def test_inception_score_of_one_split_is_the_exponential_of_the_mutual_information() -> None:

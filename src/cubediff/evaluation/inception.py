@@ -136,12 +136,15 @@ class InceptionV3(nn.Module):
         for name, block in blocks.items():
             self.add_module(name, block)
         self.fc = nn.Linear(FEATURES, _CLASSES)
+        self._load(Path(file))
+        self.eval().requires_grad_(False)
+
+    def _load(self, file: Path) -> None:
         try:
             self.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             expected = "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
-            raise ValueError(f"{text_path(Path(file))} does not hold the weights of {expected}") from error
-        self.eval().requires_grad_(False)
+            raise ValueError(f"{text_path(file)} does not hold the weights of {expected}") from error
 
     def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 2048"]:
         """Computes the features of views in [0, 1], rounded to 8 bits and resized as TensorFlow 1 resizes."""
