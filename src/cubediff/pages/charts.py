@@ -1,11 +1,15 @@
-"""SVG charts for self-contained pages: lines over steps, and points over the values of a config key."""
+"""SVG charts for self-contained pages: lines over steps, points over the values of a config key, and distributions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 34  # margins, for the labels of the axes
+_ROW = 150  # height of a distribution
+_BINS = 40
+_MAX_DOTS = 150  # a distribution of more values has bars
+_INTERVAL = (150, 18)  # width and height of an interval
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,31 @@ class Series:
     points: Sequence[tuple[float, float]]
     color: str
     title: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with an interval.
+
+    Args:
+        value: The value.
+        low: Lower end of the interval; NaN: there is none.
+        high: Upper end of the interval.
+        color: A CSS colour.
+        title: Tooltip, as HTML.
+        dashed: Whether its lines are dashed.
+    """
+
+    value: float
+    low: float
+    high: float
+    color: str
+    title: str
+    dashed: bool = False
+
+    def numbers(self) -> list[float]:
+        """The finite ones of its numbers."""
+        return [number for number in (self.value, self.low, self.high) if math.isfinite(number)]
 
 
 def color(number: int) -> str:
@@ -72,6 +101,97 @@ def chart(series: Sequence[Series], label: str, xlabel: str, lines: bool, catego
         crowded = lines and len(positions) > 40  # dots would hide the line
         parts.append(f'<g fill="{one.color}"><title>{one.title}</title>{line}{"" if crowded else dots}</g>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def distribution(values: Sequence[float], title: Callable[[int], str], marks: Sequence[Mark], label: str) -> str:
+    """Draws how values are distributed: a stack of dots in each bin, or bars if there are more than 150 values.
+
+    Args:
+        values: What is counted, finite.
+        title: Maps the index of a value to the tooltip of its dot, as HTML.
+        marks: Values to compare with, as vertical lines with bands.
+        label: Accessible name of the chart, as HTML.
+
+    Returns:
+        An `<svg>` element with a logarithmic axis if all numbers are positive and span more than a factor of 20, or a
+        paragraph if there is no value.
+    """
+    if not values:
+        return '<p class="soft">no value is finite</p>'
+    left, bottom = 12, _ROW - 22
+    length = WIDTH - 2 * left
+    axis = _Axis([*values, *(number for mark in marks for number in mark.numbers())], length)
+    bins: list[list[int]] = [[] for _ in range(_BINS)]
+    for index, value in sorted(enumerate(values), key=lambda pair: pair[1]):
+        bins[min(_BINS - 1, int(axis.position(value) / length * _BINS))].append(index)
+    most, width = max(map(len, bins)), length / _BINS
+    parts = [f'<path class="grid" d="M{left} {bottom}H{WIDTH - left}"/>']
+    for tick, text in axis.ticks():
+        x = left + axis.position(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>'
+                     f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')  # fmt: skip
+    for number, members in enumerate(bins):
+        x = left + number * width
+        if len(values) > _MAX_DOTS:
+            height = (bottom - 14) * len(members) / most
+            parts.append(f'<rect x="{x + 0.5:.1f}" y="{bottom - height:.1f}" width="{width - 1:.1f}" '
+                         f'height="{height:.1f}"><title>{len(members)}</title></rect>' if members else "")  # fmt: skip
+        else:
+            step = min(width, (bottom - 14) / most)
+            radius = min(5.0, 0.46 * step)
+            parts += [
+                f'<circle cx="{x + width / 2:.1f}" cy="{bottom - (place + 0.5) * step:.1f}" r="{radius:.1f}">'
+                f"<title>{title(index)}</title></circle>"
+                for place, index in enumerate(members)
+            ]
+    parts += [_upright(mark, axis, left, bottom) for mark in marks]
+    return f'<svg class="spread" viewBox="0 0 {WIDTH} {_ROW}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def interval(marks: Sequence[Mark], label: str) -> str:
+    """Draws values with their intervals on one axis, which begins at 0 if none is negative.
+
+    Args:
+        marks: The values; those that are not finite are left out.
+        label: Accessible name of the chart, as HTML.
+    """
+    width, height = _INTERVAL
+    numbers = [0.0, *(number for mark in marks for number in mark.numbers())]
+    low, span = min(numbers), max(numbers) - min(numbers) or 1.0
+
+    def place(number: float) -> float:
+        return 6 + (width - 12) * (number - low) / span
+
+    parts = [f'<path class="grid" d="M0 {height - 1.5}H{width}M{place(0.0):.1f} 0V{height}"/>']
+    for mark in reversed(marks):  # the first on top
+        if not math.isfinite(mark.value):
+            continue
+        y = height / 2 - 1
+        bar = (
+            f'<path d="M{place(mark.low):.1f} {y}H{place(mark.high):.1f}" stroke="{mark.color}" stroke-width="6" '
+            'opacity=".45"/>'
+            if math.isfinite(mark.low) and math.isfinite(mark.high)
+            else ""
+        )
+        dash = ' stroke-dasharray="3 2"' if mark.dashed else ""
+        parts.append(f'<g><title>{mark.title}</title>{bar}<path d="M{place(mark.value):.1f} 1V{height - 3}" '
+                     f'stroke="{mark.color}" stroke-width="2.5"{dash}/></g>')  # fmt: skip
+    return (
+        f'<svg class="interval" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
+
+
+def _upright(mark: Mark, axis: "_Axis", left: int, bottom: int) -> str:
+    """A line at the mark's value over a band of its interval."""
+    if not math.isfinite(mark.value):
+        return ""
+    x, dash = left + axis.position(mark.value), ' stroke-dasharray="5 4"' if mark.dashed else ""
+    band = ""
+    if math.isfinite(mark.low) and math.isfinite(mark.high):
+        low, high = (left + axis.position(number) for number in (mark.low, mark.high))
+        band = f'<path d="M{low:.1f} 4H{high:.1f}V{bottom}H{low:.1f}Z" fill="{mark.color}" opacity=".18"/>'
+    line = f'<path d="M{x:.1f} 4V{bottom}" stroke="{mark.color}"{dash}/>'
+    return f"<g><title>{mark.title}</title>{band}{line}</g>"
 
 
 class _Axis:

@@ -1,5 +1,6 @@
-"""Text of others on a terminal, in logs and in files: control characters are escaped, and secrets are redacted."""
+"""Text on a terminal, in logs and in files: control characters are escaped, secrets redacted, numbers rounded."""
 
+import math
 import re
 
 # C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
@@ -79,6 +80,24 @@ def redact_values(value: object) -> object:
     if isinstance(value, list | tuple):
         return [redact_values(inner) for inner in value]
     return value
+
+
+def significant(value: float | None) -> str:
+    """A number with three significant digits; an en dash for None and NaN.
+
+    Example:
+        >>> [significant(value) for value in (0.0290, 1234.5, -0.5, float("nan"))]
+        ['0.0290', '1230', '-0.500', '–']
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    rounded = float(f"{value:.2e}")
+    if rounded == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(0, 2 - exponent)}f}" if -5 < exponent < 7 else f"{value:.2e}"
 
 
 def error_line(error: object) -> str:
