@@ -25,7 +25,8 @@ LAYERS = [
     ("evaluation",),
     ("training",),
     ("planning",),
-    ("runs", "generation"),
+    ("generation",),
+    ("runs",),
 ]
 COMMANDS = {"train", "generate", "evaluate", "convert", "view", "prepare", "cache", "plan", "sweep_report", "dashboard"}
 # The pipeline is called as those of diffusers are, which pass everything by keyword.

@@ -13,7 +13,7 @@ from support.processes import TINY, TWO
 import cubediff
 from cubediff.cli import COMMANDS
 
-HYDRA_COMMANDS = {"train", "plan", "cache"}
+HYDRA_COMMANDS = {"train", "plan", "cache", "evaluate"}
 TYPER_COMMANDS = [*(f"{name} --help" for name in COMMANDS if name not in HYDRA_COMMANDS), "prepare check --help"]
 # Runs the script and prints, when the process ends, the libraries that it has imported.
 WATCHED_SCRIPT = """

@@ -30,7 +30,7 @@ IMAGES = sorted((ROOT / "docs/images").iterdir())
 IMAGE_LIMIT = 300_000  # bytes
 README_LIMIT = 150  # lines
 PARAGRAPH_LIMIT = 4  # lines of a README paragraph
-HYDRA = ("train", "plan", "cache")
+HYDRA = ("train", "plan", "cache", "evaluate")
 TYPER = {
     "prepare": ("cubediff.prepare", "app"),
     "prepare check": ("cubediff.prepare", "check_app"),

@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "plan": "estimate memory, time and cost of a training run",
     "train": "train a model; Hydra overrides set its config",
     "generate": "generate panoramas from text and photos with a trained model",
+    "evaluate": "measure generated panoramas: consistency, distances to real ones, fidelity",
     "convert": "convert panoramas, cubemaps of engines and views into each other",
     "view": "write a page to look around in any panorama or cubemap",
     "sweep-report": "compare the runs of a sweep in a table and an HTML page",

@@ -8,7 +8,8 @@ import pytest
 import scipy.linalg
 import torch
 from support.clip import small_clip
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cubediff.evaluation.distances import (
     cmmd,
@@ -30,6 +31,12 @@ def features(count: int, size: int = 16, seed: int = 0, shift: float = 0.0) -> T
     return torch.randn(count, size, generator=generator) @ mixing + shift
 
 
+class Features(nn.Identity):
+    """Gives torchmetrics the features that it is given."""
+
+    num_features = 16
+
+
 def by_scipy(real: Tensor, other: Tensor) -> float:
     """The distance by scipy's square root of a matrix."""
     one, two = (x.double().numpy() for x in (real, other))
@@ -44,6 +51,22 @@ def test_frechet_distance_is_scipys(shift: float) -> None:
     real, other = features(300), features(200, seed=2, shift=shift)
     assert frechet_distance(real, other) == pytest.approx(by_scipy(real, other), rel=1e-6)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_fewer_samples_than_features() -> None:
+    """Against the symmetric form of the root, tr √(√A·B·√A); torchmetrics takes eigenvalues of A·B."""
+    real, other = features(9).double(), features(12, seed=2).double() * 2 + 1
+    covariances = [torch.cov(each.T, correction=1) for each in (real, other)]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    product = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
+    means = (real.mean(0) - other.mean(0)).square().sum()
+    expected = (means + sum(each.trace() for each in covariances) - 2 * product).item()
+    assert frechet_distance(real, other) == pytest.approx(expected, rel=1e-7)
+    by_torchmetrics = FrechetInceptionDistance(feature=Features())
+    by_torchmetrics.update(real, real=True)
+    by_torchmetrics.update(other, real=False)
+    assert frechet_distance(real, other) == pytest.approx(by_torchmetrics.compute().item(), rel=1e-6)
 
 
 def test_frechet_distance_of_given_gaussians() -> None:

@@ -1,11 +1,11 @@
 """Whether a panorama follows its condition: differences where the condition shows it, and recognition of the original.
 
-Legend: B panoramas, N originals, C channels, H and W height and width.
+Legend: B panoramas, N originals, C channels, H and W height and width, V views, D features.
 """
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 
@@ -73,3 +73,19 @@ def nearest_originals(
         similarity = torch.stack([psnr(turned, original).amax() for original in originals])
         nearest.append(similarity.argmax())
     return torch.stack(nearest)
+
+
+def nearest_by_features(
+    panoramas: Float[Tensor, "b v d"], originals: Float[Tensor, "n v d"], *, turns: bool = False
+) -> Int[Tensor, " b"]:
+    """The index of the original that each panorama is most similar to, by the mean cosine of the features of its views.
+
+    Args:
+        panoramas: Features of views around the horizon, in equal steps.
+        originals: Features of the same views of all originals.
+        turns: Whether the most similar yaw counts, of as many as there are views; see `nearest_originals`.
+    """
+    first, second = (nn.functional.normalize(each, dim=-1) for each in (panoramas, originals))
+    steps = range(panoramas.shape[1] if turns else 1)
+    similarity = torch.stack([first.roll(step, 1).flatten(1) @ second.flatten(1).T for step in steps]).amax(0)
+    return similarity.argmax(1)

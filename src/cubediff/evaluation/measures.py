@@ -28,6 +28,10 @@ from cubediff.evaluation.distances import (
     precision_recall,
 )
 
+INCEPTION_SCORE = "is"
+FAED = "faed"  # the extractor of whole panoramas, and its Fréchet distance
+FACES_PROTOCOL = "faces"  # whose views give the readings of OmniFID
+
 Better = Literal["lower", "higher", "neither"]
 Family = Literal["consistency", "distances", "fidelity", "captions"]
 Compare = Callable[[Float[Tensor, "p v d"], Float[Tensor, "q v d"]], float]
@@ -113,7 +117,38 @@ DESCRIPTIONS = {
     "rest_ssim": Description("fidelity", "higher", "structural similarity to the original elsewhere"),
     "retrieval_psnr": Description("fidelity", "higher", "share of panoramas nearest to their own original by PSNR"),
 }
-"""Of the metrics that are means over panoramas."""
+"""Of the metrics that need no extractor."""
+
+CAPTIONS = {
+    "clip_score": Description("captions", "higher", "CLIP score of the views with the panorama's caption"),
+    "clip_score_faces": Description("captions", "higher", "CLIP score of the faces with their own captions"),
+    "fits_upright": Description(
+        "captions", "higher", "share of panoramas whose caption fits them better than their upside-down copy"
+    ),
+    "fits_unmirrored": Description(
+        "captions", "higher", "share of panoramas whose caption fits them better than their mirrored copy"
+    ),
+}
+"""Of the metrics that need captions and CLIP."""
+
+PERCEPTUAL = {
+    f"{part}_perceptual_efficientnet_lite0": Description(
+        "fidelity", "lower", f"perceptual distance of features of efficientnet_lite0 {where}"
+    )
+    for part, where in (("condition", "where photos cover the faces"), ("rest", "to the original elsewhere"))
+}
+"""Of the perceptual distances of conditions."""
+
+_OTHERS = {
+    **CAPTIONS,
+    **PERCEPTUAL,
+    INCEPTION_SCORE: Description("distances", "higher", "Inception score"),
+}
+_OWNERS = {
+    **dict.fromkeys(CAPTIONS, "clip"),
+    **dict.fromkeys(PERCEPTUAL, "efficientnet_lite0"),
+    INCEPTION_SCORE: "inception",
+}
 
 
 def metric(name: str) -> Metric:
@@ -121,19 +156,25 @@ def metric(name: str) -> Metric:
     return {**FACES, **PANORAMAS}.get(name) or Metric(_no_terms, _first)
 
 
-def distances(extractor: str, protocol: str) -> dict[str, Distance]:
-    """The distances of the features of an extractor, by name.
+def omni_distances(extractor: str) -> dict[str, Distance]:
+    """The readings of OmniFID of an extractor's features of faces, by name; none of whole panoramas."""
+    if extractor == FAED:
+        return {}
+    return {
+        _omni_name(reading, extractor): Distance(
+            partial(_omni_reading, reading=reading), 2, Description("distances", "lower", text)
+        )
+        for reading, text in _OMNI.items()
+    }
+
+
+def distances(extractor: str) -> dict[str, Distance]:
+    """The distances of an extractor's features of views, by name.
 
     Distances of Inception's features have the names that the field gives them, others are named after their extractor.
-    Views of the protocol `faces` give the readings of OmniFID.
     """
-    if protocol == "faces":
-        return {
-            _omni_name(reading, extractor): Distance(
-                partial(_omni_reading, reading=reading), 2, Description("distances", "lower", text)
-            )
-            for reading, text in _OMNI.items()
-        }
+    if extractor == FAED:
+        return {FAED: Distance(_pooled(frechet_distance), 2, _described("Fréchet distance", extractor))}
     found = {
         _name("fd", extractor): Distance(_pooled(frechet_distance), 2, _described("Fréchet distance", extractor)),
         _name("fd_infinite", extractor): Distance(
@@ -154,6 +195,28 @@ def distances(extractor: str, protocol: str) -> dict[str, Distance]:
     return found
 
 
+def names(extractor: str) -> list[str]:
+    """The names of all metrics that need an extractor's features."""
+    if extractor == FAED:
+        return [FAED]
+    others = [name for name, owner in _OWNERS.items() if owner == extractor]
+    return [*distances(extractor), *omni_distances(extractor), retrieval(extractor), *others]
+
+
+def retrieval(extractor: str) -> str:
+    """The metric that counts panoramas nearest to their own original by the features of an extractor."""
+    return f"retrieval_{extractor}"
+
+
+def describe(name: str, extractor: str = "") -> Description:
+    """The description of a metric of panoramas or of an extractor."""
+    if name == retrieval(extractor):
+        return Description(
+            "fidelity", "higher", f"share of panoramas nearest to their own original by features of {extractor}"
+        )
+    return {**DESCRIPTIONS, **_OTHERS}[name]
+
+
 _OMNI = {
     "omnifid": "Fréchet distances of the faces: mean of sides, up and down; sides one by one",
     "omnifid_pooled_sides": "Fréchet distances of the faces: mean of sides, up and down; sides together",
@@ -164,7 +227,6 @@ _NAMES = {
     ("fd_infinite", "inception"): "fid_infinite",
     ("kd", "inception"): "kid",
     ("fd", "clip"): "clip_fid",
-    ("fd", "faed"): "faed",
 }
 
 

@@ -4,7 +4,7 @@ Legend: H height of a panorama, S face size.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -79,6 +79,14 @@ class PanoramaSet(Protocol):
         """Reads the faces that were saved with a panorama; None: there are none."""
         ...
 
+    def photos(self, index: int) -> list[dict[str, object]]:
+        """The photos that a panorama was generated from, as its record has them: file and camera."""
+        ...
+
+    def page(self, index: int) -> Path | None:
+        """The viewer page of a panorama; None: there is none."""
+        ...
+
     def digest(self) -> str:
         """A checksum of all files and names."""
         ...
@@ -137,6 +145,16 @@ class Generated:
             raise DataError(f"{saved[0]} is no cubemap: generate the panorama again")
         return SavedFaces(torch.stack([_tensor(sphere.cube[face]) for face in FACES]), sphere.fov)
 
+    def photos(self, index: int) -> list[dict[str, object]]:
+        photos = self._records[index].get("images", [])
+        if not isinstance(photos, list) or not all(isinstance(photo, dict) and "file" in photo for photo in photos):
+            raise DataError(f"{self._folders[index] / RECORD} is damaged: generate the panorama again")
+        return photos
+
+    def page(self, index: int) -> Path | None:
+        page = self._folders[index] / "viewer.html"
+        return page if page.is_file() else None
+
     def digest(self) -> str:
         files = {
             f"{name}/{file.relative_to(folder)}": file
@@ -183,17 +201,23 @@ class Originals:
     def faces(self, index: int) -> SavedFaces | None:
         return None
 
+    def photos(self, index: int) -> list[dict[str, object]]:
+        return []
+
+    def page(self, index: int) -> Path | None:
+        return None
+
     def digest(self) -> str:
         files = {relpath(file, self.path): file for entry in self._entries for file in self._source.files(entry)}
         return _digest([entry.file for entry in self._entries], files)
 
 
-class First:
-    """The first panoramas of a set."""
+class _Changed:
+    """A set that is like another one but for what a subclass changes."""
 
-    def __init__(self, panoramas: PanoramaSet, count: int) -> None:
-        self.path, self._all, self._count = panoramas.path, panoramas, count
-        self.names, self.prompts = panoramas.names[:count], panoramas.prompts[:count]
+    def __init__(self, panoramas: PanoramaSet) -> None:
+        self.path, self.names, self.prompts = panoramas.path, panoramas.names, panoramas.prompts
+        self._all = panoramas
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
         return self._all.panorama(index)
@@ -201,11 +225,28 @@ class First:
     def faces(self, index: int) -> SavedFaces | None:
         return self._all.faces(index)
 
+    def photos(self, index: int) -> list[dict[str, object]]:
+        return self._all.photos(index)
+
+    def page(self, index: int) -> Path | None:
+        return self._all.page(index)
+
     def digest(self) -> str:
-        return hashlib.sha256(f"{self._all.digest()} {self._count}".encode()).hexdigest()
+        return self._all.digest()
 
 
-class Sized:
+class First(_Changed):
+    """The first `count` panoramas of a set."""
+
+    def __init__(self, panoramas: PanoramaSet, count: int) -> None:
+        super().__init__(panoramas)
+        self.names, self.prompts = panoramas.names[:count], panoramas.prompts[:count]
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{super().digest()} {len(self.names)}".encode()).hexdigest()
+
+
+class Sized(_Changed):
     """The panoramas of a set with one height.
 
     Args:
@@ -216,11 +257,11 @@ class Sized:
     """
 
     def __init__(self, panoramas: PanoramaSet, height: int, others: Literal["refuse", "shrink", "resize"]) -> None:
-        self.path, self.names, self.prompts = panoramas.path, panoramas.names, panoramas.prompts
-        self.height, self._all, self._others = height, panoramas, others
+        super().__init__(panoramas)
+        self.height, self._others = height, others
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
-        panorama = self._all.panorama(index)
+        panorama = super().panorama(index)
         rows = panorama.shape[1]
         if rows == self.height:
             return panorama
@@ -232,15 +273,31 @@ class Sized:
         levels = (panorama * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return _tensor(resize_panorama(np.ascontiguousarray(levels), self.height))
 
-    def faces(self, index: int) -> SavedFaces | None:
-        return self._all.faces(index)
-
     def digest(self) -> str:
-        return hashlib.sha256(f"{self._all.digest()} {self.height}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().digest()} {self.height}".encode()).hexdigest()
+
+
+class Mapped(_Changed):
+    """The panoramas of a set, each changed by a function; they have no faces.
+
+    Args:
+        panoramas: The set.
+        change: The function.
+    """
+
+    def __init__(self, panoramas: PanoramaSet, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(panoramas)
+        self._change = change
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        return self._change(super().panorama(index))
+
+    def faces(self, index: int) -> SavedFaces | None:
+        return None
 
 
 def _tensor(pixels: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
 def _records(path: Path) -> list[Path]:

@@ -67,20 +67,21 @@ class Holder:
 
 
 @contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path, key: str = "run_dir") -> Iterator[None]:
     """Holds the lock of a run's folder; creates the folder.
 
     Rank 0 takes the lock. The other ranks only check that no other run holds it.
 
     Args:
         folder: The run's folder.
+        key: The config's key of the folder, for messages.
 
     Raises:
         RunLockedError: If another run holds the lock.
         ValueError: If the folder cannot be written.
     """
     if not is_first_rank():
-        _refuse_other_run(folder)
+        _refuse_other_run(folder, key)
         yield
         return
     run, inherited = _launcher_id() or uuid.uuid4().hex, os.environ.get(_RUN_ID)
@@ -88,7 +89,7 @@ def lock_run(folder: Path) -> Iterator[None]:
         socket.gethostname(), _machine(), os.getpid(), _process_start(os.getpid()) or "",
         datetime.now().astimezone().isoformat(timespec="seconds"), run, _restarts(),
     )  # fmt: skip
-    _take(folder, own)
+    _take(folder, own, key)
     ended = threading.Event()
     threading.Thread(target=_beat, args=(folder, own, ended), daemon=True, name="run lock").start()
     os.environ[_RUN_ID] = run
@@ -104,29 +105,29 @@ def lock_run(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
 
 
-def _take(folder: Path, own: Holder) -> None:
+def _take(folder: Path, own: Holder, key: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _GUARD, timeout=_GUARD_SECONDS):
-            _refuse_living_holder(folder, own)
+            _refuse_living_holder(folder, own, key)
             write_json(folder / LOCK, asdict(own), sync=True)
     except Timeout as error:
         raise RunLockedError(
             f"{folder / _GUARD} is locked for more than {_GUARD_SECONDS:.0f} s by a process that is starting: try again"
         ) from error
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error}): choose another run_dir, or free disk space") from error
+        raise ValueError(f"{folder} cannot be written ({error}): choose another {key}, or free disk space") from error
 
 
-def _refuse_other_run(folder: Path) -> None:
+def _refuse_other_run(folder: Path, key: str) -> None:
     holder = None
     with suppress(OSError, ValueError):  # rank 0 reports it
         holder = _read(folder)
     if holder and holder.run != (os.environ.get(_RUN_ID) or _launcher_id()):
-        _refuse_living_holder(folder, None)
+        _refuse_living_holder(folder, None, key)
 
 
-def _refuse_living_holder(folder: Path, own: Holder | None) -> None:
+def _refuse_living_holder(folder: Path, own: Holder | None, key: str) -> None:
     try:
         holder, name = _read(folder), ""
     except ValueError:
@@ -134,7 +135,7 @@ def _refuse_living_holder(folder: Path, own: Holder | None) -> None:
     age = _age(folder)
     if age is None or (holder and _is_gone(holder, own, age)) or (not holder and age > STALE):
         return
-    remedy = "wait until it ends, or choose another run_dir"
+    remedy = f"wait until it ends, or choose another {key}"
     if not holder or not holder.is_on_this_machine:
         remedy += (
             f"; if it is no longer running, the same command works {max(STALE - age, 0):.0f} s from now, {STALE:.0f} s "

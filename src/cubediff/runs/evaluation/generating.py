@@ -1,0 +1,149 @@
+"""Generates the panoramas of an evaluation: one for each original, from its captions or its front face.
+
+Legend: H height of a panorama.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cubediff.evaluation.sets import PanoramaSet, Prompts
+from cubediff.generation.command import Call, run
+from cubediff.generation.jobs import Job
+from cubediff.generation.options import Execution, Options, parse_options
+from cubediff.generation.photos import PhotoFile
+from cubediff.geometry.conventions import FACE_FOV
+from cubediff.geometry.projections import equirect_to_cube
+from cubediff.images.writing import encode_png
+from cubediff.pipelines.folders import find_model, read_index
+from cubediff.utils.errors import DataError
+from cubediff.utils.files import sha256_file, write_atomic
+from cubediff.utils.ranks import torchrun_rank
+from cubediff.utils.text import redact
+
+CONDITIONS = ("text", "six_texts", "photo", "text_and_photo")
+_EXECUTION = ("batch", "dtype", "offload", "vae_tiling")
+_PATIENCE = timedelta(days=30)  # of a process that waits for the others
+
+
+def generate_samples(config: DictConfig, originals: PanoramaSet, folder: Path) -> Path:
+    """Generates the panoramas that a folder lacks, under torchrun in all processes.
+
+    A panorama is generated for each original, of the same name, with its own seed; its faces are saved as they were
+    generated, before blending.
+
+    Args:
+        config: The config `evaluate`.
+        originals: The originals.
+        folder: The output of the evaluation.
+
+    Returns:
+        The folder of the panoramas.
+
+    Raises:
+        ValueError: If originals lack what the condition needs, or as `cubediff.generation.command.run`.
+    """
+    options, execution = read_options(config)
+    jobs = list(_jobs(config, originals, folder, options))
+    samples = folder / "samples"
+    for _ in run(Call(config.pipeline, samples, jobs, execution)):
+        pass
+    _wait_for_all()
+    return samples
+
+
+def read_options(config: DictConfig) -> tuple[Options, Execution]:
+    """How panoramas are generated.
+
+    Raises:
+        ValueError: If an option is invalid; names its key.
+    """
+    values = OmegaConf.to_container(config.generate, resolve=True)
+    assert isinstance(values, dict)
+    execution = {key: values.pop(key) for key in _EXECUTION}
+    given = {str(key): value for key, value in values.items()}
+    given.update(format="png", save_faces=True, face_fov=_fov(config.pipeline))
+    options = parse_options(given, lambda key: f"generate.{key}", Options())
+    if not isinstance(execution["batch"], int) or execution["batch"] < 1:
+        raise ValueError(f"generate.batch={execution['batch']}: expected a positive integer")
+    return options, Execution(device=config.device, **execution)
+
+
+def _fov(model: str) -> float:
+    """The field of view of a model's faces."""
+    folder = Path(find_model(model))
+    fov = read_index(folder).get("fov") if (folder / "model_index.json").is_file() else None
+    return float(fov) if isinstance(fov, int | float) else FACE_FOV
+
+
+def _jobs(config: DictConfig, originals: PanoramaSet, folder: Path, options: Options) -> Iterator[Job]:
+    condition = config.condition
+    if condition not in CONDITIONS:
+        raise ValueError(f"condition={condition}: use one of {', '.join(CONDITIONS)}")
+    _check_prompts(condition, originals)
+    photos = folder / "photos"
+    if "photo" in condition:
+        photos.mkdir(parents=True, exist_ok=True)
+    for index, (name, prompts) in enumerate(zip(originals.names, originals.prompts, strict=True)):
+        prompt = _prompt(condition, prompts)
+        given: tuple[PhotoFile, ...] = ()
+        if "photo" in condition:
+            file = photos / f"{name}.png"
+            write_atomic(file, _front_face(originals, index, options.face_fov))
+            given = (PhotoFile(str(file), options.face_fov),)
+        yield Job(name, prompt, given, config.seed + index, options, where=name)
+
+
+def _check_prompts(condition: str, originals: PanoramaSet) -> None:
+    if condition == "photo":
+        return
+    needed = "six captions, one for each face" if condition == "six_texts" else "a caption"
+    without = [
+        name
+        for name, prompts in zip(originals.names, originals.prompts, strict=True)
+        if not _prompt(condition, prompts)
+    ]
+    if without:
+        raise DataError(
+            f"{originals.path}: {len(without)} of {len(originals.names)} panoramas have no captions, first "
+            f"{without[0]}: condition={condition} needs {needed}"
+        )
+
+
+def _prompt(condition: str, prompts: Prompts) -> str | list[str] | None:
+    if condition == "photo":
+        return None
+    if condition == "six_texts":
+        return None if prompts.faces is None else list(prompts.faces)
+    return prompts.caption or None
+
+
+def _front_face(originals: PanoramaSet, index: int, fov: float) -> bytes:
+    panorama = originals.panorama(index)
+    face = equirect_to_cube(panorama[None], panorama.shape[1] // 2, fov, mode="bicubic")[0, 0].clamp(0, 1)
+    return encode_png((face * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def _wait_for_all() -> None:
+    """Under torchrun, waits until every process has generated its share."""
+    if torchrun_rank()[1] == 1:
+        return
+    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def model_record(model: str) -> dict[str, object]:
+    """What identifies a model: its path and, for a folder, the checksum of its files."""
+    folder = Path(find_model(model))
+    if not folder.is_dir():
+        return {"path": redact(model)}
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".txt"):
+            digest.update(f"{file.relative_to(folder).as_posix()} {sha256_file(file)}\n".encode())
+    return {"path": redact(model), "sha256": digest.hexdigest()}

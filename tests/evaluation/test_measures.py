@@ -1,0 +1,57 @@
+"""The table of metrics: names, descriptions, and the page that documents them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cubediff.evaluation import measures
+from cubediff.evaluation.distances import frechet_distance, omnifid
+from cubediff.evaluation.intervals import bootstrap
+from cubediff.runs.evaluation.settings import EXTRACTORS
+
+DOCS = Path(__file__).parents[2] / "docs/evaluation.md"
+
+
+def features(count: int, views: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, views, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_every_metric_is_described_and_has_a_name_of_its_own() -> None:
+    names = [*measures.DESCRIPTIONS]
+    for extractor in EXTRACTORS:
+        names += measures.names(extractor)
+        assert all(measures.describe(name, extractor).text for name in measures.names(extractor) if "retrieval" in name)
+    assert len(names) == len({*names})
+    assert {*measures.FACES, *measures.PANORAMAS} <= {*measures.DESCRIPTIONS}
+
+
+def test_every_metric_is_documented() -> None:
+    words = {*re.findall(r"[a-z0-9_]+", DOCS.read_text(encoding="utf-8"))}
+    undocumented = {*measures.DESCRIPTIONS, *measures.CAPTIONS, *measures.PERCEPTUAL, "faed"} - words
+    assert not undocumented
+    for extractor in EXTRACTORS:
+        assert extractor in words
+
+
+def test_metrics_of_inception_have_the_names_of_the_field() -> None:
+    assert {"fid", "kid", "fid_infinite", "omnifid"} <= {*measures.names("inception")}
+    assert {"clip_fid", "cmmd"} <= {*measures.names("clip")}
+    assert not any(re.fullmatch("fid|kid|omnifid", name) for name in measures.names("efficientnet_lite0"))
+    assert measures.names("faed") == ["faed"]
+
+
+def test_distances_are_of_all_views_and_readings_of_omnifid_of_each_face() -> None:
+    real, other = features(5, 6, 4, 0), features(7, 6, 4, 1) + 1
+    distance = measures.distances("clip")["clip_fid"]
+    assert distance.compute(real, other) == frechet_distance(real.flatten(0, 1), other.flatten(0, 1))
+    for name, reading in measures.omni_distances("inception").items():
+        assert reading.compute(real, other) == omnifid(real, other)[name]
+
+
+def test_a_metric_with_terms_of_its_own_is_their_mean() -> None:
+    terms = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
+    assert bootstrap(measures.metric("retrieval_psnr"), terms).value == 0.75
+    with pytest.raises(TypeError):
+        measures.metric("retrieval_psnr").terms(torch.zeros(1, 6, 3, 4, 4), 95.0)
