@@ -56,9 +56,9 @@ def test_scores_are_torchmetrics(clip: ClipImages) -> None:
 def test_a_caption_fits_better_if_the_mean_score_of_the_views_is_greater() -> None:
     text = at(20)
     views, half = torch.stack([at(10), at(20), at(40)]), torch.stack([at(20), at(20), at(80)])
-    assert fits_upright(text, views, half, views) == Upright(than_upside_down=True, than_mirrored=False)
-    assert fits_upright(text, half, views, half) == Upright(than_upside_down=False, than_mirrored=False)
-    assert fits_upright(text, views, half, half) == Upright(than_upside_down=True, than_mirrored=True)
+    assert fits_upright(text, views, half, views) == Upright(than_upside_down=True, than_flipped=False)
+    assert fits_upright(text, half, views, half) == Upright(than_upside_down=False, than_flipped=False)
+    assert fits_upright(text, views, half, half) == Upright(than_upside_down=True, than_flipped=True)
     assert fits_upright(text, views, views.flip(0), half).than_upside_down is False  # the same views
 
 
@@ -88,7 +88,7 @@ def test_the_copies_of_a_panorama_are_seen_by_the_views_of_a_protocol() -> None:
         embedded = [stub(render_views(x, views, 32)) for x in (panorama, turn_upside_down(panorama), mirror(panorama))]
         found.append(fits_upright(torch.tensor(text), *embedded))
     assert found[0].than_upside_down
-    assert found[1].than_mirrored
+    assert found[1].than_flipped
     assert found[1].than_upside_down
 
 

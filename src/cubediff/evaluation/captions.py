@@ -16,11 +16,11 @@ class Upright(NamedTuple):
 
     Attributes:
         than_upside_down: Than the panorama upside down; half of the panoramas by chance.
-        than_mirrored: Than the panorama with left and right swapped; half of the panoramas by chance.
+        than_flipped: Than the panorama with left and right swapped; half of the panoramas by chance.
     """
 
     than_upside_down: bool
-    than_mirrored: bool
+    than_flipped: bool
 
 
 def clip_scores(images: Float[Tensor, "*n d"], texts: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
@@ -40,7 +40,7 @@ def fits_upright(
     text: Float[Tensor, " d"],
     views: Float[Tensor, "v d"],
     upside_down: Float[Tensor, "v d"],
-    mirrored: Float[Tensor, "v d"],
+    flipped: Float[Tensor, "v d"],
 ) -> Upright:
     """Whether the mean CLIP score of a panorama's views is greater than those of its copies.
 
@@ -48,10 +48,10 @@ def fits_upright(
         text: Embedding of the caption.
         views: Embeddings of the views of the panorama.
         upside_down: Those of the same protocol of `turn_upside_down(panorama)`.
-        mirrored: Those of the same protocol of `mirror(panorama)`.
+        flipped: Those of the same protocol of `mirror(panorama)`.
     """
     own, turned, swapped = (
-        clip_scores(each, text.expand_as(each)).mean().item() for each in (views, upside_down, mirrored)
+        clip_scores(each, text.expand_as(each)).mean().item() for each in (views, upside_down, flipped)
     )
     return Upright(own > turned, own > swapped)
 
