@@ -1,6 +1,8 @@
 """Extractors against the libraries' own processing, on small random models and on the weights of the extra `eval`."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from support.clip import small_clip
 from torch import Tensor
 from transformers import (
@@ -78,6 +81,47 @@ def test_a_folder_of_another_kind_is_refused(clip: Path, tmp_path: Path) -> None
         Dinov2(clip)
     with pytest.raises(ValueError, match=r"holds no config.json: expected a folder of transformers"):
         ClipImages(tmp_path)
+
+
+def changed(clip: Path, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """A copy of a model's folder with other tensors."""
+    shutil.copytree(clip, folder, dirs_exist_ok=True)
+    save_file(change(load_file(clip / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_weights_in_half_precision_are_used_in_float32(clip: Path, tmp_path: Path) -> None:
+    folder = changed(clip, tmp_path, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    images = views(2, 32)
+    features = ClipImages(folder)(images)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, ClipImages(clip)(images), rtol=2e-2, atol=2e-3)
+
+
+def test_a_folder_without_some_weights_or_the_tokenizer_is_refused(clip: Path, tmp_path: Path) -> None:
+    """transformers would draw missing weights at random, and make up a tokenizer."""
+    vision = changed(clip, tmp_path / "vision", lambda all_: {k: v for k, v in all_.items() if "text" not in k})
+    with pytest.raises(ValueError, match=r"vision lacks 37 of its model's weights, first text_model\.embeddings"):
+        ClipImages(vision)
+    narrow = changed(clip, tmp_path / "narrow", lambda all_: all_ | {"visual_projection.weight": torch.zeros(3, 32)})
+    with pytest.raises(ValueError, match="narrow does not hold the safetensors weights of its model"):
+        ClipImages(narrow)
+    (narrow / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="narrow does not hold the safetensors weights of its model"):
+        ClipImages(narrow)
+    (narrow / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="narrow does not hold the safetensors weights of its model"):
+        ClipImages(narrow)
+    mute = changed(clip, tmp_path / "mute", dict)
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="mute holds no tokenizer"):
+        ClipImages(mute)
+    for damaged in ("[]", "{", '{"model_type": NaN}'):
+        (mute / "config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"config\.json is damaged: expected a JSON object"):
+            ClipImages(mute)
 
 
 def test_features_of_efficientnet_lite0_see_blur() -> None:

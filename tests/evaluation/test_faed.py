@@ -91,6 +91,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, tensors: dict[str, Tens
     (tmp_path / "text.ckpt").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    (tmp_path / "folder").mkdir()
     for file in sorted(tmp_path.iterdir()):
         with pytest.raises(ValueError, match=rf"{file.name} does not hold the weights of faed.ckpt of PanFusion"):
             Faed(file)

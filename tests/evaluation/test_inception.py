@@ -56,3 +56,5 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.pth does not hold the weights of"):
         InceptionV3(tmp_path / "text.pth")
+    with pytest.raises(ValueError, match=r"does not hold the weights of"):
+        InceptionV3(tmp_path)

@@ -6,13 +6,15 @@ Legend: N views, D features, H and W height and width of a view.
 """
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from cubediff.utils.files import text_path
 from cubediff.utils.json_text import parse_json
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -99,10 +101,22 @@ class _TransformersModel(nn.Module):
         super().__init__()
         from transformers import AutoModel  # start-up time
 
+        shown = text_path(Path(folder))
         _check_kind(Path(folder), kind)
-        self.model = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        try:
+            # In float32, also weights that are stored in half precision.
+            self.model, found = AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{shown} does not hold the safetensors weights of its model: {error}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"{shown} lacks {len(missing)} of its model's weights, first {missing[0]}")
         self.mean, self.deviation = _normalisation(Path(folder), normalisation)
         self.eval().requires_grad_(False)
 
@@ -127,6 +141,8 @@ class ClipImages(_TransformersModel):
         super().__init__(folder, "clip", _CLIP)
         from transformers import AutoTokenizer  # start-up time
 
+        if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise ValueError(f"{text_path(Path(folder))} holds no tokenizer: expected tokenizer.json beside the model")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def forward(self, views: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -194,17 +210,29 @@ def _normalise(pixels: Tensor, mean: tuple[float, ...], deviation: tuple[float, 
 
 def _check_kind(folder: Path, kind: str) -> None:
     file = folder / "config.json"
-    found = parse_json(file.read_bytes()).get("model_type") if file.is_file() else None
+    found = _read_settings(file).get("model_type")
     if found != kind:
         what = f"a model of type {found!r}" if file.is_file() else "no config.json"
-        raise ValueError(f"{folder} holds {what}: expected a folder of transformers with a model of type {kind!r}")
+        raise ValueError(
+            f"{text_path(folder)} holds {what}: expected a folder of transformers with a model of type {kind!r}"
+        )
 
 
 def _normalisation(folder: Path, default: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the folder's image processor."""
-    file = folder / "preprocessor_config.json"
-    settings = parse_json(file.read_bytes()) if file.is_file() else {}
+    settings = _read_settings(folder / "preprocessor_config.json")
     mean, deviation = (
         settings.get(name, known) for name, known in zip(("image_mean", "image_std"), default, strict=True)
     )
     return tuple(mean), tuple(deviation)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """The content of a JSON file, {} if there is none."""
+    try:
+        settings = parse_json(file.read_bytes()) if file.is_file() else {}
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{text_path(file)} is damaged: expected a JSON object")
+    return settings

@@ -123,7 +123,16 @@ class Faed(nn.Module):
         return features
 
 
-_BROKEN = (RuntimeError, TypeError, AttributeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
+_BROKEN = (
+    OSError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 def _resize(panoramas: Tensor, height: int) -> Tensor:

@@ -142,7 +142,7 @@ class InceptionV3(nn.Module):
     def _load(self, file: Path) -> None:
         try:
             self.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             expected = "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
             raise ValueError(f"{text_path(file)} does not hold the weights of {expected}") from error
 
