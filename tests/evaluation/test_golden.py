@@ -75,12 +75,11 @@ def distances(network: EfficientNetLite0, images: Tensor) -> Values:
     features = torch.stack([network(render_views(each, views, SIZE).clamp(0, 1)) for each in images])  # (P, 6, D)
     real, samples = features.chunk(2)
     found = {}
-    for protocol in ("azimuth8", "faces"):
-        for name, distance in measures.distances(network.name, protocol).items():
-            estimate = measure_distance(distance, real, samples, draws=3, seed=1)
-            found[name] = estimate.value
-            if not math.isnan(estimate.high):  # of a distance that needs more views than halves have
-                found[f"{name}.high"] = estimate.high
+    for name, distance in (measures.distances(network.name) | measures.omni_distances(network.name)).items():
+        estimate = measure_distance(distance, real, samples, draws=3, seed=1)
+        found[name] = estimate.value
+        if not math.isnan(estimate.high):  # of a distance that needs more views than halves have
+            found[f"{name}.high"] = estimate.high
     pooled = [each.flatten(0, 1) for each in (real, samples)]
     logits = network.network._fc(features.flatten(0, 1))
     return found | {
