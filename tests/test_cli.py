@@ -76,6 +76,14 @@ def test_help_imports_neither_torch_nor_hydra(words: str) -> None:
     assert not {"torch", "diffusers", "transformers", "lightning", "hydra"} & set(imported)
 
 
+def test_help_of_compare_does_not_import_torch() -> None:
+    result = run("-c", WATCHED_SCRIPT, "evaluate", "compare", "--help")
+    imported = json.loads(result.stderr.splitlines()[-1])
+    assert "hydra" in imported  # of `cubediff evaluate`
+    assert not {"torch", "diffusers", "transformers", "lightning"} & set(imported)
+    assert "Usage: cubediff evaluate compare [" in result.stdout
+
+
 @pytest.mark.parametrize("words", TYPER_COMMANDS)
 def test_usage_names_the_command_as_it_is_typed(script: Path, words: str) -> None:
     usage = f"Usage: cubediff {words.removesuffix(' --help')} ["

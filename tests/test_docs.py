@@ -34,6 +34,7 @@ HYDRA = ("train", "plan", "cache", "evaluate")
 TYPER = {
     "prepare": ("cubediff.prepare", "app"),
     "prepare check": ("cubediff.prepare", "check_app"),
+    "evaluate compare": ("cubediff.evaluate", "compare_app"),
     "generate": ("cubediff.generate", "app"),
     "convert": ("cubediff.convert", "app"),
     "view": ("cubediff.view", "app"),
@@ -81,8 +82,8 @@ def project_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             words = ["cubediff", words[2].removeprefix("cubediff.").removeprefix("data."), *words[3:]]
         if words[0] == "cubediff":
             name, *arguments = words[1:]
-            if (name, arguments[:1]) == ("prepare", ["check"]):
-                name, arguments = "prepare check", arguments[1:]
+            if (name, arguments[:1]) in (("prepare", ["check"]), ("evaluate", ["compare"])):
+                name, arguments = f"{name} {arguments[0]}", arguments[1:]
             yield name.replace("_", "-"), arguments
 
 

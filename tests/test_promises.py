@@ -602,6 +602,46 @@ def test_conversions_keep_depth_and_transparency(tmp_path: Path) -> None:
         assert max(black.getpixel((0, 0))) < 8
 
 
+# ---- docs/evaluation.md ----------------------------------------------------------------------------------------
+
+
+@promise(
+    "docs/evaluation.md",
+    "prints for each metric the values of both, the difference B - A with its interval, and which one is better, if "
+    "the interval excludes 0.",
+    "Both need panoramas of the same names in the same order.",
+    "Numbers of different views, heights, face sizes, extractors or references are not compared: these metrics are "
+    "listed with the setting that differs.",
+    "the reference's features are those in the cache folder (`--cache DIR`).",
+)
+def test_evaluations_of_the_same_panoramas_are_compared(folder: Path, tmp_path: Path) -> None:
+    blurred = tmp_path / "blurred"
+    blurred.mkdir()
+    for file in sorted((folder / "panoramas").glob("*.jpg")):
+        cv2.imwrite(str(blurred / file.name), cv2.GaussianBlur(cv2.imread(str(file)), (0, 0), 3))
+    words = (f"reference={folder}/panoramas", "cache=cache", "device=cpu", "metrics=[overlap_rms,sharpness,fd_eff*]")
+    run("evaluate", f"samples={folder}/panoramas", "output=a", *words, cwd=tmp_path)
+    run("evaluate", f"samples={blurred}", "output=b", *words, cwd=tmp_path)
+    run("evaluate", f"samples={blurred}", "output=small", "height=64", *words, cwd=tmp_path)
+    printed = run("evaluate", "compare", "a", "b", "--cache", "cache", "--json", "c.json", cwd=tmp_path)
+    values = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("a", "b")]
+    compared = json.loads((tmp_path / "c.json").read_text())["differences"]
+    assert compared.keys() == {"overlap_rms", "sharpness", "fd_efficientnet_lite0"}
+    for name, each in compared.items():
+        first, second = (value[name]["value"] for value in values)
+        assert (each["first"], each["second"]) == pytest.approx((first, second), abs=1e-6)
+        assert each["difference"] == pytest.approx(second - first, abs=1e-6)
+        assert each["low"] <= each["difference"] <= each["high"]
+        assert each["verdict"] in next(line for line in printed.splitlines() if line.startswith(name))
+    assert compared["sharpness"]["verdict"] == "A larger"
+    assert compared["fd_efficientnet_lite0"]["verdict"] == "A better"
+    refused = run("evaluate", "compare", "a", "small", "--cache", "cache", code=1, cwd=tmp_path)
+    assert "samples.height is" in refused
+    (blurred / sorted(blurred.iterdir())[0].name).unlink()
+    run("evaluate", f"samples={blurred}", "output=fewer", *words, cwd=tmp_path)
+    assert "panorama 1 is" in run("evaluate", "compare", "a", "fewer", code=1, cwd=tmp_path)
+
+
 @pytest.mark.parametrize(("page", "sentence"), promises)
 def test_every_promise_is_in_its_page(page: str, sentence: str) -> None:
     promised(page, sentence)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import platformdirs
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -80,6 +81,11 @@ def extract(
             )
         features.append(each)
     return torch.stack(features)
+
+
+def default_cache() -> Path:
+    """The folder for features of references if none is given: in the user's cache folder."""
+    return platformdirs.user_cache_path("cubediff") / "features"
 
 
 def cached(

@@ -84,6 +84,40 @@ def subsample(
     Raises:
         ValueError: If a set has fewer than four panoramas.
     """
+    return _interval(_of_halves(distance, sizes, draws, seed))
+
+
+def paired_halves(
+    difference: Callable[[Int[Tensor, " m"], Int[Tensor, " n"]], float],
+    sizes: tuple[int, int],
+    *,
+    draws: int = 50,
+    seed: int = 0,
+) -> Estimate:
+    """Estimates by how much a distance of a second set exceeds that of a first, to one reference.
+
+    The same halves of the reference and of both sets are drawn without replacement, as for `subsample`. The mean of a
+    half of n panoramas varies about that of the whole as the mean of n does about that of all panoramas there are, so
+    the interval has the deviation of the halves; it is centred on the difference of the whole sets, because distances
+    of halves are larger.
+
+    Args:
+        difference: Maps indices of panoramas of the reference, and of both sets, to the difference of the distances.
+        sizes: Number of panoramas of the reference, and of either set.
+        draws: Number of draws.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If the reference or the sets have fewer than four panoramas.
+    """
+    deviation = 1.96 * _of_halves(difference, sizes, draws, seed).std().item()
+    value = difference(torch.arange(sizes[0]), torch.arange(sizes[1]))
+    return Estimate(value, value - deviation, value + deviation, sizes[1])
+
+
+def _of_halves(
+    distance: Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], float], sizes: tuple[int, int], draws: int, seed: int
+) -> Tensor:
     if min(sizes) < 4:
         raise ValueError(f"sets of {sizes[0]} and {sizes[1]} panoramas are too small for an interval: at least 4 each")
     generator, half = torch.Generator().manual_seed(seed), min(sizes) // 2
@@ -91,7 +125,7 @@ def subsample(
     for _ in range(draws):
         first, second = (torch.randperm(size, generator=generator)[:half] for size in sizes)
         values.append(distance(first, second))
-    return _interval(torch.tensor(values, dtype=torch.float64))
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _drawn_values(metric: Metric, terms: Tensor, draws: int, seed: int) -> Tensor:

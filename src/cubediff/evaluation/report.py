@@ -10,7 +10,7 @@ from typing import Final
 from cubediff.evaluation.intervals import Estimate
 from cubediff.evaluation.measures import Better, Description, Family
 from cubediff.evaluation.pictures import MAX_SHEET, Pictures, Shown, marks, spread
-from cubediff.evaluation.results import Results, Value
+from cubediff.evaluation.results import TOGETHER, Results, Value, flatten, report_order
 from cubediff.pages.charts import interval
 from cubediff.pages.html import escape, fill_template, read_template
 from cubediff.utils.files import write_atomic
@@ -24,7 +24,6 @@ _FAMILIES: Final[dict[Family, str]] = {
     "fidelity": "Fidelity to the condition",
     "captions": "Captions",
 }
-_TOGETHER = ("overlap_rms", "overlap_relative", "sharpness")  # blur lowers the first, and only the others tell
 _HALVES = (
     "The intervals of distances are those of halves of both sets, drawn without replacement: distances of fewer "
     "panoramas are larger, so these intervals can lie above the values of the whole sets."
@@ -108,13 +107,8 @@ def _notes(results: Results) -> str:
 
 def _ordered(results: Results) -> dict[str, Value | None]:
     """The values in the order of the report; None for a metric that belongs to another one but was not measured."""
-    rows: dict[str, Value | None] = {}
-    for name, value in results.values.items():
-        if name == _TOGETHER[0]:
-            rows.update({each: results.values.get(each) for each in _TOGETHER})
-        elif name not in _TOGETHER or _TOGETHER[0] not in results.values:
-            rows[name] = value
-    return rows
+    names = [*results.values, *(TOGETHER if TOGETHER[0] in results.values else ())]
+    return {name: results.values.get(name) for name in report_order(dict.fromkeys(names))}
 
 
 def _section(results: Results, family: Family) -> str:
@@ -204,21 +198,17 @@ def _distribution(results: Results, name: str, values: Sequence[float], pictures
 
 
 def _details(key: str, value: object) -> str:
-    rows = list(_flat("", value))
+    rows = list(flatten(value))
     shown = "".join(
-        f"<tr><td>{escape(name or key)}</td><td>{escape(_shortened(text))}</td></tr>" for name, text in rows[:_MAX_ROWS]
+        f"<tr><td>{escape(name or key)}</td><td>{escape(_shortened(_text(inner)))}</td></tr>"
+        for name, inner in rows[:_MAX_ROWS]
     )
     more = f"<p>{len(rows) - _MAX_ROWS} more in metrics.json</p>" if len(rows) > _MAX_ROWS else ""
     return f'<details><summary>{escape(key)}</summary><div class="table"><table>{shown}</table></div>{more}</details>'
 
 
-def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
-    """The values of nested mappings, by dotted keys."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), inner)
-    else:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _shortened(text: str) -> str:

@@ -10,7 +10,7 @@ Legend: P panoramas, K terms.
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -31,6 +31,8 @@ METRICS: Final = "metrics.json"
 TABLE: Final = "metrics.csv"
 PANORAMAS: Final = "panoramas.json"
 VERSION: Final = 1
+TOGETHER: Final = ("overlap_rms", "overlap_relative", "sharpness")
+"""Metrics that are shown one after the other: blur lowers the first, and only the others tell."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,29 @@ def read_results(folder: Path) -> Stored:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / PANORAMAS} is damaged ({error!r}): evaluate again") from None
     return Stored(folder, metrics, names, terms)
+
+
+def report_order(names: Iterable[str]) -> list[str]:
+    """Metrics in their order, but for those of `TOGETHER`, which follow the first of them."""
+    given = list(names)
+    if TOGETHER[0] not in given:
+        return given
+    block = [name for name in TOGETHER if name in given]
+    return [each for name in given if name not in TOGETHER[1:] for each in (block if name == TOGETHER[0] else [name])]
+
+
+def flatten(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested mappings, by dotted keys.
+
+    Example:
+        >>> list(flatten({"faces": {"saved": True, "size": 128}}))
+        [('faces.saved', True), ('faces.size', 128)]
+    """
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _read(path: Path) -> dict[str, Any]:

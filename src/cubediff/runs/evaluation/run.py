@@ -9,13 +9,13 @@ from os.path import relpath
 from pathlib import Path
 from urllib.parse import quote
 
-import platformdirs
 import torch
 import torchmetrics
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import cubediff
+from cubediff.evaluation.features import default_cache
 from cubediff.evaluation.report import Shown, write_report
 from cubediff.evaluation.results import Results, write_results
 from cubediff.evaluation.sets import PanoramaSet, Sized, open_set
@@ -70,7 +70,7 @@ def _measure(config: DictConfig, samples: PanoramaSet, originals: PanoramaSet | 
     networks = load_extractors(config, wanted, device)
     saved = samples.faces(0)
     face_size = height // 2 if saved is None else saved.pixels.shape[-1]
-    cache = Path(config.cache or platformdirs.user_cache_path("cubediff") / "features")
+    cache = Path(config.cache or default_cache())
     draws = config.intervals.panoramas, config.intervals.halves
     settings = Settings(wanted, config.protocol, config.seed, face_size, draws, cache, device)
     evaluation = Evaluation(sized, reference, settings, _progress)
