@@ -62,7 +62,7 @@ def compare(
     from cubediff.utils.files import write_json
 
     def progress(items: Iterable[int], total: int, title: str) -> Iterable[int]:
-        bar: Iterable[int] = tqdm(items, total=total, desc=title, unit="metric")
+        bar: Iterable[int] = tqdm(items, total=total, desc=title, unit="metric", leave=False)
         return bar
 
     try:

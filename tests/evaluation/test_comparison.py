@@ -1,6 +1,7 @@
 """Comparisons of two evaluations: paired differences, what is refused, and the command."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -309,6 +310,36 @@ def test_the_command_names_what_it_cannot_compare(tmp_path: Path, cache: Path) -
     assert result.exit_code == 1
     assert "panorama 1 is scene 0" in result.output
     assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["terms"].update(overlap_rms=[0.5] * COUNT), "is damaged"),
+        (lambda content: content["terms"].update(overlap_rms=[[0.5]] * 39), "is damaged"),
+        (lambda content: content["terms"].update(overlap_rms=[[0.5], [0.5, 1.0]] * 20), "is damaged"),
+        (
+            lambda content: content["terms"].update(overlap_rms=[[0.5, 1.0]] * COUNT),
+            "have 1 and 2 terms of overlap_rms",
+        ),
+        (lambda content: content.pop("names"), "is damaged"),
+        (lambda content: content.update(version=99), "was written by a newer version of cubediff"),
+    ],
+)
+def test_damaged_terms_are_refused(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
+    a = evaluated(tmp_path / "a", metrics=("overlap_rms",))
+    b = renamed(evaluated(tmp_path / "b", metrics=("overlap_rms",)), change)
+    result = ran(a, b)
+    assert result.exit_code == 1
+    assert "error: " in result.output
+    assert str(b / "panoramas.json") in result.output
+    assert message in result.output
+
+
+def test_folders_may_have_names_of_any_bytes(tmp_path: Path) -> None:
+    a = evaluated(tmp_path / os.fsdecode(b"caf\xe9"), metrics=("overlap_rms",))
+    assert ran(a, a, "--json", tmp_path / "c.json").exit_code == 0
+    assert json.loads((tmp_path / "c.json").read_text())["first"].endswith("caf\\xe9")
 
 
 def test_a_damaged_description_is_refused(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from cubediff.evaluation.consistency import value_of
 from cubediff.evaluation.features import Progress, read_features
 from cubediff.evaluation.intervals import Estimate, paired_difference, paired_halves
 from cubediff.evaluation.measures import Better
-from cubediff.evaluation.results import METRICS, Stored, report_order
+from cubediff.evaluation.results import METRICS, PANORAMAS, Stored, report_order
 from cubediff.utils.errors import DataError
-from cubediff.utils.text import printable, significant
+from cubediff.utils.text import escape_surrogates, printable, significant
 
 VERSION: Final = 1
 Verdict = Literal["A better", "B better", "A larger", "B larger", "no difference shown"]
@@ -133,10 +133,10 @@ def comparison_record(comparison: Comparison) -> dict[str, object]:
     """The comparison as JSON; null for NaN."""
     return {
         "version": VERSION,
-        "first": str(comparison.first),
-        "second": str(comparison.second),
+        "first": escape_surrogates(str(comparison.first)),
+        "second": escape_surrogates(str(comparison.second)),
         "differences": {each.metric: _record(each) for each in comparison.differences},
-        "left_out": comparison.left_out,
+        "left_out": {name: escape_surrogates(reason) for name, reason in comparison.left_out.items()},
         "settings": {key: {"first": a, "second": b} for key, (a, b) in comparison.settings.items()},
     }
 
@@ -190,6 +190,11 @@ def _of_terms(first: Stored, second: Stored, name: str) -> tuple[float, float, E
     if name not in first.terms or name not in second.terms:
         return None
     metric, terms = measures.metric(name), (first.terms[name], second.terms[name])
+    if terms[0].shape != terms[1].shape:
+        raise DataError(
+            f"{first.folder / PANORAMAS} and {second.folder / PANORAMAS} have {terms[0].shape[1]} and "
+            f"{terms[1].shape[1]} terms of {name}: evaluate both with the same version"
+        )
     estimate = paired_difference(metric, *terms)
     if estimate.n < 2:
         estimate = estimate._replace(low=math.nan, high=math.nan)

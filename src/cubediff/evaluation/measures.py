@@ -94,7 +94,7 @@ PANORAMAS: dict[str, Metric] = {
 
 DESCRIPTIONS = {
     "overlap_rms": Description("consistency", "lower", "RMS difference of faces where both see the same direction"),
-    "overlap_psnr": Description("consistency", "higher", "the same as PSNR", "dB"),
+    "overlap_psnr": Description("consistency", "higher", "PSNR of faces where both see the same direction", "dB"),
     "overlap_ssim": Description("consistency", "higher", "structural similarity of faces where they overlap"),
     "overlap_relative": Description("consistency", "lower", "RMS difference in overlaps, relative to the detail there"),
     "colour_step": Description("consistency", "lower", "RMS difference of mean colours where faces overlap"),

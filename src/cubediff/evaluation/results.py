@@ -151,10 +151,12 @@ def read_results(folder: Path) -> Stored:
     try:
         names: list[str] = panoramas["names"]
         terms = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in panoramas["terms"].items()}
-        if not isinstance(metrics["metrics"], dict) or any(len(each) != len(names) for each in terms.values()):
+        if any(each.ndim != 2 or len(each) != len(names) for each in terms.values()):
             raise TypeError("its lists differ in length")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / PANORAMAS} is damaged ({error!r}): evaluate again") from None
+    if not isinstance(metrics.get("metrics"), dict):
+        raise DataError(f"{folder / METRICS} is damaged: it has no metrics: evaluate again")
     return Stored(folder, metrics, names, terms)
 
 
