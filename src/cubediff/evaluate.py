@@ -34,7 +34,7 @@ def evaluate(config: DictConfig) -> None:
         sys.exit(error_line(storage_message(error)))
     except Stopped as stop:
         if is_first_rank():
-            print(f"stopped by a signal: the same command goes on in {config.output}", file=sys.stderr)
+            print(f"stopped by a signal: the same command resumes in {config.output}", file=sys.stderr)
         raise stop
     if report is not None:
         print(report)

@@ -125,8 +125,10 @@ CAPTIONS = {
     "fits_upright": Description(
         "captions", "higher", "share of panoramas whose caption fits them better than their upside-down copy"
     ),
-    "fits_unmirrored": Description(
-        "captions", "higher", "share of panoramas whose caption fits them better than their mirrored copy"
+    "fits_unflipped": Description(
+        "captions",
+        "higher",
+        "share of panoramas whose caption fits them better than their copy with left and right flipped",
     ),
 }
 """Of the metrics that need captions and CLIP."""

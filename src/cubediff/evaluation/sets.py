@@ -96,7 +96,7 @@ def open_set(path: Path, count: int | None = None) -> PanoramaSet:
     """Opens a set of panoramas.
 
     Args:
-        path: A folder that `cubediff generate` wrote, or whatever `cubediff prepare` reads: a folder of panoramas or
+        path: A folder that `cubediff generate` wrote, or what `cubediff prepare` reads: a folder of panoramas or
             cubemaps, with or without captions, or shards.
         count: Use only the first; None: all.
 

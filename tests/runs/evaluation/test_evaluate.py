@@ -333,7 +333,7 @@ def test_clip_scores_captions(reference: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     found = metrics(tmp_path / "output")
     assert {*found["metrics"]} == {
-        "clip_score", "clip_score_faces", "clip_fid", "cmmd", "fits_upright", "fits_unmirrored", "omnifd_pooled_clip"
+        "clip_score", "clip_score_faces", "clip_fid", "cmmd", "fits_upright", "fits_unflipped", "omnifd_pooled_clip"
     }  # fmt: skip
     assert found["metrics"]["clip_fid"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert any("captions are longer than CLIP reads" in warning for warning in found["warnings"])

@@ -50,13 +50,13 @@ class Captions:
             raise ValueError(f"{sum(each.faces is None for each in self._prompts)} panoramas have no captions of faces")
         return clip_scores(faces, self._embed(texts).unflatten(0, (-1, len(FACES)))).mean(1)
 
-    def fits(self, views: Float[Tensor, "p v d"], upside_down: Tensor, mirrored: Tensor) -> list[Upright]:
+    def fits(self, views: Float[Tensor, "p v d"], upside_down: Tensor, flipped: Tensor) -> list[Upright]:
         """Whether each panorama's caption fits it better than its copies.
 
         Raises:
             ValueError: If a panorama has no caption.
         """
-        return [fits_upright(*each) for each in zip(self._of_panoramas(), views, upside_down, mirrored, strict=True)]
+        return [fits_upright(*each) for each in zip(self._of_panoramas(), views, upside_down, flipped, strict=True)]
 
     def _of_panoramas(self) -> Float[Tensor, "p d"]:
         texts = [each.caption for each in self._prompts]

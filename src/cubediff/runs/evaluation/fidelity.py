@@ -72,11 +72,11 @@ def _add(
     tall, tall_target, tall_where = (each.transpose(0, 1).flatten(1, 2) for each in compared)
     shares = where.sum((1, 2, 3))
     seen = shares > 0  # faces with such pixels
-    parts = faces[seen], target[seen], where[seen]
-    of_faces = {"ssim": ssim(*parts)}
+    seen_only = faces[seen], target[seen], where[seen]
+    of_faces = {"ssim": ssim(*seen_only)}
     if network is not None:
         device = next(network.parameters()).device
-        on_device = (each.to(device) for each in parts)
+        on_device = (each.to(device) for each in seen_only)
         of_faces["perceptual_efficientnet_lite0"] = perceptual_distance(network, *on_device).cpu()
     values = {
         "psnr": psnr(tall, tall_target, tall_where).clamp_max(_HIGHEST),

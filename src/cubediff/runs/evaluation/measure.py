@@ -244,11 +244,11 @@ class Evaluation:
         try:
             if "clip_score" in wanted:
                 self._add("clip_score", captions.scores(views.samples(protocol))[:, None].double())
-            if wanted & {"fits_upright", "fits_unmirrored"}:
+            if wanted & {"fits_upright", "fits_unflipped"}:
                 copies = (views.changed(protocol, change) for change in (turn_upside_down, mirror))
                 fits = torch.tensor(captions.fits(views.samples(protocol), *copies)).double()
                 self._add("fits_upright", fits[:, :1])
-                self._add("fits_unmirrored", fits[:, 1:])
+                self._add("fits_unflipped", fits[:, 1:])
         except ValueError as error:
             self.measured.left_out["clip_score"] = str(error)
         try:
