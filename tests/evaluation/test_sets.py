@@ -12,7 +12,7 @@ from support.generating import SAMPLES, save_model, succeed
 
 from cubediff.data.building.write import build_shards
 from cubediff.data.sources import open_source
-from cubediff.evaluation.sets import Mapped, Sized, open_set
+from cubediff.evaluation.sets import Mapped, Sized, in_order_of, open_set
 from cubediff.geometry import FACES
 from cubediff.utils.errors import DataError
 
@@ -66,6 +66,16 @@ def test_a_count_takes_the_first(folder: Path) -> None:
     assert open_set(folder, 2).names == NAMES[:2]
     with pytest.raises(DataError, match="holds 3 panoramas, and count=4"):
         open_set(folder, 4)
+
+
+def test_the_order_of_other_names(folder: Path) -> None:
+    panoramas = open_set(folder)
+    turned = in_order_of(panoramas, NAMES[::-1][:2])
+    assert turned.names == NAMES[::-1][:2]
+    assert torch.equal(turned.panorama(0), panoramas.panorama(2))
+    assert turned.prompts[1] == panoramas.prompts[1]
+    assert turned.digest() != panoramas.digest()
+    assert in_order_of(panoramas, ["attic"]) is panoramas
 
 
 def test_sizes(folder: Path) -> None:

@@ -205,6 +205,11 @@ def names(extractor: str) -> list[str]:
     return [*distances(extractor), *omni_distances(extractor), retrieval(extractor), *others]
 
 
+def less_biased(extractor: str) -> list[str]:
+    """The distances of an extractor's features that depend less on the number of views than the Fréchet distance."""
+    return [] if extractor == FAED else [_name("fd_infinite", extractor), _name("kd", extractor)]
+
+
 def retrieval(extractor: str) -> str:
     """The metric that counts panoramas nearest to their own original by the features of an extractor."""
     return f"retrieval_{extractor}"

@@ -54,7 +54,7 @@ def check_faces(panoramas: PanoramaSet) -> bool:
     Raises:
         DataError: If only some have them.
     """
-    without = [name for index, name in enumerate(panoramas.names) if panoramas.faces(index) is None]
+    without = [name for index, name in enumerate(panoramas.names) if not panoramas.has_faces(index)]
     if without and len(without) < len(panoramas.names):
         raise DataError(
             f"{panoramas.path}: {len(without)} of {len(panoramas.names)} panoramas have no saved faces, first "

@@ -6,6 +6,7 @@ Legend: H height of a panorama, S face size.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import relpath
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -75,6 +76,10 @@ class PanoramaSet(Protocol):
         """
         ...
 
+    def has_faces(self, index: int) -> bool:
+        """Whether faces were saved with a panorama."""
+        ...
+
     def faces(self, index: int) -> SavedFaces | None:
         """Reads the faces that were saved with a panorama; None: there are none."""
         ...
@@ -110,7 +115,20 @@ def open_set(path: Path, count: int | None = None) -> PanoramaSet:
         return opened
     if count > len(opened.names):
         raise DataError(f"{path} holds {len(opened.names)} panoramas, and count={count}: use a smaller count")
-    return First(opened, count)
+    return Selected(opened, range(count))
+
+
+def in_order_of(panoramas: PanoramaSet, names: Sequence[str]) -> PanoramaSet:
+    """The panoramas of a set with given names, in that order; the whole set, if it has other ones.
+
+    Args:
+        panoramas: The set.
+        names: The names of all or some of its panoramas.
+    """
+    places = {name: index for index, name in enumerate(panoramas.names)}
+    if panoramas.names == [*names] or not places.keys() >= {*names}:
+        return panoramas
+    return Selected(panoramas, [places[name] for name in names])
 
 
 class Generated:
@@ -135,14 +153,15 @@ class Generated:
         assert isinstance(sphere, PanoramaImage)
         return _tensor(sphere.pixels)
 
+    def has_faces(self, index: int) -> bool:
+        return self._saved(index) is not None
+
     def faces(self, index: int) -> SavedFaces | None:
-        folder = self._folders[index]
-        saved = [path for path in (folder / "faces", folder / "cubemap.png") if path.exists()]
-        if not saved:
+        if (saved := self._saved(index)) is None:
             return None
-        sphere, _ = open_sphere(saved[0], Described(), as_srgb=True)
+        sphere, _ = open_sphere(saved, Described(), as_srgb=True)
         if not isinstance(sphere, CubeImages):
-            raise DataError(f"{saved[0]} is no cubemap: generate the panorama again")
+            raise DataError(f"{saved} is no cubemap: generate the panorama again")
         return SavedFaces(torch.stack([_tensor(sphere.cube[face]) for face in FACES]), sphere.fov)
 
     def photos(self, index: int) -> list[dict[str, object]]:
@@ -155,13 +174,22 @@ class Generated:
         page = self._folders[index] / "viewer.html"
         return page if page.is_file() else None
 
-    def digest(self) -> str:
+    @cached_property
+    def _digest(self) -> str:
         files = {
             f"{name}/{file.relative_to(folder)}": file
             for name, folder in zip(self.names, self._folders, strict=True)
             for file in (*folder.glob("panorama.*"), *folder.glob("faces/*"), *folder.glob("cubemap.*"))
         }
         return _digest(self.names, files)
+
+    def digest(self) -> str:
+        return self._digest
+
+    def _saved(self, index: int) -> Path | None:
+        """The folder or image of a panorama's faces."""
+        folder = self._folders[index]
+        return next((path for path in (folder / "faces", folder / "cubemap.png") if path.exists()), None)
 
     def _file(self, index: int) -> Path:
         folder = self._folders[index]
@@ -198,6 +226,9 @@ class Originals:
         except DataError as error:
             raise DataError(f"{self.path}/{entry.file}: {error}") from None
 
+    def has_faces(self, index: int) -> bool:
+        return False
+
     def faces(self, index: int) -> SavedFaces | None:
         return None
 
@@ -207,9 +238,13 @@ class Originals:
     def page(self, index: int) -> Path | None:
         return None
 
-    def digest(self) -> str:
+    @cached_property
+    def _digest(self) -> str:
         files = {relpath(file, self.path): file for entry in self._entries for file in self._source.files(entry)}
         return _digest([entry.file for entry in self._entries], files)
+
+    def digest(self) -> str:
+        return self._digest
 
 
 class _Changed:
@@ -221,6 +256,9 @@ class _Changed:
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
         return self._all.panorama(index)
+
+    def has_faces(self, index: int) -> bool:
+        return self._all.has_faces(index)
 
     def faces(self, index: int) -> SavedFaces | None:
         return self._all.faces(index)
@@ -235,15 +273,37 @@ class _Changed:
         return self._all.digest()
 
 
-class First(_Changed):
-    """The first `count` panoramas of a set."""
+class Selected(_Changed):
+    """Some panoramas of a set.
 
-    def __init__(self, panoramas: PanoramaSet, count: int) -> None:
+    Args:
+        panoramas: The set.
+        indices: Those of the panoramas, in their new order.
+    """
+
+    def __init__(self, panoramas: PanoramaSet, indices: Sequence[int]) -> None:
         super().__init__(panoramas)
-        self.names, self.prompts = panoramas.names[:count], panoramas.prompts[:count]
+        self._indices = indices
+        self.names = [panoramas.names[index] for index in indices]
+        self.prompts = [panoramas.prompts[index] for index in indices]
+
+    def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
+        return super().panorama(self._indices[index])
+
+    def has_faces(self, index: int) -> bool:
+        return super().has_faces(self._indices[index])
+
+    def faces(self, index: int) -> SavedFaces | None:
+        return super().faces(self._indices[index])
+
+    def photos(self, index: int) -> list[dict[str, object]]:
+        return super().photos(self._indices[index])
+
+    def page(self, index: int) -> Path | None:
+        return super().page(self._indices[index])
 
     def digest(self) -> str:
-        return hashlib.sha256(f"{super().digest()} {len(self.names)}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().digest()} {[*self._indices]}".encode()).hexdigest()
 
 
 class Sized(_Changed):
@@ -291,6 +351,9 @@ class Mapped(_Changed):
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
         return self._change(super().panorama(index))
+
+    def has_faces(self, index: int) -> bool:
+        return False
 
     def faces(self, index: int) -> SavedFaces | None:
         return None

@@ -163,6 +163,17 @@ def test_the_same_command_generates_what_is_missing_and_writes_the_same_results(
     assert (output / "samples/courtyard/panorama.png").stat().st_mtime_ns == kept
 
 
+def test_a_smaller_count_uses_the_panoramas_of_its_originals_only(
+    evaluated: Path, model: Path, reference: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated / "samples", tmp_path / "output/samples")
+    run(tmp_path / "output", f"pipeline={model}", f"reference={reference}", FEW, "count=2")
+    found = metrics(tmp_path / "output")
+    assert (found["samples"]["panoramas"], found["paired"]) == (2, True)
+    first = read_results(evaluated).terms["overlap_rms"][:2]
+    assert torch.equal(read_results(tmp_path / "output").terms["overlap_rms"], first)
+
+
 def test_samples_of_generate_have_the_same_values(evaluated: Path, tmp_path: Path) -> None:
     run(tmp_path / "output", f"samples={evaluated}/samples", FEW)
     again, first = metrics(tmp_path / "output"), metrics(evaluated)
@@ -314,6 +325,8 @@ def test_sets_of_other_panoramas_are_not_compared_one_by_one(evaluated: Path, re
         "metrics=[retrieval_psnr]",
     )
     assert metrics(tmp_path / "output")["paired"] is True
+    names = read_results(tmp_path / "output").names
+    assert names == sorted(NAMES)[:3]
     folder = tmp_path / "others"
     folder.mkdir()
     for file in reference.glob("*.png"):

@@ -185,9 +185,10 @@ class Evaluation:
         """Warns of distances of few views."""
         which = f"{views} {protocol} views for the distances of {extractor}"
         if not has_full_rank(views, features):
+            less = " and ".join(measures.less_biased(extractor))
             self.warnings.append(
                 f"{which}, which has {features} features: covariances are singular, and Fréchet distances depend on "
-                "the number of views; fd_infinite, fid_infinite and kernel distances do less"
+                "the number of views" + (f"; {less} depend on it less" if less else "")
             )
         elif views < _FEW:
             self.warnings.append(f"{which}: below {_FEW}, compare Fréchet distances only with those of as many views")

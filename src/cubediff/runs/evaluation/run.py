@@ -18,7 +18,7 @@ import cubediff
 from cubediff.evaluation.features import default_cache
 from cubediff.evaluation.report import Shown, write_report
 from cubediff.evaluation.results import Results, write_results
-from cubediff.evaluation.sets import PanoramaSet, Sized, open_set
+from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set
 from cubediff.evaluation.views import PROTOCOLS, ViewProtocol
 from cubediff.generation.devices import usable_device
 from cubediff.images.writing import encode_jpeg
@@ -53,9 +53,11 @@ def evaluate(config: DictConfig) -> Path | None:
         originals = None if config.reference is None else open_set(Path(config.reference), config.count)
         if config.pipeline is not None:
             assert originals is not None
-            samples = open_set(generate_samples(config, originals, output))
+            samples = in_order_of(open_set(generate_samples(config, originals, output)), originals.names)
         else:
             samples = open_set(Path(config.samples), config.count)
+            if originals is not None and {*samples.names} == {*originals.names}:
+                samples = in_order_of(samples, originals.names)
         if not is_first_rank():
             return None
         return _measure(config, samples, originals)
@@ -109,7 +111,7 @@ def _results(config: DictConfig, evaluation: Evaluation, networks: dict[str, tor
     record: dict[str, object] = {
         **{key: None if each is None else _set_record(each, height) for key, each in sets.items()},
         "pipeline": None if config.pipeline is None else model_record(config.pipeline),
-        "faces": {"saved": samples.faces(0) is not None, "size": settings.face_size},
+        "faces": {"saved": samples.has_faces(0), "size": settings.face_size},
         "paired": evaluation.is_paired,
         "views": {
             name: _views_record(PROTOCOLS[name], settings.seed, len(samples.names)) for name in _protocols(evaluation)
