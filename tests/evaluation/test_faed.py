@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.waves import wave_image, wave_weights
+from support.waves import scattered_weights, wave_image
 from torch import Tensor
 
 from cubediff.evaluation import faed
@@ -14,16 +14,16 @@ from cubediff.evaluation.faed import Faed
 from cubediff.evaluation.features import Looking
 from cubediff.evaluation.views import EQUIRECT
 
-# Of `wave_weights` and `wave_image(160, 320)`, as if panoramas had 160 rows: features 1, 2, 303 and 637.
-FEATURES = (0.0164529514, 0.0235909298, 0.0623451360, 0.0586444624)
-MEAN, DEVIATION = 0.000474172557, 0.0450451374
+# Of `scattered_weights` and `wave_image(160, 320)`, as if panoramas had 160 rows: features 1, 2, 303 and 637.
+FEATURES = (17.344602585, 14.459299088, -22.784702301, -12.969171524)
+MEAN, DEVIATION = -0.243613213, 16.106792450
 
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Faed, "_load", lambda self, file: None)
-        return wave_weights({f"net.encoder.{name}": value for name, value in Faed("").state_dict().items()})
+        return scattered_weights({f"net.encoder.{name}": value for name, value in Faed("").state_dict().items()})
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_features_are_those_of_the_published_code(file: Path) -> None:
 def test_the_border_is_no_border_and_rows_at_the_poles_do_not_count(file: Path) -> None:
     extractor, panorama = Faed(file), wave_image(160, 320).float() / 255
     features = extractor(panorama)
-    torch.testing.assert_close(extractor(panorama.roll(64, -1)), features, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(extractor(panorama.roll(64, -1)), features, rtol=1e-3, atol=1e-3)
     rows = features.unflatten(1, (128, 5))
-    assert rows[..., [0, 4]].abs().max() < 1e-6 < rows[..., [1, 2, 3]].abs().max()
+    assert rows[..., [0, 4]].abs().max() < 1e-5 < rows[..., [1, 2, 3]].abs().max()
 
 
 @pytest.mark.usefixtures("low")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.waves import wave_image, wave_weights
+from support.waves import scattered_weights, wave_image
 
 from cubediff.evaluation.inception import InceptionV3
 
-# Of `wave_weights` and `wave_image`: features 0, 1 and 1000, their mean and deviation, and the logits 0 and 1007.
-FEATURES = (1.38489819, 0.45893136, 0.01397922)
-MEAN, DEVIATION, LOGITS = 0.23423442, 0.54827362, (-2.56742883, 1.44262898)
+# Of `scattered_weights` and `wave_image`: features 0, 1 and 1000, their mean and deviation, and the logits 0 and 1007.
+FEATURES = (2.962104559, 1.168106675, 0.002025259426)
+MEAN, DEVIATION, LOGITS = 0.786409318, 1.080178261, (-0.635757744, 2.936029673)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InceptionV3, "_load", lambda self, file: None)
         shapes = InceptionV3(path).state_dict()
-    torch.save(wave_weights(shapes), path)
+    torch.save(scattered_weights(shapes), path)
     return path
 
 
@@ -32,6 +32,17 @@ def test_features_are_those_of_torch_fidelity_0_4_0(file: Path) -> None:
     assert features.std().item() == pytest.approx(DEVIATION, rel=1e-4)
     assert features.mean().item() == pytest.approx(MEAN, rel=1e-4)
     assert extractor.logits(features)[0, [0, 1007]].tolist() == pytest.approx(LOGITS, rel=1e-4)
+
+
+def test_features_depend_on_the_image(file: Path) -> None:
+    """Without it, the values above would say little."""
+    extractor, pixels = InceptionV3(file), wave_image(128, 128).float() / 255
+    changed = pixels.clone()
+    changed[..., 88:] = 0
+    features = extractor(torch.cat([pixels, changed]))
+    assert (features[1] - features[0]).norm() > 0.1 * features[0].norm()
+    logits = extractor.logits(features)
+    torch.testing.assert_close(extractor.logits(features[:, None]), logits[:, None])
 
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is None, reason="torch-fidelity needs torchvision")

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 
-def wave_weights(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that keep the size of activations, by the names and shapes of a network's state."""
+def scattered_weights(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that keep the size of activations and their differences, by the names and shapes of a network's state."""
     weights = {}
     for number, (name, like) in enumerate(sorted(shapes.items())):
-        wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 1.7 + number).view(like.shape)
+        angles = torch.arange(like.numel(), dtype=torch.float64) * 12.9898 + number
+        scattered = (2 * (angles.sin() * 43758.5453 % 1) - 1).view(like.shape)  # evenly in [−1, 1]
         if name.endswith("num_batches_tracked"):
             weights[name] = torch.zeros_like(like)
         elif name.endswith("running_var") or (like.ndim == 1 and name.endswith("weight")):
-            weights[name] = (1 + 0.3 * wave).float()
+            weights[name] = (1 + 0.3 * scattered).float()
         elif like.ndim > 1:
-            weights[name] = (wave * 2 / math.sqrt(like[0].numel())).float()
+            weights[name] = (scattered * math.sqrt(6 / like[0].numel())).float()
         else:
-            weights[name] = (0.1 * wave).float()
+            weights[name] = (0.1 * scattered).float()
     return weights
 
 

@@ -155,7 +155,7 @@ class InceptionV3(nn.Module):
         features: Tensor = x.mean((2, 3))
         return features
 
-    def logits(self, features: Float[Tensor, "n 2048"]) -> Float[Tensor, "n 1008"]:
+    def logits(self, features: Float[Tensor, "*n 2048"]) -> Float[Tensor, "*n 1008"]:
         """The logits without bias, of which the Inception score is made."""
         return features @ self.fc.weight.T
 
