@@ -127,12 +127,14 @@ def test_clip_fid_is_scipys_distance_of_the_embeddings(tmp_path: Path) -> None:
     assert frechet_distance(real, other) == pytest.approx(by_scipy(real, other), rel=1e-6)
 
 
-def test_inception_score_of_splits_is_the_mean_of_their_scores() -> None:
-    """Of random logits, in splits of equally many images."""
-    logits = 3 * features(50, 10)
+@pytest.mark.parametrize("count", [50, 32])
+def test_inception_score_of_splits_is_the_mean_of_their_scores(count: int) -> None:
+    """As torch-fidelity splits: there are as many splits as asked for, also where images do not divide evenly."""
+    logits = 3 * features(count, 10)
     torch.manual_seed(3)
-    chances = torch.softmax(logits.double(), 1)[torch.randperm(50)].numpy().reshape(5, 10, 10)
-    scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in chances]
+    chances = torch.softmax(logits.double(), 1)[torch.randperm(count)].numpy()
+    parts = [chances[i * count // 5 : (i + 1) * count // 5] for i in range(5)]
+    scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in parts]
     assert inception_score(logits, splits=5, seed=3) == pytest.approx(np.mean(scores), rel=1e-9)
 
 
