@@ -7,6 +7,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIGNS = {"rises": "+", "falls": "−", "stays": "=", "neither": "×", "open": "?"}
 GREEN, RED, BLUE, BAND, INK = (34, 139, 87), (205, 50, 50), (70, 110, 190), (226, 226, 226), (40, 40, 40)
+DISTANCES = (
+    *("fd", "kd", "precision", "recall", "density", "coverage"),
+    *("omnifd", "omnifd_pooled_sides", "omnifd_pooled"),
+)
 Results = dict[str, Any]
 
 
@@ -62,7 +66,7 @@ def figure(results: Results) -> Image.Image:
     """
     scale, wide, high, left, head, foot = 2, 72, 46, 82, 48, 28  # drawn at twice the size, for smooth lines
     kinds, metrics = list(results["cells"]), metrics_of(results)
-    blocks = [[m for m in metrics if m in of] for of in ({*metrics[:15]}, {*metrics[15:]})]
+    blocks = [[m for m in metrics if (m in DISTANCES) == among] for among in (False, True)]
     shown = [[k for k in kinds if any(m in results["cells"][k] for m in block)] for block in blocks]
     width = left + wide * max(map(len, blocks)) + 6
     image = Image.new("RGB", (width * scale, (sum(head + high * len(rows) for rows in shown) + foot) * scale), "white")
