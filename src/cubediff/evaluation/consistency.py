@@ -26,7 +26,7 @@ from cubediff.geometry.conventions import FACE_FOV, FRAMES, tan_half
 from cubediff.geometry.cubes import sample_faces
 from cubediff.geometry.overlap import OverlapSamples, sample_overlaps
 
-LEVEL = 1 / 255  # of 8-bit pixels: detail and disagreement below it count as nothing
+LEVEL = 2 / 255  # of two 8-bit pixels' difference: detail and disagreement below it count as nothing
 _PLACES = 128  # along an edge
 _BAND = 1 / 32  # width of the band beside an edge, relative to the distance between the edge and the face's centre
 _BAND_SAMPLES = 4  # across a band
@@ -97,11 +97,11 @@ def overlap_error(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> F
 
 
 def relative_overlap(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 2"]:
-    """`overlap_error`, and the mean squared detail of the same pixels; both increased by the square of a level.
+    """`overlap_error`, and the mean squared detail of the same pixels; both increased by the square of two levels.
 
-    Detail is the second difference of pixels, to which the error of interpolation is proportional, so that faces of one
-    scene have a small ratio for any scene. Blur lowers both terms to the level that both are increased by, and the
-    ratio rises towards 1.
+    Detail is the fourth difference of pixels. Faces of one scene differ by the error of interpolation, and blur lowers
+    the fourth difference faster than that error (the second difference it lowers more slowly, which would favour
+    slightly blurred panoramas). As both terms fall to the level that they are increased by, the ratio rises towards 1.
     """
     samples = _overlaps(faces, fov)
     detail = _detail(faces).transpose(1, 2).flatten(2)[..., samples.indices[samples.inside]].mean((1, 2))
@@ -115,11 +115,10 @@ def _mean_square(samples: OverlapSamples) -> Tensor:
 
 
 def _detail(faces: Tensor) -> Tensor:
-    """The mean of the squared second differences along rows and along columns, (B, 6, C, S, S)."""
-    padded = F.pad(faces.flatten(0, 1), (1, 1, 1, 1), mode="reflect").unflatten(0, faces.shape[:2])
-    centre = padded[..., 1:-1, 1:-1]
-    across = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2] - 2 * centre
-    down = padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] - 2 * centre
+    """The mean of the squared fourth differences along rows and along columns, (B, 6, C, S, S)."""
+    padded = F.pad(faces.flatten(0, 1), (2, 2, 2, 2), mode="reflect").unflatten(0, faces.shape[:2])
+    across = padded[..., 2:-2, :].diff(n=4, dim=-1)
+    down = padded[..., 2:-2].diff(n=4, dim=-2)
     detail: Tensor = (across.square() + down.square()) / 2
     return detail
 

@@ -108,7 +108,7 @@ GRADIENT_NORMS: tuple[GradientNorm, ...] = (
 # Metrics of `cubediff.evaluation.consistency` that are logged as val/NAME, of the panoramas that samples are.
 CONSISTENCY = {
     "overlap_rms": "RMS difference of neighbouring faces where they overlap, of pixels in [0, 1]",
-    "overlap_relative": "The same relative to the detail of the pixels; about 0.2 for real panoramas",
+    "overlap_relative": "The same relative to the detail of the pixels; about 0.1 for real panoramas",
     "colour_step": "RMS difference of the mean colours of neighbouring faces where they overlap",
     "edge_ratio": "Gradient across the cube's edges relative to that elsewhere; 1 for real panoramas",
     "step_beyond_overlap": "Colour differences across the edges, beyond the overlap; about 1 for real panoramas",
