@@ -113,6 +113,7 @@ def test_paired_halves_are_those_of_subsets_and_centred_on_the_whole_sets() -> N
     subsample(distance, (10, 25), draws=30, seed=2)
     assert seen == halves
     deviation = np.std([sum(first) - sum(second) for first, second in halves], ddof=1)
-    assert (pair.low, pair.high) == pytest.approx((pair.value - 1.96 * deviation, pair.value + 1.96 * deviation))
+    width = 2.045 * deviation  # Student's t of 29 degrees of freedom, from a table
+    assert (pair.low, pair.high) == pytest.approx((pair.value - width, pair.value + width), rel=2e-3)
     with pytest.raises(ValueError, match="too small for an interval: at least 4 each"):
         paired_halves(distance, (3, 25))
