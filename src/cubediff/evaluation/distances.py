@@ -133,8 +133,8 @@ def inception_score(logits: Float[Tensor, "m d"], *, splits: int = 10, seed: int
     count = len(logits)
     with _seeded(seed):
         logs = logits.double().log_softmax(1)[torch.randperm(count)]
-    parts = (logs[split * count // splits : (split + 1) * count // splits] for split in range(splits))
-    return sum(_information(part).exp().item() for part in parts) / splits
+    chunks = (logs[split * count // splits : (split + 1) * count // splits] for split in range(splits))
+    return sum(_information(chunk).exp().item() for chunk in chunks) / splits
 
 
 def _information(logs: Tensor) -> Tensor:
