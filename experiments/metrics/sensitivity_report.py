@@ -78,7 +78,7 @@ def figure(results: Results) -> Image.Image:
     top = 0
     for block, rows in zip(blocks, shown, strict=True):
         for column, metric in enumerate(block):
-            words = textwrap.wrap(metric.replace("_", " "), 13)
+            words = textwrap.wrap(metric.replace("_", " "), 12, break_long_words=False)
             for line, part in enumerate(words):
                 text(left + wide * (column + 0.5), top + head - 8 - 12 * (len(words) - 1 - line), part, "mm")
         top += head

@@ -130,6 +130,15 @@ def test_every_corruption_is_caught_by_two_metrics() -> None:
         assert len(sensitivity_report.caught_by(cells)) >= 2, kind
 
 
+def test_real_panoramas_have_the_lowest_relative_overlap() -> None:
+    """But for a broken border, which both faces see alike: no interval of the difference from real ones includes 0."""
+    differences = {name: row["difference"] for name, row in STORED["relative"].items() if name != "real"}
+    assert {"reconstructed by the autoencoder", "generated", "uniform grey", "blur"} < set(differences)
+    _, *ends = differences.pop("ramp")
+    assert min(ends) > -0.002
+    assert all(low > 0 for _, low, _ in differences.values())
+
+
 def test_readme_has_the_tables_of_the_stored_numbers_and_the_figure() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     for table in sensitivity_report.tables(STORED).split("\n\n"):
