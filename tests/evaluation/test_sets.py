@@ -53,6 +53,15 @@ def test_panoramas_are_read_as_opencv_reads_them(folder: Path) -> None:
     assert np.abs(found - expected).max() < 2.5 / 255  # decoders of JPEG may round differently
 
 
+def test_png_files_keep_their_pixels(folder: Path) -> None:
+    pixels = cv2.imread(str(folder / "courtyard.jpg"))
+    (folder / "courtyard.jpg").unlink()
+    cv2.imwrite(str(folder / "courtyard.png"), pixels)
+    captions = (folder / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").write_text(captions.replace("courtyard.jpg", "courtyard.png"))
+    assert np.array_equal((open_set(folder).panorama(0) * 255).round().permute(1, 2, 0).numpy(), pixels[..., ::-1])
+
+
 def test_the_digest_is_that_of_the_content(folder: Path, tmp_path: Path) -> None:
     digest = open_set(folder).digest()
     shutil.copytree(folder, tmp_path / "copy")

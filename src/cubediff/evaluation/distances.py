@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
+SPLITS = 10  # of the Inception score
 _CMMD_SIGMA, _CMMD_SCALE = 10.0, 1000.0
 
 
@@ -118,7 +119,7 @@ def kernel_distance(
         return 100 * metric.compute()[0].item()
 
 
-def inception_score(logits: Float[Tensor, "m d"], *, splits: int = 10, seed: int = 0) -> float:
+def inception_score(logits: Float[Tensor, "m d"], *, splits: int = SPLITS, seed: int = 0) -> float:
     """Inception score (Salimans et al., 2016): the mean over random splits of the images, of equal size to within one.
 
     Args:

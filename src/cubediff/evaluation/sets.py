@@ -21,6 +21,7 @@ from cubediff.data.batches.decoding import resize_panorama
 from cubediff.data.building.splitting import sample_keys
 from cubediff.data.converting.spheres import Described, open_sphere
 from cubediff.data.sources import Entry, Rejection, Source, open_source
+from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.generation.options import MAX_HEIGHTS, RECORD
 from cubediff.geometry.faces import FACES
 from cubediff.images.jpeg import decode_jpeg
@@ -30,7 +31,8 @@ from cubediff.utils.files import sha256_file
 from cubediff.utils.json_text import parse_json
 
 _SHOWN = 5  # rejections in a message
-_LOSSLESS = 100  # JPEG quality of panoramas that are stored in another format
+_LEVELS = (".png", ".webp", ".avif")  # formats of levels without loss, or with less than a JPEG of them
+_HIGHEST_QUALITY = 100  # of JPEG, for tone-mapped radiance and panoramas that are made of faces
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,7 @@ class Generated:
         self.prompts = [_prompts_of(record.get("prompt")) for record in self._records]
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
-        sphere, _ = open_sphere(self._file(index), Described("panorama"), as_srgb=True)
-        assert isinstance(sphere, PanoramaImage)
-        return _tensor(sphere.pixels)
+        return _equirect(self._file(index))
 
     def has_faces(self, index: int) -> bool:
         return self._saved(index) is not None
@@ -221,7 +221,11 @@ class Originals:
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
         entry = self._entries[index]
         try:
-            loaded = self._source.load(entry, quality=_LOSSLESS)
+            loaded = self._source.load(entry, quality=_HIGHEST_QUALITY)
+            if loaded.original is None and isinstance(self._source, EquirectFolder):
+                (file,) = self._source.files(entry)
+                if file.suffix.lower() in _LEVELS:  # not through a JPEG
+                    return _equirect(file)
             return _tensor(decode_jpeg(loaded.jpeg))
         except DataError as error:
             raise DataError(f"{self.path}/{entry.file}: {error}") from None
@@ -361,6 +365,13 @@ class Mapped(_Changed):
 
 def _tensor(pixels: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+
+
+def _equirect(file: Path) -> Float[Tensor, "3 h w"]:
+    """The pixels of an image file as sRGB."""
+    sphere, _ = open_sphere(file, Described("panorama"), as_srgb=True)
+    assert isinstance(sphere, PanoramaImage)
+    return _tensor(sphere.pixels)
 
 
 def _records(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 Legend: P panoramas, V views of each, D features.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from cubediff.evaluation import measures
 from cubediff.evaluation.captions import mirror, turn_upside_down
-from cubediff.evaluation.distances import has_full_rank, inception_score
+from cubediff.evaluation.distances import SPLITS, has_full_rank, inception_score
 from cubediff.evaluation.extractors import ClipImages, EfficientNetLite0
 from cubediff.evaluation.features import (
     Looking,
@@ -214,14 +215,14 @@ class Evaluation:
             return inception_score(logits[chosen].flatten(0, 1), seed=seed)
 
         try:
-            value = score(torch.arange(count))
-            low, high = subsample(
-                lambda first, second: score(second), (count, count), draws=self.settings.draws[1], seed=seed
-            )
+            value, ends = score(torch.arange(count)), (math.nan, math.nan)
+            if count >= 4 and count // 2 * logits.shape[1] >= SPLITS:
+                draws = self.settings.draws[1]
+                ends = subsample(lambda first, second: score(second), (count, count), draws=draws, seed=seed)
         except ValueError as error:
             self.measured.left_out[INCEPTION_SCORE] = str(error)
         else:
-            estimate = Estimate(value, low, high, count)
+            estimate = Estimate(value, *ends, count)
             self.values[INCEPTION_SCORE] = Value(estimate, "halves", measures.describe(INCEPTION_SCORE))
 
     def _add_retrieval(self, extractor: str, views: "_Views") -> None:
