@@ -296,6 +296,22 @@ def test_a_photo_is_compared_where_it_covers_the_faces_and_the_original_elsewher
     assert found["rest_perceptual_efficientnet_lite0"]["value"] > 0.01
 
 
+def test_metrics_without_a_value_say_why(evaluated: Path, reference: Path, tmp_path: Path) -> None:
+    samples = f"samples={evaluated}/samples"
+    run(tmp_path / "one", samples, "metrics=[sharpness,fd_*,retrieval_psnr,condition_psnr]")
+    left_out = metrics(tmp_path / "one")["left_out"]
+    assert left_out["fd_efficientnet_lite0"] == left_out["retrieval_psnr"] == "there is no reference"
+    assert left_out["condition_psnr"] == "the samples were not generated from photos"
+    copied = tmp_path / "copied"
+    shutil.copytree(evaluated / "samples", copied)
+    for record in copied.glob("*/generation.json"):
+        content = {**json.loads(record.read_text()), "images": [{"file": "gone.png", "fov": 95.0}]}
+        record.write_text(json.dumps(content))
+    run(tmp_path / "two", f"samples={copied}", "metrics=[sharpness,condition_psnr]")
+    assert "gone.png: not a readable image" in metrics(tmp_path / "two")["left_out"]["condition_psnr"]
+    assert {*metrics(tmp_path / "two")["metrics"]} == {"sharpness"}
+
+
 def test_photo_condition_gives_the_front_face(model: Path, reference: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     run(output, f"pipeline={model}", f"reference={reference}", "condition=photo", "count=1", "metrics=[*psnr]")

@@ -36,7 +36,9 @@ from cubediff.evaluation.views import EQUIRECT, PROTOCOLS
 from cubediff.runs.evaluation.captions import Captions
 from cubediff.runs.evaluation.fidelity import measure_conditions, retrieved_by_features, retrieved_by_pixels
 
+_OF_CAPTIONS = ("clip_score", "fits_upright", "fits_unflipped")
 _FEW = 2048  # views, below which Fréchet distances are not comparable with published ones
+_NOT_PAIRED = "the samples and the originals have other names: each sample needs an original of its name"
 _TURNING = "azimuth8"  # the protocol whose views are those of a turned panorama
 
 
@@ -118,9 +120,26 @@ class Evaluation:
             return
         originals = self.originals if self.is_paired else None
         perceptual = network if isinstance(network, EfficientNetLite0) else None
-        measured = measure_conditions(samples, originals, names, self.progress, perceptual)
-        for name, terms in measured.terms.items():
-            self._add(name, terms)
+        try:
+            found = measure_conditions(samples, originals, names, self.progress, perceptual)
+        except ValueError as error:  # a photo is gone
+            self.measured.left_out.update(dict.fromkeys(names, str(error)))
+        else:
+            for name, terms in found.terms.items():
+                self._add(name, terms)
+
+    def explain_missing(self) -> None:
+        """Says of every wanted metric without a value why it has none."""
+        for name in self.settings.wanted:
+            if name in self.values or name in self.measured.left_out:
+                continue
+            if name.startswith(("condition_", "rest_")) and self._may_turn():
+                reason = "the samples were not generated from photos"
+            elif self.originals is None:
+                reason = "there is no reference"
+            else:
+                reason = _NOT_PAIRED
+            self.measured.left_out[name] = reason
 
     def measure_retrieval(self) -> None:
         """Whether each sample is nearest to its own original, by pixels."""
@@ -162,9 +181,7 @@ class Evaluation:
 
     def _check_pairs(self) -> None:
         if not self.is_paired:
-            raise ValueError(
-                "the samples and the originals have other names: each sample needs an original of its name"
-            )
+            raise ValueError(_NOT_PAIRED)
 
     def _may_turn(self) -> bool:
         """Whether the samples were generated from texts alone, which do not say where the front is."""
@@ -246,13 +263,13 @@ class Evaluation:
         try:
             if "clip_score" in wanted:
                 self._add("clip_score", captions.scores(views.samples(protocol))[:, None].double())
-            if wanted & {"fits_upright", "fits_unflipped"}:
+            if wanted & {*_OF_CAPTIONS[1:]}:
                 copies = (views.changed(protocol, change) for change in (turn_upside_down, mirror))
                 fits = torch.tensor(captions.fits(views.samples(protocol), *copies)).double()
                 self._add("fits_upright", fits[:, :1])
                 self._add("fits_unflipped", fits[:, 1:])
         except ValueError as error:
-            self.measured.left_out["clip_score"] = str(error)
+            self.measured.left_out.update(dict.fromkeys(wanted & {*_OF_CAPTIONS} - {*self.values}, str(error)))
         try:
             if "clip_score_faces" in wanted:
                 self._add("clip_score_faces", captions.scores_of_faces(views.samples(FACES_PROTOCOL))[:, None].double())

@@ -83,6 +83,7 @@ def _measure(config: DictConfig, samples: PanoramaSet, originals: PanoramaSet | 
     evaluation.measure_retrieval()
     for name, network in networks.items():
         evaluation.measure_features(name, network, output / "features")
+    evaluation.explain_missing()
     results = _results(config, evaluation, networks, height)
     for warning in results.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
