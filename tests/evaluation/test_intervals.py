@@ -67,6 +67,7 @@ def test_subsets_are_equal_halves_without_a_panorama_twice() -> None:
         bootstrap(ROOT, torch.zeros(0, 1))
 
 
+@pytest.mark.slow
 def test_most_intervals_of_paired_differences_hold_the_true_one() -> None:
     """Scenes of any difficulty, whose squares the second method makes 1.21 times as large on average."""
     held, excluded = 0, 0
@@ -80,6 +81,7 @@ def test_most_intervals_of_paired_differences_hold_the_true_one() -> None:
     assert excluded / 200 > 0.9
 
 
+@pytest.mark.slow
 def test_most_intervals_of_paired_halves_hold_the_true_difference() -> None:
     """Normal distributions in two dimensions with the reference's covariance, and means at 0.5 and at 1."""
     held = 0

@@ -198,6 +198,7 @@ def test_text_from_users_stays_text(tmp_path: Path) -> None:
     assert page.tags.count("q") == 2  # no figure has an empty caption
 
 
+@pytest.mark.slow
 def test_a_page_of_ten_thousand_panoramas_stays_small(tmp_path: Path) -> None:
     """Noise is what JPEG compresses least; thousands of random views are stored, but not all on the page."""
     count, rng = 10_000, np.random.default_rng(0)
