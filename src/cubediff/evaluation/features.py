@@ -22,6 +22,8 @@ from cubediff.evaluation.views import EQUIRECT, ViewProtocol, render_views
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import write_atomic
 
+_VERSION = 1  # of the views' rendering and the extractors' processing; another one makes cached features outdated
+
 Progress = Callable[[Iterable[int], int, str], Iterable[int]]
 
 
@@ -106,7 +108,7 @@ def cached(
 
 def features_key(panoramas: PanoramaSet, looking: Looking, extractor: NetworkExtractor) -> str:
     """The checksum of everything that determines the features of a set."""
-    digest = hashlib.sha256(f"{panoramas.digest()} {looking.protocol.size} {looking.device.type}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {panoramas.digest()} {looking.protocol.size} {looking.device.type}".encode())
     for index in range(len(panoramas.names)):
         digest.update(str(looking.protocol.views(index, looking.seed)).encode())
         if looking.protocol.same_for_all:
