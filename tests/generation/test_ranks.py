@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.builds import contents
 from support.generating import jobs_file
+from support.processes import children
 from support.promises import promised
 
 from cubediff.generation.command import make_batches
@@ -32,12 +33,6 @@ def start(ranks: int, *words: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in listed.stdout.split()]
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:

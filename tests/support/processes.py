@@ -73,8 +73,7 @@ class Run:
     @property
     def children(self) -> list[int]:
         """The process ids of the ranks that the process has started."""
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in listed.stdout.split()]
+        return children(self.process.pid)
 
     @property
     def output(self) -> str:
@@ -96,6 +95,12 @@ def python(*words: object, cwd: Path, code: int = 0, **environment: str) -> subp
     )
     assert done.returncode == code, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in listed.stdout.split()]
 
 
 def alive(pid: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.generating import SAMPLES, save_model
+from support.processes import children
 from support.promises import promised
 
 
@@ -25,7 +26,7 @@ def command(ranks: int, model: Path, output: Path, cache: Path) -> list[str]:
 def start(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -58,7 +59,8 @@ def test_killed_evaluations_go_on_and_end_with_the_results_of_an_undisturbed_one
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in (*children(process.pid), process.pid):  # torchrun's processes are in sessions of their own
+            os.kill(pid, signal.SIGKILL)
         process.communicate()
         assert not (output / "metrics.json").exists()
         assert 0 < len(list(output.glob("samples/*/generation.json"))) < 6

@@ -4,8 +4,9 @@ Legend: H height of a panorama.
 """
 
 import hashlib
-from collections.abc import Iterator
-from datetime import timedelta
+import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.evaluation.sets import PanoramaSet, Prompts
 from cubediff.generation.command import Call, run
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import Execution, Options, parse_options
+from cubediff.generation.options import RECORD, Execution, Options, parse_options
 from cubediff.generation.photos import PhotoFile
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.geometry.projections import equirect_to_cube
@@ -22,12 +23,12 @@ from cubediff.images.writing import encode_png
 from cubediff.pipelines.folders import find_model, read_index
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import sha256_file, write_atomic
-from cubediff.utils.ranks import torchrun_rank
+from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.text import redact
 
 CONDITIONS = ("text", "six_texts", "photo", "text_and_photo")
 _EXECUTION = ("batch", "dtype", "offload", "vae_tiling")
-_PATIENCE = timedelta(days=30)  # of a process that waits for the others
+_POLL = 0.5  # seconds
 
 
 def generate_samples(config: DictConfig, originals: PanoramaSet, folder: Path) -> Path:
@@ -45,14 +46,16 @@ def generate_samples(config: DictConfig, originals: PanoramaSet, folder: Path) -
         The folder of the panoramas.
 
     Raises:
-        ValueError: If originals lack what the condition needs, or as `cubediff.generation.command.run`.
+        ValueError: If originals lack what the condition needs, as `cubediff.generation.command.run`, or if torchrun is
+            gone before its processes have ended.
     """
     options, execution = read_options(config)
     jobs = list(_jobs(config, originals, folder, options))
     samples = folder / "samples"
     for _ in run(Call(config.pipeline, samples, jobs, execution)):
         pass
-    _wait_for_all()
+    if is_first_rank():
+        _wait_for_others([samples / job.name / RECORD for job in jobs])
     return samples
 
 
@@ -128,13 +131,16 @@ def _front_face(originals: PanoramaSet, index: int, fov: float) -> bytes:
     return encode_png((face * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _wait_for_all() -> None:
-    """Under torchrun, waits until every process has generated its share."""
-    if torchrun_rank()[1] == 1:
-        return
-    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def _wait_for_others(records: Sequence[Path]) -> None:
+    """In the first process of torchrun, waits until the others have generated their share: all records exist.
+
+    torchrun ends this process if another one fails, so only its own end leaves panoramas missing forever.
+    """
+    launcher = os.getppid()
+    while missing := [record for record in records if not record.is_file()]:
+        if os.getppid() != launcher:
+            raise ValueError(f"torchrun is gone, and {len(missing)} panoramas are missing: the same command resumes")
+        time.sleep(_POLL)
 
 
 def model_record(model: str) -> dict[str, object]:
