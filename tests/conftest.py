@@ -21,8 +21,11 @@ LONG_FILES = (
 def pytest_configure(config: pytest.Config) -> None:
     # omegaconf 2.3's DictConfig, which cubediff.configs takes, is a typing.MutableMapping.
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests send it to processes
+    # Ignored in a shell's background job, or under nohup; tests send them to runs.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

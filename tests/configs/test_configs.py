@@ -29,6 +29,7 @@ CHOICES = sorted(
     (file.parent.name, file.stem)
     for file in Path(CONFIG_DIR).glob("*/*.yaml")
     if (file.parent.name, file.stem) != ("model", "base")  # the base of the other models
+    and file.parent.name != "evaluation"  # of cubediff evaluate
 )
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
 DATA = "data.path=SHARDS"
