@@ -163,7 +163,7 @@ def _record(difference: Difference) -> dict[str, object]:
 
 def _check_names(first: Stored, second: Stored) -> None:
     a, b = first.names, second.names
-    for number, (one, other) in enumerate(zip(a, b, strict=False), 1):
+    for number, (one, other) in enumerate(zip(a, b, strict=False), 1):  # another length is refused below
         if one != other:
             raise DataError(
                 f"panorama {number} is {one} in {first.folder}, and {other} in {second.folder}: compare evaluations of "

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from cubediff.cubemaps.conversion import CubeImages, PanoramaImage
@@ -334,8 +334,7 @@ class Sized(_Changed):
                 f"{self.names[index]} of {self.path} has {rows} rows, expected {self.height}: pass "
                 "height=ROWS to resize all panoramas"
             )
-        levels = (panorama * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return _tensor(resize_panorama(np.ascontiguousarray(levels), self.height))
+        return _tensor(resize_panorama(to_levels(panorama), self.height))
 
     def digest(self) -> str:
         return hashlib.sha256(f"{super().digest()} {self.height}".encode()).hexdigest()
@@ -361,6 +360,11 @@ class Mapped(_Changed):
 
     def faces(self, index: int) -> SavedFaces | None:
         return None
+
+
+def to_levels(image: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The 8-bit levels of an image in [0, 1]."""
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def _tensor(pixels: Shaped[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:

@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cubediff.evaluation.sets import PanoramaSet, Prompts
+from cubediff.evaluation.sets import PanoramaSet, Prompts, to_levels
 from cubediff.generation.command import Call, run
 from cubediff.generation.jobs import Job
 from cubediff.generation.options import RECORD, Execution, Options, parse_options
@@ -128,7 +127,7 @@ def _prompt(condition: str, prompts: Prompts) -> str | list[str] | None:
 def _front_face(originals: PanoramaSet, index: int, fov: float) -> bytes:
     panorama = originals.panorama(index)
     face = equirect_to_cube(panorama[None], panorama.shape[1] // 2, fov, mode="bicubic")[0, 0].clamp(0, 1)
-    return encode_png((face * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return encode_png(to_levels(face))
 
 
 def _wait_for_others(records: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ import cubediff
 from cubediff.evaluation.features import default_cache
 from cubediff.evaluation.report import Shown, write_report
 from cubediff.evaluation.results import Results, write_results
-from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set
+from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set, to_levels
 from cubediff.evaluation.views import PROTOCOLS, ViewProtocol
 from cubediff.generation.devices import usable_device
 from cubediff.images.writing import encode_jpeg
@@ -165,7 +165,7 @@ def _shown(evaluation: Evaluation, output: Path, index: int) -> Shown:
 
 def _thumbnail(panoramas: PanoramaSet, index: int) -> bytes:
     small = Sized(panoramas, _THUMBNAIL, "resize").panorama(index)
-    return encode_jpeg((small * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(), quality=85)
+    return encode_jpeg(to_levels(small), quality=85)
 
 
 def _progress(items: Iterable[int], total: int, title: str) -> Iterable[int]:
