@@ -17,7 +17,7 @@ from support.runs import composed
 
 from cubediff.pages.html import escape
 from cubediff.pipelines.loading import tiny_random
-from cubediff.planning.report import report
+from cubediff.planning.report import plan
 from cubediff.runs.dry_run import describe
 from cubediff.runs.export import _follow_umask
 
@@ -80,7 +80,7 @@ def test_a_dry_run_and_a_plan_run_no_command_and_fetch_no_shard(kind: str, url: 
     text = describe(config, tmp_path / "run")
     assert "not read, because a dry run runs no command and downloads no shard" in text
     assert SECRET not in text
-    assert "reading" in report(config)
+    assert "TFLOP a step" in plan(config).text
     assert not canary.exists()
     assert not cache.exists()
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -362,24 +363,57 @@ def test_a_diverging_run_stops_with_a_remedy(
     assert (tmp_path / "run/logs/metrics.csv").is_file()
 
 
+OUT_OF_MEMORY = "error: training ran out of memory: data.batch_size="
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError
+
+
 @pytest.mark.slow
 def test_error_of_an_out_of_memory_batch_names_the_largest_that_fits(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*_: object) -> None:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(CubeDiffModule, "training_step", exhausted)
+    """And proposes nothing that is set already."""
+    monkeypatch.setattr(CubeDiffModule, "training_step", out_of_memory)
+    planned = cost(composed(*QUICK, f"data.path={tiny_shards}"), 1)
+    enough, little = (int((planned.peak + share * planned.step_peak) / 0.9) for share in (0.2, -0.5))
     options = (*QUICK, f"data.path={tiny_shards}")
-    for fits, remedy in ((1, "data.batch_size=1"), (0, "model.gradient_checkpointing=true, or a smaller face_size")):
-        planned = cost(composed(*options), 1)
-        memory = int(planned.peak + (0.2 if fits else -0.5) * planned.step_peak)
+    cases = {
+        ("batch 2", 2, enough, False): "data.batch_size=1, which the plan predicts to fit (`cubediff plan`",
+        ("nothing fits", 2, little, False): "model.gradient_checkpointing=true, or data.batch_size=1, or data=latents",
+        ("all is set", 1, little, True): "data=latents (cached before), or a smaller face_size (`cubediff plan`",
+    }
+    for (folder, batch, memory, checkpointing), remedy in cases.items():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda memory=memory: (0, memory))
-        folder = tmp_path / str(fits)
-        folder.mkdir()
-        output = ended(monkeypatch, folder, *options)
-        assert output.startswith("error: data.batch_size=2 does not fit into the GPU's 0.6 GiB; the plan predicts that")
-        assert f" {fits} fits: set {remedy} (`cubediff plan`" in output
+        (tmp_path / folder).mkdir()
+        more = (f"data.batch_size={batch}", f"model.gradient_checkpointing={checkpointing}".lower())
+        output = ended(monkeypatch, tmp_path / folder, *options, *more)
+        assert output.startswith(f"{OUT_OF_MEMORY}{batch} does not fit into the GPU's ")
+        assert f": set {remedy}" in output
+
+
+def test_an_out_of_memory_batch_is_named_though_the_plan_fails(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CubeDiffModule, "training_step", out_of_memory)
+    monkeypatch.setattr("cubediff.runs.fit.cost", Mock(side_effect=RuntimeError("the plan is broken")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2**30))
+    with pytest.warns(UserWarning, match="the plan failed, so the batch that fits is not known: the plan is broken"):
+        output = ended(monkeypatch, tmp_path, *QUICK, f"data.path={tiny_shards}")
+    assert output.startswith(f"{OUT_OF_MEMORY}2 does not fit into the GPU's 1.0 GiB: set model.gradient_checkpointing")
+
+
+def test_error_of_samples_that_run_out_of_memory_says_that_training_did_not(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CubeDiffPipeline, "__call__", out_of_memory)
+    options = ("trainer.max_steps=1", "trainer.val_check_interval=1", f"data.path={tiny_shards}")
+    output = ended(monkeypatch, tmp_path, *QUICK, *options)
+    assert output.startswith(
+        "error: generating samples ran out of memory, 2 at a time; training itself did not: set "
+        "callbacks.samples.count=1, or callbacks.samples.count=0, which generates none"
+    )
 
 
 def test_error_of_wandb_names_the_remedy(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,10 @@ MICRO = 2  # panoramas of a micro-batch; with more than 64 GPUs a step is one mi
 BUCKET = 25 * 2**20  # bytes of a DDP gradient bucket, the default
 HALF = 2  # bytes of a bf16 weight, as FSDP gathers them under bf16-mixed; gradients are reduced in float32
 
+RATES = {"L4": GPUS["L4"].bf16, "H100": GPUS["H100-SXM"].bf16}
+
 # Assumed, not measured.
-UTILISATION = 0.4  # of the GPU's dense bf16 rate, as in conf/plan.yaml
+UTILISATION = 0.4  # of the GPU's dense bf16 rate
 REACHED = 0.7  # share of a link's bandwidth that is reached
 HOP = 10e-6  # latency of a message from one GPU to the next, in seconds
 PANORAMAS, PANORAMA = 48_000, 500e3  # number of them as in the paper; bytes of one as in conf/plan.yaml
@@ -108,7 +110,7 @@ def steps(counted: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
             for devices in NUMBERS:
                 each = max(BATCH // devices, 1) if devices <= BATCH else MICRO
                 micro_batches = math.ceil(each / MICRO)
-                compute = each * of["flops"] / (GPUS[machine.gpu] * UTILISATION)
+                compute = each * of["flops"] / (RATES[machine.gpu] * UTILISATION)
                 buckets = math.ceil(of["gradients"] / BUCKET)
                 for strategy in ("ddp", "fsdp"):
                     if strategy == "ddp":

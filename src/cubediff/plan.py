@@ -10,13 +10,16 @@ from cubediff.utils.text import error_line
 
 @command("plan")
 def main(config: DictConfig) -> None:
-    """Prints the plan of a run."""
-    from cubediff.planning.report import report  # start-up time
+    """Prints the plan of a run; exits with 1 if it fits into the memory of its devices in no way."""
+    from cubediff.planning.report import plan  # start-up time
 
     try:
-        print(report(config))
+        planned = plan(config)
     except (ValueError, OSError) as error:
         sys.exit(error_line(error))
+    print(planned.text)
+    if not planned.fits:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

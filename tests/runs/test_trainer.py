@@ -609,5 +609,4 @@ def test_a_dry_run_describes_a_run_without_a_number_of_steps(tiny_shards: Path, 
     )
     text = describe(composed(*words, run_dir=tmp_path), tmp_path)
     assert "00:01:00:00 of time, 32-true" in text
-    assert "h for 1000 steps" in text
     assert "steps per epoch, no limit of steps" in text

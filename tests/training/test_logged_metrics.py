@@ -23,7 +23,6 @@ from torch import Tensor
 from cubediff import CubeDiffPipeline
 from cubediff.data import build_shards, create_example_dataset
 from cubediff.pages.viewer import viewer_html
-from cubediff.planning.gpus import gpu_rate
 from cubediff.runs.dashboard import X_AXIS
 from cubediff.training.logged_metrics import sections
 
@@ -224,15 +223,6 @@ def test_callbacks_and_loggers_do_not_change_training(runs: Runs) -> None:
         } <= watched.keys()
         assert all(torch.equal(value, unwatched[name.removeprefix("unet.")]) for name, value in watched.items())
     assert csv_rows(runs("csv"))["train/loss"] == csv_rows(runs("unwatched"))["train/loss"]
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"),
-    [("NVIDIA L4", 121e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12),
-     ("NVIDIA L40S", None), ("NVIDIA GeForce RTX 4090", None)],
-)  # fmt: skip
-def test_gpu_rates_are_found_by_device_name(name: str, rate: float | None) -> None:
-    assert gpu_rate(name) == rate
 
 
 ASKED = """

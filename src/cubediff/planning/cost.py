@@ -1,8 +1,8 @@
 """Memory and operations of a training step, counted without weights or GPU.
 
-The step of the config runs on fake tensors, which hold no data, and every allocation and floating-point operation is
-added up. The numbers come from the training code, not from a formula. They exclude the allocator's rounding; CUDA's own
-memory is estimated by `CUDA_RESERVE`.
+The step of the config runs on fake tensors, which hold no data, and every allocation and kernel is recorded. The
+numbers come from the training code, not from a formula. They exclude the allocator's rounding; memory of CUDA and NCCL
+is estimated by constants.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cubediff.configs import build, to_plain
 from cubediff.configs.targets import rename_targets_
@@ -24,14 +23,50 @@ from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.models.inputs import positions
 from cubediff.pipelines.loading import meta_pipeline
-from cubediff.planning.counting import AllocationCounter, attention_flops, cuda_autocast, to_fake_parameters_
+from cubediff.planning.counting import AllocationCounter, to_fake_parameters_
+from cubediff.planning.cuda_rules import CudaFormats, cuda_autocast
+from cubediff.planning.gpus import GIB
+from cubediff.planning.operations import RECOMPUTATION, Operation, OperationCounter
 from cubediff.training.fsdp import ShardedStrategy
 from cubediff.training.module import TRAINING, Batch, CubeDiffModule, Options
 
-GIB = 2**30
 CUDA_RESERVE = 0.6 * GIB  # context, cuDNN and cuBLAS workspaces
+NCCL_RESERVE = 0.3 * GIB  # buffers of its channels
 # Bytes of optimizer state per byte of trained parameters.
 _STATE_RATIO = {"torch.optim.AdamW": 2.0, "torch.optim.Adam": 2.0, "bitsandbytes.optim.AdamW8bit": 0.5}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Bytes and kernels of one micro-batch, for any strategy.
+
+    Attributes:
+        batch: Panoramas.
+        parameters: Number of the network's parameters.
+        trained: Number of trained ones.
+        weights: Bytes of the network.
+        encoders: Bytes of the frozen components that training keeps.
+        gradients: Bytes of the gradients, and of one copy of the trained weights.
+        unsharded: Peak bytes of parameters and gradients that FSDP gathers.
+        encode_peak: Peak bytes of encoding the faces, in addition to the weights.
+        decode_peak: The same of decoding a sample; 0 if the run generates none.
+        step_peak: The same of loss and backward; gradients that are kept between micro-batches are excluded.
+        operations: The kernels of loss and backward, encoding included.
+        encode_flops: Floating-point operations of encoding the faces.
+    """
+
+    batch: int
+    parameters: int
+    trained: int
+    weights: int
+    encoders: int
+    gradients: int
+    unsharded: int
+    encode_peak: int
+    decode_peak: int
+    step_peak: int
+    operations: tuple[Operation, ...]
+    encode_flops: float
 
 
 @dataclass(frozen=True)
@@ -51,11 +86,23 @@ class Cost:
     optimizer: int
     ema: int
     encode_peak: int  # of encoding the faces, on top of the weights
+    decode_peak: int  # of decoding a sample, on top of the weights
     step_peak: int  # of loss and backward, gradients included, on top of the weights
-    flops: float  # of the micro-batch, recomputation included
+    reserve: int  # of CUDA and NCCL
     encode_flops: float
+    operations: tuple[Operation, ...]  # kernels of loss and backward, encoding included
     checkpoint: int  # bytes of a checkpoint, of all devices' parameters
     exported: int  # bytes of the exported network
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the micro-batch, recomputation included."""
+        return sum(one.flops for one in self.operations)
+
+    @property
+    def model_flops(self) -> float:
+        """Floating-point operations of the micro-batch without recomputation, which MFU counts."""
+        return sum(one.flops for one in self.operations if one.phase != RECOMPUTATION)
 
     @property
     def resident(self) -> int:
@@ -63,26 +110,35 @@ class Cost:
         return self.weights + self.unsharded + self.encoders + self.optimizer + self.ema
 
     @property
-    def peak(self) -> float:
+    def peak(self) -> int:
         """Peak bytes of a device."""
-        return CUDA_RESERVE + self.resident + max(self.encode_peak, self.step_peak)
+        return self.reserve + self.resident + max(self.encode_peak, self.decode_peak, self.step_peak)
 
 
 @dataclass(frozen=True)
-class _Parallelism:
-    """How a strategy spreads parameters over the devices."""
+class Parallelism:
+    """How a strategy spreads parameters over the devices.
 
+    Attributes:
+        devices: Number of devices.
+        shards: Number of devices that share one copy of weights and optimizer; 1 if each has its own.
+        keeps_gradients: Whether gradients are kept between micro-batches.
+    """
+
+    devices: int
     shards: int
-    keeps_gradients: bool  # between micro-batches
+    keeps_gradients: bool
 
     @classmethod
-    def of(cls, config: DictConfig) -> "_Parallelism":
+    def of(cls, config: DictConfig) -> "Parallelism":
+        """The parallelism of a config's Trainer."""
         strategy = config.trainer.get("strategy")
         by_name = DDPStrategy if str(strategy).startswith("ddp") else type(None)
         kind = get_class(strategy._target_) if isinstance(strategy, DictConfig) else by_name
         sharded = issubclass(kind, ShardedStrategy)
         keeps = sharded or issubclass(kind, DDPStrategy)  # DDP's buckets hold the gradients
-        return cls(devices(config) if sharded else 1, keeps or config.trainer.accumulate_grad_batches > 1)
+        number = devices(config)
+        return cls(number, number if sharded else 1, keeps or config.trainer.accumulate_grad_batches > 1)
 
 
 def devices(config: DictConfig) -> int:
@@ -92,21 +148,70 @@ def devices(config: DictConfig) -> int:
     return per_node * int(config.trainer.get("num_nodes") or 1)
 
 
-def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
+def is_for_gpu(config: DictConfig) -> bool:
+    """Whether the run is for GPUs; "auto" and any accelerator but the CPU count as one."""
+    return str(config.trainer.get("accelerator")) != "cpu"
+
+
+def cost(config: DictConfig, batch: int) -> Cost:
     """Counts one training step of `batch` panoramas on one device.
 
     Args:
         config: The config of `cubediff train`.
         batch: Panoramas.
-        operations: Count floating-point operations too, which takes as long as everything else.
 
     Raises:
         ValueError: If the model is unknown, or precision or optimizer cannot be counted.
     """
+    parallelism = Parallelism.of(config)
+    return spread(config, count(config, batch, parallelism.keeps_gradients), parallelism)
+
+
+def spread(config: DictConfig, counted: Counted, parallelism: Parallelism) -> Cost:
+    """The cost of a counted micro-batch under a strategy.
+
+    Raises:
+        ValueError: If the optimizer's state cannot be counted.
+    """
+    shards, full = parallelism.shards, counted.gradients
+    optimizer, gradients = _optimizer_bytes(config, full), full // shards
+    ema = full if OmegaConf.select(config, "callbacks.ema._target_") else 0
+    reserve = (CUDA_RESERVE + NCCL_RESERVE * (parallelism.devices > 1)) * is_for_gpu(config)
+    return Cost(
+        batch=counted.batch,
+        parameters=counted.parameters,
+        trained=counted.trained,
+        weights=counted.weights // shards,
+        unsharded=counted.unsharded if shards > 1 else 0,
+        encoders=counted.encoders,
+        gradients=gradients,
+        optimizer=optimizer // shards,
+        ema=ema // shards,
+        encode_peak=counted.encode_peak,
+        decode_peak=counted.decode_peak,
+        step_peak=counted.step_peak + gradients * parallelism.keeps_gradients,
+        reserve=int(reserve),
+        encode_flops=counted.encode_flops,
+        operations=counted.operations,
+        checkpoint=full + optimizer + ema,
+        exported=counted.weights,
+    )
+
+
+def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
+    """Counts loss and backward of `batch` panoramas.
+
+    Args:
+        config: The config of `cubediff train`.
+        batch: Panoramas.
+        keeps_gradients: Whether gradients are kept between micro-batches, so that they do not add to `step_peak`.
+
+    Raises:
+        ValueError: If the model is unknown, or the precision cannot be counted.
+    """
     rename_targets_(config)
-    module = _meta_module(config)
-    backbone, parallelism = module.backbone, _Parallelism.of(config)
-    precision = canonical_precision(config.trainer)
+    module, precision = _meta_module(config), canonical_precision(config.trainer)
+    backbone = module.backbone
     with ExitStack() as stack:
         stack.callback(positions.cache_clear)  # it caches fake tensors
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -114,11 +219,9 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
             to_fake_parameters_(component)
         module.encode_null_text()
         stack.enter_context(cuda_autocast(precision))
-        trained = list(module.trained_parameters.values())
-        weights, encoders = _bytes([module.network]), _bytes(backbone.frozen_components().values())
         step_batch, faces = _batch(config, module, batch)
-        encoders = 0 if faces is None else encoders
-        if parallelism.keeps_gradients:  # each micro-batch begins with the gradients of the one before
+        trained = list(module.trained_parameters.values())
+        if keeps_gradients:  # each micro-batch begins with the gradients of the one before
             for parameter in trained:
                 parameter.register_post_accumulate_grad_hook(_free_gradient)
 
@@ -126,80 +229,37 @@ def cost(config: DictConfig, batch: int, operations: bool = True) -> Cost:
             if faces is not None:
                 backbone.encode(faces)
 
-        def step() -> None:
+        def decode() -> None:
+            size = config.face_size // backbone.latent_scale
+            if faces is not None and OmegaConf.select(config, "callbacks.samples._target_"):
+                backbone.decode(torch.empty(1, 6, backbone.latent_channels, size, size))
+
+        def step(counter: OperationCounter) -> None:
             module.zero_grad(set_to_none=True)
             seeds = [(0, TRAINING, index) for index in range(batch)]
-            module.compute_losses(step_batch, seeds)["losses"].mean().backward()
+            loss = module.compute_losses(step_batch, seeds)["losses"].mean()
+            counter.in_backward = True
+            loss.backward()
 
-        (encode_peak, encode_flops), (step_peak, flops) = (_count(run, operations) for run in (encode, step))
-        full = sum(p.nbytes for p in trained)
-        shards, optimizer = parallelism.shards, _optimizer_bytes(config, full)
-        gradients, ema = full // shards, full if OmegaConf.select(config, "callbacks.ema._target_") else 0
-        blocks = backbone.blocks()
-        return Cost(
+        on_gpu = is_for_gpu(config)
+        encode_peak, encoding = _run(lambda _: encode(), on_gpu)
+        decode_peak, _ = _run(lambda _: decode(), on_gpu)
+        step_peak, operations = _run(step, on_gpu)
+        frozen = backbone.frozen_components().values()
+        return Counted(
             batch=batch,
             parameters=sum(p.numel() for p in module.network.parameters()),
             trained=sum(p.numel() for p in trained),
-            weights=weights // shards,
-            unsharded=_unsharded_bytes(module.network, blocks, precision) if shards > 1 else 0,
-            encoders=encoders,
-            gradients=gradients,
-            optimizer=optimizer // shards,
-            ema=ema // shards,
+            weights=_bytes([module.network]),
+            encoders=0 if faces is None else _bytes(frozen),
+            gradients=sum(p.nbytes for p in trained),
+            unsharded=_unsharded_bytes(module.network, backbone.blocks(), precision),
             encode_peak=encode_peak,
-            step_peak=step_peak + gradients * parallelism.keeps_gradients,
-            flops=flops,
-            encode_flops=encode_flops,
-            checkpoint=full + optimizer + ema,
-            exported=weights,
+            decode_peak=decode_peak,
+            step_peak=step_peak,
+            operations=tuple(operations),
+            encode_flops=sum(one.flops for one in encoding),
         )
-
-
-def largest_batch(config: DictConfig, memory: float) -> tuple[int, float]:
-    """Finds the largest batch whose step fits into a GPU's memory.
-
-    The answer is counted up to 16 panoramas; beyond, the peak is extrapolated from 8 and 16.
-
-    Args:
-        config: The config of `cubediff train`.
-        memory: Memory of the GPU, in bytes.
-
-    Returns:
-        The number of panoramas and the peak memory in bytes; 0 and 0.0 if not even one panorama fits.
-    """
-    peaks = {0: 0.0}
-
-    def fits(batch: int) -> bool:
-        if batch not in peaks:
-            peaks[batch] = cost(config, batch, operations=False).peak
-        return peaks[batch] <= memory
-
-    def each(low: int, high: int) -> float:
-        return (peaks[high] - peaks[low]) / (high - low)
-
-    if not fits(1):
-        return 0, 0.0
-    if not fits(2):
-        return 1, peaks[1]
-    # The peak is the maximum over the step's moments, each affine in the batch, and therefore convex. A line through
-    # two counted batches that fit is below the peaks of larger ones, and shows which cannot fit (`high` is the largest
-    # that may); a line from a batch that fits to one that does not is above the peaks between them.
-    low, over, high = 2, None, min(16, 2 + int((memory - peaks[2]) / each(1, 2) + 1e-6))
-    while low < high:
-        guess = high
-        if over is not None:
-            certain = low + int((memory - peaks[low]) / each(low, over))
-            guess = max(certain, (low + high + 1) // 2)  # the middle, so that no kink makes the search long
-        if fits(guess):
-            low, slope = guess, each(low, guess)
-            high = min(high, low + int((memory - peaks[low]) / slope + 1e-6))
-        else:
-            over, high = guess, guess - 1
-    if low < 16:
-        return low, peaks[low]
-    fits(8)
-    more = int((memory - peaks[16]) / each(8, 16))
-    return 16 + more, peaks[16] + more * each(8, 16)
 
 
 def _meta_module(config: DictConfig) -> CubeDiffModule:
@@ -229,16 +289,16 @@ def _batch(config: DictConfig, module: CubeDiffModule, batch: int) -> tuple[Batc
     return LatentBatch(latents=cached(example.latents), text=text, yaw=torch.zeros(batch), key=keys), None
 
 
-def _count(run: Callable[[], None], operations: bool) -> tuple[int, float]:
-    """Peak bytes and floating-point operations of a call."""
-    allocations = AllocationCounter()
-    with allocations:
-        run()
-    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
-    if operations:
-        with counter:  # in a run of its own, because it keeps tensors alive
-            run()
-    return allocations.peak, float(counter.get_total_flops())
+def _run(call: Callable[[OperationCounter], None], on_gpu: bool) -> tuple[int, list[Operation]]:
+    """Peak bytes and kernels of a call, on a GPU in its memory formats."""
+    allocations, counter = AllocationCounter(), OperationCounter()
+    with ExitStack() as stack:
+        stack.enter_context(allocations)
+        stack.enter_context(counter)
+        if on_gpu:  # the mode that is entered last sees a kernel first
+            stack.enter_context(CudaFormats())
+        call(counter)
+    return allocations.peak, counter.operations
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:

@@ -1,18 +1,14 @@
-"""Counts on fake tensors as if they were on CUDA: allocated bytes, autocast's dtypes, operations of attention."""
+"""Counts on fake tensors as if they were on CUDA: allocated bytes, operations of attention."""
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-# torch's operators and the counter's formulas, whose signatures differ.
-Operator = Callable[..., object]
+from cubediff.planning.cuda_rules import Operator
 
 
 class AllocationCounter(TorchDispatchMode):
@@ -61,38 +57,6 @@ def to_fake_parameters_(network: nn.Module) -> None:
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = torch.empty_strided(b.size(), b.stride(), dtype=b.dtype)
-
-
-@contextmanager
-def cuda_autocast(precision: str) -> Iterator[None]:
-    """Autocast with CUDA's rules: torch's CPU autocast, under which the counted step runs, leaves norms in bfloat16.
-
-    "16-mixed" is counted in bfloat16, whose tensors have the same sizes and whose rules on CUDA are the same.
-
-    Raises:
-        ValueError: If `precision` is not "32-true", "bf16-mixed" or "16-mixed".
-    """
-    if precision == "32-true":
-        yield
-        return
-    if precision not in ("bf16-mixed", "16-mixed"):
-        raise ValueError(f"trainer.precision={precision}: the plan supports 32-true, bf16-mixed and 16-mixed")
-    originals = {name: getattr(F, name) for name in ("group_norm", "layer_norm", "mse_loss", "softmax")}
-
-    def in_float32(function: Operator) -> Operator:
-        def call(input: Tensor, *args: object, **kwargs: object) -> object:
-            return function(input.float(), *args, **kwargs)
-
-        return call
-
-    for name, function in originals.items():
-        setattr(F, name, in_float32(function))
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
-    finally:
-        for name, function in originals.items():
-            setattr(F, name, function)
 
 
 def attention_flops() -> dict[Operator, Operator]:

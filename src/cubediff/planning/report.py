@@ -1,32 +1,84 @@
-"""The plan of a run as text: memory, largest batch, operations, hours, data rate, disk."""
+"""The plan of a run as text: memory, largest batch, time and cost, the fastest settings, data rate, disk."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from cubediff.configs import build
-from cubediff.configs.trainer import check_trainer
+from cubediff.configs.trainer import canonical_precision, check_trainer
 from cubediff.data.streaming.catalog import needs_fetching
-from cubediff.planning.cost import CUDA_RESERVE, GIB, Cost, cost, devices, largest_batch
-from cubediff.planning.gpus import GPUS
+from cubediff.planning.cost import Cost, Parallelism, cost, devices, is_for_gpu
+from cubediff.planning.gpus import GIB, GPUS, Gpu
+from cubediff.planning.search import Way, step_seconds, ways
 
+USABLE = 0.9  # of the memory that torch can allocate; the allocator's fragments take the rest
 DEFAULT_EPOCHS = 1000  # Lightning's limit for a run without any other
 
 
-def report(config: DictConfig) -> str:
+class Plan(NamedTuple):
+    """A plan: its text, and whether the run fits into the memory of its devices in any way."""
+
+    text: str
+    fits: bool
+
+
+def plan(config: DictConfig, search: bool = True) -> Plan:
     """The plan of a run.
 
     Args:
         config: The config of `cubediff plan`.
+        search: Search the largest batch and the fastest settings too, which takes up to a minute.
 
     Raises:
-        ValueError: If the config cannot be counted, see `cost`, or its Trainer is not supported, see `check_trainer`.
+        ValueError: If the config cannot be counted, see `cost`, its Trainer is not supported, see `check_trainer`, or
+            `plan.gpu` is unknown or does not support the precision.
     """
     check_trainer(config.trainer)
+    gpu = planned_gpu(config) if is_for_gpu(config) else None
+    if gpu is not None:
+        gpu.rate(canonical_precision(config.trainer))
     counted = cost(config, config.data.batch_size)
-    lines = [_recipe(config), "", *_memory(config, counted), "", *_compute(config, counted)]
     disk = f"disk: {counted.checkpoint / 1e9:.2f} GB a checkpoint, {counted.exported / 1e9:.2f} GB the exported network"
-    return "\n".join([*lines, "", disk])
+    lines = [_recipe(config), "", *_memory(counted)]
+    if gpu is None:
+        return Plan("\n".join([*lines, "", *_operations(config, counted), "", disk]), fits=True)
+    memory = usable_memory(config, gpu)
+    lines += [_verdict(config, counted, gpu, memory), "", *_time(config, counted, gpu), ""]
+    fits = counted.peak <= memory
+    if search:
+        found = ways(config, gpu, memory)
+        lines += [*_best(config, found), ""]
+        fits = fits or bool(found)
+    return Plan("\n".join([*lines, disk]), fits)
+
+
+def planned_gpu(config: DictConfig) -> Gpu:
+    """The GPU of `plan.gpu`, with `plan.memory_gb`, `plan.tflops` and `plan.bandwidth_gb` where they are given.
+
+    Raises:
+        ValueError: If the GPU is unknown.
+    """
+    settings = config.plan
+    if settings.gpu not in GPUS:
+        raise ValueError(
+            f"plan.gpu={settings.gpu}: use one of {', '.join(GPUS)}; for another, state plan.memory_gb, plan.tflops "
+            "and plan.bandwidth_gb, which replace those of plan.gpu"
+        )
+    gpu = GPUS[settings.gpu]
+    if settings.tflops is not None:
+        gpu = replace(gpu, name="GPU", bf16=settings.tflops * 1e12, fp16=settings.tflops * 1e12)
+    if settings.bandwidth_gb is not None:
+        gpu = replace(gpu, name="GPU", bandwidth=settings.bandwidth_gb * 1e9)
+    return gpu
+
+
+def usable_memory(config: DictConfig, gpu: Gpu) -> float:
+    """Bytes that the plan gives a device: `plan.memory_gb`, or 90 % of the GPU's."""
+    given = config.plan.memory_gb
+    return USABLE * gpu.memory if given is None else float(given) * GIB
 
 
 def limit_steps(config: DictConfig, samples: int | None = None) -> int | None:
@@ -81,8 +133,7 @@ def _panoramas_per_step(config: DictConfig) -> int:
     return int(config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches)
 
 
-def _memory(config: DictConfig, counted: Cost) -> list[str]:
-    memory = float(config.plan.memory_gb) * GIB
+def _memory(counted: Cost) -> list[str]:
     rows = [
         ("network weights", counted.weights + counted.unsharded),
         *([("  of which all-gathered", counted.unsharded)] if counted.unsharded else []),
@@ -92,39 +143,87 @@ def _memory(config: DictConfig, counted: Cost) -> list[str]:
         ("loss, backward, gradients", counted.step_peak),
         ("  of which gradients", counted.gradients),
         ("encoding the faces", counted.encode_peak),
-        ("CUDA context", int(CUDA_RESERVE)),
+        ("decoding a sample", counted.decode_peak),
+        ("CUDA and NCCL", counted.reserve),
         ("peak", counted.peak),
     ]
-    fits, largest = largest_batch(config, memory)
-    verdict = "fits" if counted.peak <= memory else "does NOT fit"
-    best = f"the largest that fits is {fits} ({largest / GIB:.1f} GiB)" if fits else "not even one panorama fits"
     return [
         f"network: {counted.parameters / 1e6:.1f} M parameters, {counted.trained / 1e6:.1f} M of them trained",
         "",
-        "memory of a device, GiB",
+        "memory of a device, GiB (loss, encoding and decoding take turns)",
         *(f"  {name:28s}{value / GIB:8.2f}" for name, value in rows),
-        f"  a batch of {config.data.batch_size} per device {verdict} {memory / GIB:g} GiB; {best}",
     ]
 
 
-def _compute(config: DictConfig, counted: Cost) -> list[str]:
-    number, utilisation = devices(config), config.plan.utilisation
-    flops = counted.flops * config.trainer.accumulate_grad_batches
-    panoramas, size = _panoramas_per_step(config), _panorama_bytes(config)
-    steps = limit_steps(config)
-    lines = [
-        f"compute: {flops * number / 1e12:.1f} TFLOP a step, {counted.encode_flops / counted.flops:.0%} of it "
-        f"encoding; at an MFU of {utilisation:.0%} of the dense bf16 rate",
+def _verdict(config: DictConfig, counted: Cost, gpu: Gpu, memory: float) -> str:
+    verdict = "fits" if counted.peak <= memory else "does NOT fit"
+    share = f" ({USABLE:.0%} of the {gpu.memory / GIB:.1f} that torch sees of its GPU)"
+    share = "" if config.plan.memory_gb is not None else share
+    return f"  a batch of {config.data.batch_size} per device {verdict} {memory / GIB:.1f} GiB{share}"
+
+
+def _operations(config: DictConfig, counted: Cost) -> list[str]:
+    flops = counted.flops * config.trainer.accumulate_grad_batches * devices(config)
+    again = 1 - counted.model_flops / counted.flops
+    return [
+        f"compute: {flops / 1e12:.1f} TFLOP a step, {counted.encode_flops / counted.flops:.0%} of it encoding, "
+        f"{again:.0%} recomputation"
     ]
-    for name, rate in GPUS.items():
-        seconds = flops / (rate * utilisation)
-        per_second = panoramas / seconds
-        lines.append(
-            f"  {number} × {name:5s} {seconds:8.2f} s a step, {per_second:7.2f} panoramas/s, "
-            f"{seconds * (steps or 1000) / 3600:8.1f} h{'' if steps else ' for 1000 steps'}, "
-            f"reading {per_second * size / 1e6:6.2f} MB/s"
-        )
-    return lines
+
+
+def _time(config: DictConfig, counted: Cost, gpu: Gpu) -> list[str]:
+    number, parallelism = devices(config), Parallelism.of(config)
+    micro_batches = int(config.trainer.accumulate_grad_batches)
+    seconds = step_seconds(counted, parallelism, micro_batches, gpu, config)
+    rows = sorted(seconds.items(), key=lambda item: -item[1])
+    total = sum(seconds.values())
+    mfu = counted.model_flops * micro_batches / (total * gpu.rate(canonical_precision(config.trainer)))
+    others = (
+        f"  {_on(config, number, other.name, step_seconds(counted, parallelism, micro_batches, other, config))}"
+        for other in GPUS.values()
+        if other.name != gpu.name and other.rate_or_zero(canonical_precision(config.trainer))
+    )
+    return [
+        *_operations(config, counted),
+        f"time of a step on {number} × {gpu.name}, seconds",
+        *(f"  {name:28s}{value:8.2f}" for name, value in rows if value >= 0.005),
+        f"  total, at an MFU of {mfu:3.0%}     {total:8.2f}",
+        f"  {_on(config, number, gpu.name, seconds)}{_price(config, number, total)}",
+        "on other GPUs, whether or not it fits",
+        *others,
+    ]
+
+
+def _on(config: DictConfig, number: int, name: str, seconds: Mapping[str, float]) -> str:
+    total, steps = sum(seconds.values()), limit_steps(config)
+    per_second = _panoramas_per_step(config) / total
+    return (
+        f"{number} × {name:9s} {total:7.2f} s a step, {per_second:7.2f} panoramas/s, {_hours(config, total):8.1f} h"
+        f"{'' if steps else ' for 1000 steps'}, reading {per_second * _panorama_bytes(config) / 1e6:6.2f} MB/s"
+    )
+
+
+def _price(config: DictConfig, number: int, seconds: float) -> str:
+    price = config.plan.price
+    return "" if price is None else f", {_hours(config, seconds) * number * price:.0f} in all at plan.price={price:g}"
+
+
+def _hours(config: DictConfig, seconds: float) -> float:
+    return seconds * (limit_steps(config) or 1000) / 3600
+
+
+def _best(config: DictConfig, found: list[Way]) -> list[str]:
+    title = f"the fastest ways to {_panoramas_per_step(config)} panoramas a step that fit"
+    if not found:
+        return [f"{title}: none; train from cached latents (data=latents), choose a smaller face_size or another GPU"]
+    names = ("best", "runner-up")
+    return [
+        title,
+        *(
+            f"  {name:10s}{way.seconds:8.2f} s, {way.peak / GIB:5.1f} GiB: {way.overrides}"
+            for name, way in zip(names, found, strict=False)  # there may be one
+        ),
+    ]
 
 
 def _panorama_bytes(config: DictConfig) -> float:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.configs import build, check
 from cubediff.data.streaming.catalog import needs_fetching
 from cubediff.planning.cost import devices
-from cubediff.planning.report import limit_steps, report
+from cubediff.planning.report import limit_steps, plan
 from cubediff.runs.resume import find_checkpoint
 from cubediff.utils.text import redact
 
@@ -29,7 +29,7 @@ def describe(config: DictConfig, run_dir: Path) -> str:
     checkpoint = find_checkpoint(str(config.resume), run_dir)
     data = build(config.data)
     per_step = config.data.batch_size * devices(config) * config.trainer.accumulate_grad_batches
-    lines = [redact(OmegaConf.to_yaml(config, resolve=True)), report(config), "", "data"]
+    lines = [redact(OmegaConf.to_yaml(config, resolve=True)), plan(config, search=False).text, "", "data"]
     output = ["", f"output folder: {run_dir}" + (f", resuming from {checkpoint}" if checkpoint else "")]
     if unread := [redact(path) for path in data.paths if needs_fetching(path)]:
         lines += [f"  {path}: not read, because a dry run runs no command and downloads no shard" for path in unread]

@@ -11,10 +11,14 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs import build, check, check_devices, to_plain
-from cubediff.planning.cost import GIB, largest_batch
+from cubediff.planning.cost import cost
+from cubediff.planning.gpus import GIB
+from cubediff.planning.report import USABLE
+from cubediff.planning.search import largest_batch
 from cubediff.runs.export import export_pipeline
 from cubediff.runs.export_card import TrainingFacts, write_card
 from cubediff.runs.identity import announced_changes, run_identity, with_model_settings
@@ -251,17 +255,27 @@ def _train(run: _Run, checkpoint: Path | None) -> None:
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     except torch.OutOfMemoryError as error:
-        raise ValueError(_out_of_memory_hint(run.config)) from error
+        raise ValueError(_out_of_memory_hint(run.config, run.encoded)) from error
 
 
-def _out_of_memory_hint(config: DictConfig) -> str:
-    memory = float(torch.cuda.mem_get_info()[1])
-    fits, _ = largest_batch(config, memory)
-    remedy = f"data.batch_size={fits}" if fits else "model.gradient_checkpointing=true, or a smaller face_size"
-    return (
-        f"data.batch_size={config.data.batch_size} does not fit into the GPU's {memory / GIB:.1f} GiB; the plan "
-        f"predicts that {fits} fits: set {remedy} (`cubediff plan` with the same overrides itemises the memory)"
-    )
+def _out_of_memory_hint(config: DictConfig, encoded: bool) -> str:
+    """What to set after a training step ran out of memory; nothing that is set already."""
+    memory, batch = float(torch.cuda.mem_get_info()[1]), int(config.data.batch_size)
+    message = f"training ran out of memory: data.batch_size={batch} does not fit into the GPU's {memory / GIB:.1f} GiB"
+    remedies = [
+        *([] if config.model.gradient_checkpointing else ["model.gradient_checkpointing=true"]),
+        *([f"data.batch_size={batch // 2}"] if batch > 1 else []),
+        *([] if encoded else ["data=latents (cached before)"]),
+        "a smaller face_size",
+    ]
+    try:
+        fits = largest_batch(lambda each: float(cost(config, each).peak), USABLE * memory, limit=batch - 1)
+    except Exception as error:  # the plan's failure must not hide the run's
+        rank_zero_warn(f"the plan failed, so the batch that fits is not known: {error}")
+        fits = 0
+    if fits:
+        remedies = [f"data.batch_size={fits}, which the plan predicts to fit"]
+    return f"{message}: set {', or '.join(remedies)} (`cubediff plan` with the same overrides itemises the memory)"
 
 
 def _training_facts(run: _Run, weights: ExportWeights | None) -> TrainingFacts:

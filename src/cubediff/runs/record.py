@@ -12,12 +12,13 @@ import torch
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
+from cubediff.configs.trainer import canonical_precision
 from cubediff.data.format.manifest import MANIFEST
 from cubediff.data.format.validation import MAX_MANIFEST
 from cubediff.data.streaming.catalog import names_tars
 from cubediff.data.streaming.remote import is_remote, read_bytes
 from cubediff.planning.cost import cost
-from cubediff.planning.gpus import gpu_rate
+from cubediff.planning.gpus import find_gpu
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import TrainingData
 from cubediff.utils.files import read_limited
@@ -110,16 +111,17 @@ def _plan(config: DictConfig, trainer: L.Trainer, module: CubeDiffModule) -> Pla
         steps=trainer.max_steps,
     )
     device = trainer.strategy.root_device
-    rate = gpu_rate(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if rate is None:
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if gpu is None:
         return plan
     try:
+        rate = gpu.rate(canonical_precision(config.trainer))
         planned = cost(config, config.data.batch_size)
     except ValueError as error:  # training may use a precision or an optimizer that the plan cannot count
         return {**plan, "not_counted": str(error)}
     return {
         **plan,
         "peak_memory_gib": planned.peak / 2**30,
-        "flops_per_panorama": planned.flops / config.data.batch_size,
+        "flops_per_panorama": planned.model_flops / config.data.batch_size,
         "device_flops_per_s": rate,
     }

@@ -81,7 +81,17 @@ class SampleLogger(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not self.count:
             return
-        module = cube_module(pl_module)
+        try:
+            self._generate(trainer, cube_module(pl_module))
+        except torch.OutOfMemoryError as error:
+            each = math.ceil(self.count / trainer.world_size)
+            fewer = [f"callbacks.samples.count={self.count // 2}"] if each > 1 else []
+            remedies = ", or ".join([*fewer, "callbacks.samples.count=0, which generates none"])
+            raise ValueError(
+                f"generating samples ran out of memory, {each} at a time; training itself did not: set {remedies}"
+            ) from error
+
+    def _generate(self, trainer: L.Trainer, module: CubeDiffModule) -> None:
         if self._examples is None:
             stop = find_stop(trainer)
             with stop.reading() if stop else nullcontext():
