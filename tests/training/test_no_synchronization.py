@@ -13,8 +13,8 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
+from support.copies import Copies
 from support.losses import PAPER, SHARES
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cubediff.models.backbone
 import cubediff.models.encoders
@@ -25,21 +25,6 @@ from cubediff.training.callbacks import StepMetrics
 from cubediff.training.module import CubeDiffModule
 
 OPTIONS: list[dict[str, Any]] = [{}, {"min_snr_gamma": 5.0, "offset_noise": 0.05}]
-
-
-class Copies(TorchDispatchMode):
-    """Records the shapes of tensors, other than scalars, that are copied from the host to the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        if func in copies and result.is_meta and not all(a.is_meta for a in args if isinstance(a, torch.Tensor)):
-            self.shapes.append(tuple(result.shape))
-        return result
 
 
 class Generator(torch.Generator):

@@ -128,10 +128,10 @@ class _ExactDDIMScheduler(DDIMScheduler):
     """
 
     @classmethod
-    def at(cls, scheduler: DDIMScheduler, timesteps: Sequence[int], device: torch.device) -> "_ExactDDIMScheduler":
+    def at(cls, scheduler: DDIMScheduler, timesteps: Sequence[int]) -> "_ExactDDIMScheduler":
         """A scheduler with the settings of another one, at given timesteps."""
         exact: _ExactDDIMScheduler = cls.from_config(scheduler.config)
-        exact.timesteps = torch.tensor(timesteps, device=device)
+        exact.timesteps = torch.tensor(timesteps)
         exact.next_timestep = dict(pairwise([*timesteps, -1]))  # below 0: the end, without noise
         return exact
 
@@ -147,16 +147,16 @@ class _ExactDDIMScheduler(DDIMScheduler):
 def sampling_scheduler(
     scheduler: SchedulerMixin,
     steps: int,
-    device: torch.device,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> SchedulerMixin:
     """The scheduler of one sampling, with its timesteps set.
 
+    They are on the CPU, where schedulers look their schedule up by them: on a GPU each step would wait for them.
+
     Args:
         scheduler: The pipeline's scheduler.
         steps: Number of denoising steps, unless `timesteps` or `sigmas` say it.
-        device: Of the timesteps.
         timesteps: The timesteps themselves, decreasing.
         sigmas: The noise levels themselves.
 
@@ -179,17 +179,17 @@ def sampling_scheduler(
         if not values or any(a <= b for a, b in pairwise([count, *values, -1])):
             raise ValueError(f"timesteps={values}: expected decreasing integers from {count - 1} to 0")
         if isinstance(scheduler, DDIMScheduler) and sigmas is None:
-            return _ExactDDIMScheduler.at(scheduler, values, device)
+            return _ExactDDIMScheduler.at(scheduler, values)
     elif sigmas is None and not 1 <= steps <= count:
         raise ValueError(f"num_inference_steps={steps}: expected 1 to {count}, the model's training timesteps")
-    retrieve_timesteps(scheduler, steps, device, timesteps, sigmas)
+    retrieve_timesteps(scheduler, steps, torch.device("cpu"), timesteps, sigmas)
     if scheduler.timesteps.max() >= count:
         raise ValueError(
             f"num_inference_steps={steps}: a {kind} with timestep_spacing={scheduler.config.timestep_spacing!r} has no "
             f"timestep {int(scheduler.timesteps.max())} of {count}: use fewer steps, or use_sampler_(pipeline, 'ddim')"
         )
     if type(scheduler) is DDIMScheduler and 2 * steps > count:  # its own step would be up to twice too short
-        return _ExactDDIMScheduler.at(scheduler, scheduler.timesteps.tolist(), device)
+        return _ExactDDIMScheduler.at(scheduler, scheduler.timesteps.tolist())
     return scheduler
 
 

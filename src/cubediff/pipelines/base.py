@@ -222,7 +222,7 @@ class CubePipeline(PipelineWithCard, ABC):
         check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
         height = panorama_size(height, width, panorama_height)
         callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        scheduler = sampling_scheduler(self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas)
+        scheduler = sampling_scheduler(self.scheduler, num_inference_steps, timesteps, sigmas)
         self._interrupt = False
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.

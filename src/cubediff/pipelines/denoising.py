@@ -14,7 +14,7 @@ from torch import Tensor
 from cubediff.diffusion.guidance import Guidance
 from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import noise_level
-from cubediff.models.backbone import Backbone, Conditioning, CubeInput
+from cubediff.models.backbone import Backbone, Conditioning, CubeInput, to_device_async
 from cubediff.pipelines.call import NON_FINITE
 
 
@@ -26,7 +26,7 @@ class Condition:
     clean: Tensor  # (B, 6, C, h, w)
     mask: Tensor  # (B, 6, 1, h, w)
     seen: Tensor  # (B, 6, 1, h, w)
-    pixels: Tensor | None = None  # (B, 6, 3, S, S)
+    pixels: Tensor | None = None  # (B, 6, 3, S, S); None if nothing is known
     covered: Tensor | None = None  # (B, 6, 1, S, S)
 
 
@@ -56,6 +56,9 @@ def denoise(
 ) -> Tensor:
     """Denoised latents (B, 6, C, h, w), with the clean latents of the condition where its mask is 1.
 
+    No step waits for the device: the scheduler's timesteps are on the CPU, and whether latents are finite is read at
+    the end.
+
     Args:
         backbone: Predicts.
         noise: Unit noise (B, 6, C, h, w).
@@ -72,18 +75,21 @@ def denoise(
     scheduler = inputs.scheduler
     parameters = inspect.signature(scheduler.step).parameters
     options = {key: value for key, value in step_options.items() if key in parameters}
-    is_clean = condition.mask.bool()
+    is_clean = condition.mask.bool() if condition.pixels is not None else None
+    on_device = to_device_async(scheduler.timesteps, noise.device)
     branches = len(inputs.guidance.branches)
     sample, finite = noise * scheduler.init_noise_sigma, list[Tensor]()
     for step, t in enumerate(progress_bar(scheduler.timesteps)):
-        # The condition follows its own noise trajectory in the sample; branches with the image see photos clean.
-        sample = torch.where(is_clean, scheduler.add_noise(condition.clean, noise, t[None]), sample)
+        if is_clean is not None:
+            # The condition follows its own noise trajectory in the sample; branches with the image see photos clean.
+            scale, level = _noise_coefficients(scheduler, t)
+            sample = torch.where(is_clean, scale * condition.clean + level * noise, sample)
         scaled = scheduler.scale_model_input(sample, t)
-        if not getattr(scheduler, "state_in_first_order", True):  # add_noise knows first evaluations only
-            alpha, sigma = noise_level(scheduler, t, step)
+        if is_clean is not None and not getattr(scheduler, "state_in_first_order", True):
+            alpha, sigma = noise_level(scheduler, t, step)  # add_noise knows first evaluations only
             scaled = torch.where(is_clean, alpha * condition.clean + sigma * noise, scaled)
         cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
-        predictions = backbone.predict(cube, t, inputs.conditioning).chunk(branches)
+        predictions = backbone.predict(cube, on_device[step], inputs.conditioning).chunk(branches)
         prediction = inputs.guidance.combine(predictions, t)
         if inputs.average is not None:
             prediction = inputs.average(prediction, scaled, t, step)
@@ -95,4 +101,13 @@ def denoise(
     if not (flags := torch.stack(finite)).all():
         step = int(flags.int().argmin())
         raise FloatingPointError(NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}"))
-    return torch.where(is_clean, condition.clean, sample)
+    return sample if is_clean is None else torch.where(is_clean, condition.clean, sample)
+
+
+def _noise_coefficients(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of sample and noise in the scheduler's `add_noise`, found on the CPU.
+
+    On the device some schedulers search the timestep among theirs, which waits for it.
+    """
+    one, zero = torch.ones(1), torch.zeros(1)
+    return scheduler.add_noise(one, zero, t[None])[0], scheduler.add_noise(zero, one, t[None])[0]
