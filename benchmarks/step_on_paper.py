@@ -4,7 +4,7 @@
 
 The step runs on fake tensors with CUDA's rules (`cubediff.planning.cuda_rules`), so that no GPU and no weights are
 needed. Overrides are those of `cubediff train`; the tables are of the recipe of experiment=sd15_l4x4, of the same
-without gradient checkpointing, and of training on cached latents.
+with gradient checkpointing, and of training on cached latents.
 """
 
 import sys
@@ -19,10 +19,9 @@ from cubediff.planning.operations import RECOMPUTATION, Traffic, totals
 
 VARIANTS = {
     "the recipe": (),
-    "no gradient checkpointing": ("data.batch_size=1", "model.gradient_checkpointing=false"),
-    "cached latents, no gradient checkpointing": (
-        *("data.batch_size=1", "model.gradient_checkpointing=false", "data=latents"),
-    ),
+    "gradient checkpointing": ("data.batch_size=2", "model.gradient_checkpointing=true"),
+    "selective gradient checkpointing": ("data.batch_size=2", "model.gradient_checkpointing=selective"),
+    "cached latents": ("data=latents",),
 }
 
 

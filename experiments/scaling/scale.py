@@ -26,6 +26,7 @@ TRAINABLE = ("attention", "lora", "full")
 SHOWN = (("attention", "ddp"), ("lora", "ddp"), ("full", "ddp"), ("attention", "fsdp"), ("full", "fsdp"))
 NUMBERS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH = 64  # panoramas per step on up to 64 GPUs, as in the paper
+CHECKPOINTING = "model.gradient_checkpointing=true"
 MICRO = 2  # panoramas of a micro-batch; with more than 64 GPUs a step is one micro-batch on each
 BUCKET = 25 * 2**20  # bytes of a DDP gradient bucket, the default
 HALF = 2  # bytes of a bf16 weight, as FSDP gathers them under bf16-mixed; gradients are reduced in float32
@@ -90,7 +91,7 @@ def counts() -> dict[str, dict[str, float]]:
     counted = {}
     for trainable in TRAINABLE:
         with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-            words = ["experiment=sd15_l4x4", f"model.trainable={trainable}", f"data.batch_size={MICRO}"]
+            words = ["experiment=sd15_l4x4", f"model.trainable={trainable}", f"data.batch_size={MICRO}", CHECKPOINTING]
             one = cost(compose("plan", overrides=words), MICRO)
         counted[trainable] = {
             "parameters": one.parameters,

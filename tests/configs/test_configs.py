@@ -124,7 +124,7 @@ def test_sd15_l4x4_is_the_recipe_of_the_paper() -> None:
     assert trainer.devices * trainer.accumulate_grad_batches * config.data.batch_size == 64
     assert trainer.max_steps == 30_000
     assert (model.optimizer.lr, model.warmup_steps, model.lr_schedule) == (8e-5, 10_000, "constant_with_warmup")
-    assert (model.trainable, model.gradient_checkpointing) == ("attention", True)
+    assert (model.trainable, model.gradient_checkpointing) == ("attention", False)
     assert [model.objective[name] for name in ("drop_text", "drop_image", "drop_both")] == [0.1, 0.1, 0.1]
     assert list(config.logger) == ["wandb"]
 
@@ -135,7 +135,7 @@ def test_sd15_l4x4_instantiates_trainer_optimizer_and_objective(tmp_path: Path) 
     trainer = build(config.trainer, logger=False)
     assert isinstance(trainer.strategy, DDPStrategy)
     assert (trainer.world_size, trainer.max_steps, trainer.precision) == (4, 30_000, "bf16-mixed")
-    assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (8, 8000)
+    assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (16, 16000)
     optimizer = build(config.model.optimizer)([torch.nn.Parameter(torch.zeros(2))])
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["lr"] == 8e-5

@@ -74,7 +74,8 @@ def test_error_of_a_missing_plugin_names_the_pip_command() -> None:
         ("data.num_workers=some", "data.num_workers=some: expected an integer"),  # of the class's base
         ("data.yaw=any", "data.yaw=any: expected uniform or none"),
         ("model.objective.drop_text=none", "model.objective.drop_text=none: expected a number"),
-        ("model.gradient_checkpointing=1", "model.gradient_checkpointing=1: expected true or false"),
+        ("model.gradient_checkpointing=1", "model.gradient_checkpointing=1: expected true or false or selective"),
+        ("model.gradient_checkpointing=some", "model.gradient_checkpointing=some: expected true or false or selective"),
         ("model.compile=max", "model.compile=max: expected regional or null"),
         ("model.optimizer.lr=fast", "model.optimizer.lr=fast: expected a number or Tensor"),
         ("trainer.max_steps=many", "trainer.max_steps=many: expected an integer"),

@@ -111,11 +111,12 @@ def _steps_per_epoch(config: DictConfig, samples: int) -> int:
 
 def _recipe(config: DictConfig) -> str:
     trainer, batch, number = config.trainer, config.data.batch_size, devices(config)
+    checkpointing = config.model.gradient_checkpointing
     return (
         f"{config.name}: {number} × {batch} panoramas of 6 × {config.face_size}² pixels × "
         f"{trainer.accumulate_grad_batches} micro-batches = {_panoramas_per_step(config)} a step, "
         f"{_length(config)}, {trainer.precision}, gradient checkpointing "
-        f"{'on' if config.model.gradient_checkpointing else 'off'}"
+        f"{ {True: 'on', False: 'off'}.get(checkpointing, checkpointing) }"
     )
 
 

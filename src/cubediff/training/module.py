@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.diffusion.objective import Example, Objective
 from cubediff.models.backbone import Conditioning, Trainable
+from cubediff.models.checkpointing import Checkpointing, checkpoint_blocks_
 from cubediff.models.encoders import same_fingerprint
 from cubediff.models.inputs import latent_mask
 from cubediff.models.trainable import select_trainable_
@@ -63,7 +64,7 @@ class Options(TypedDict, total=False):
     warmup_steps: int
     trainable: Trainable
     lora_rank: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     compile: Literal["regional"] | None
     channels_last: bool
     seed: int
@@ -75,7 +76,7 @@ class _Settings:
     warmup_steps: int = 0
     trainable: Trainable = "attention"
     lora_rank: int = 16
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     compile: Literal["regional"] | None = None
     channels_last: bool = False
     seed: int = 0
@@ -103,7 +104,7 @@ class CubeDiffModule(L.LightningModule):
         lr_schedule: A name of `diffusers.optimization.get_scheduler`, stepped once per optimizer step.
         warmup_steps: Optimizer steps of linear warm-up.
         trainable, lora_rank: See `select_trainable_`.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, see `checkpoint_blocks_`.
         compile: "regional" compiles the repeated blocks, once for all of them; None compiles nothing.
         channels_last: Store the network's weights in the channels_last memory format.
         seed: Seed of noise, timesteps and condition dropout. They depend only on the seed and the panorama's sample
@@ -134,8 +135,7 @@ class CubeDiffModule(L.LightningModule):
         setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)
-        if settings.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+        checkpoint_blocks_(self.backbone.blocks(), settings.gradient_checkpointing)
         if settings.compile not in (None, "regional"):
             raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
         if settings.compile == "regional":

@@ -1,0 +1,48 @@
+"""Gradient checkpointing of a network's blocks: activations are recomputed in the backward pass (arXiv 1604.06174).
+
+The checkpoint is part of a block's forward pass, where diffusers has it outside: a compiled block includes it, and FSDP
+gathers a block once for recomputation and backward pass.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+Checkpointing = bool | Literal["selective"]
+CHECKPOINTING: tuple[Checkpointing, ...] = (False, "selective", True)
+_aten = torch.ops.aten
+# The kernels of attention, whose output "selective" keeps.
+_ATTENTION = [
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: Checkpointing) -> None:
+    """Makes blocks recompute their activations in the backward pass, in place; call it before they are compiled.
+
+    Args:
+        blocks: The blocks, none inside another.
+        mode: False keeps all activations; True keeps the blocks' inputs alone; "selective" keeps the outputs of
+            attention too, so that attention, which takes most of the time, is computed once.
+    """
+    if not mode:
+        return
+    run = partial(checkpoint, use_reentrant=False)
+    if mode == "selective":
+        run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _ATTENTION))
+    for block in blocks:
+        block.forward = _checkpointed(block.forward, run)
+
+
+def _checkpointed(forward: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: object, **kwargs: object) -> Tensor:
+        return run(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+
+    return call
