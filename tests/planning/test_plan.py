@@ -195,6 +195,34 @@ def test_errors_of_unsupported_configs_name_the_key(override: str, message: str)
         cost(config, 1)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "plan.gpu=H300",
+            r"plan\.gpu=H300: use one of L4, T4, .*; for another, state plan\.memory_gb, plan\.tflops and",
+        ),
+        ("plan.gpu=V100-16", r"trainer\.precision=bf16-mixed: a V100-16 has no bfloat16, use 16-mixed"),
+        ("plan.tflops=many", r"plan\.tflops=many: expected a number above 0, or null"),
+        ("plan.bandwidth_gb=0", r"plan\.bandwidth_gb=0: expected a number above 0, or null"),
+        ("plan.memory_gb=-1", r"plan\.memory_gb=-1: expected a number above 0, or null"),
+        ("plan.price=true", r"plan\.price=True: expected a number above 0, or null"),
+    ],
+)
+def test_errors_of_unknown_gpus_name_the_key(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(composed("model=tiny_random", "trainer=gpu", "data.path=SHARDS", override))
+
+
+def test_another_gpu_is_described_by_its_figures() -> None:
+    words = ("model=tiny_random", "trainer=gpu", "data.path=null", "plan.memory_gb=40")
+    slow, fast = (plan(composed(*words, f"plan.tflops={rate}", "plan.bandwidth_gb=100"), search=False).text
+                  for rate in (0.01, 0.02))  # fmt: skip
+    assert "fits 40.0 GiB\n" in slow
+    seconds = [float(re.findall(r"1 × GPU +([0-9.]+) s a step", text)[0]) for text in (slow, fast)]
+    assert 1.5 < seconds[0] / seconds[1] <= 2.01
+
+
 def test_a_plan_refuses_what_training_refuses() -> None:
     config = composed(*TINY, "trainer.precision=16-mixed")
     with pytest.raises(ValueError, match=r"^trainer\.precision=16-mixed needs a GPU, but trainer\.accelerator=cpu"):

@@ -59,9 +59,13 @@ def planned_gpu(config: DictConfig) -> Gpu:
     """The GPU of `plan.gpu`, with `plan.memory_gb`, `plan.tflops` and `plan.bandwidth_gb` where they are given.
 
     Raises:
-        ValueError: If the GPU is unknown.
+        ValueError: If the GPU is unknown, or a number is not positive.
     """
     settings = config.plan
+    for name in ("memory_gb", "tflops", "bandwidth_gb", "price"):
+        value = settings[name]
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise ValueError(f"plan.{name}={value}: expected a number above 0, or null")
     if settings.gpu not in GPUS:
         raise ValueError(
             f"plan.gpu={settings.gpu}: use one of {', '.join(GPUS)}; for another, state plan.memory_gb, plan.tflops "
