@@ -42,6 +42,9 @@ FIRST_FINGERPRINTS = {
     ("experiment=tiny_sweep", "data=latents", "logger=tensorboard", "variant=lora", "data.path=SHARDS", "trainer=fsdp"):
         "eed10980716c8fe52588f0ad1a2de879122a5686ed7ae1f5e4949be43e8e149c",
 }  # fmt: skip
+# Values of that release's experiment=sd15_l4x4 that have changed since.
+RECIPE = ("data.batch_size=2", "trainer.accumulate_grad_batches=8", "trainer.val_check_interval=8000",
+          "model.gradient_checkpointing=true")  # fmt: skip
 
 
 @pytest.fixture
@@ -59,7 +62,13 @@ def test_every_target_of_the_first_configs_resolves(target: str) -> None:
 
 @pytest.mark.parametrize("words", FIRST_FINGERPRINTS)
 def test_fingerprints_of_jobs_are_those_of_the_first_release(words: tuple[str, ...]) -> None:
-    assert config_fingerprint(composed(*words)) == FIRST_FINGERPRINTS[words]
+    changed = RECIPE if "experiment=sd15_l4x4" in words else ()
+    assert config_fingerprint(composed(*words, *changed)) == FIRST_FINGERPRINTS[words]
+
+
+def test_settings_of_the_plan_do_not_count() -> None:
+    config = composed("data.path=SHARDS", "plan.gpu=A10", "plan.panorama_kb=100")
+    assert config_fingerprint(config) == FIRST_FINGERPRINTS["data.path=SHARDS",]
 
 
 def test_old_targets_are_renamed_wherever_they_are_in_a_config() -> None:

@@ -94,7 +94,7 @@ def test_trained_gradients_are_reduced_once_a_step_and_not_once_a_micro_batch(
     assert trainer.global_step == 2
     assert trainer.fit_loop.total_batch_idx + 1 == 6
     assert list(module.buffers()) == []  # DDP would broadcast them before every forward pass
-    assert sum(counter.bytes) == 2 * cost(config, 2, operations=False).gradients
+    assert sum(counter.bytes) == 2 * cost(config, 2).gradients
 
 
 def test_a_step_agrees_with_a_calculation_by_hand() -> None:
@@ -125,7 +125,7 @@ def test_a_ring_over_more_gpus_sends_at_most_twice_the_bytes() -> None:
 
 @pytest.mark.slow
 def test_counted_parameters_and_gradients_are_those_of_the_networks() -> None:
-    planned = cost(composed("experiment=sd15_l4x4"), 1, operations=False)
+    planned = cost(composed("experiment=sd15_l4x4"), 1)
     of = METRICS["counts"]["attention"]
     assert (planned.parameters, planned.trained, planned.gradients) == (
         of["parameters"],

@@ -72,6 +72,9 @@ UNSET: dict[str, object] = {
     "model.pipeline.image_drop": "noise",
 }
 
+# The settings of `cubediff plan` in the first configs. No run depends on them, so fingerprints always have these.
+_FIRST_PLAN = {"memory_gb": 22, "utilisation": 0.4, "panorama_kb": 500}
+
 
 def null_means_default(key: str) -> bool:
     """Whether null in a config, at a dotted key, stands for the default of the target's own parameter."""
@@ -120,8 +123,8 @@ def first_form(config: dict[str, object]) -> dict[str, object]:
         config: A complete config as a plain container, with references unresolved.
 
     Returns:
-        A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default, and with
-        the first values of the keys of `UNSET` that are null.
+        A copy with every `_target_` under its first name, without the keys of `ADDED` that have their default, with the
+        first values of the keys of `UNSET` that are null, and with the first settings of the plan.
     """
     form = {key: _with_first_names(value, key) for key, value in config.items()}
     for added in added_at_default(config):
@@ -131,7 +134,7 @@ def first_form(config: dict[str, object]) -> dict[str, object]:
         if _has_default(config, unset.split("."), None):
             parent, key = _parent(form, unset)
             parent[key] = first
-    return form
+    return form | ({"plan": dict(_FIRST_PLAN)} if "plan" in form else {})
 
 
 def _parent(form: object, dotted: str) -> tuple[dict[str, object], str]:

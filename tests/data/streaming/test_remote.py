@@ -208,7 +208,9 @@ def test_all_samples_arrive_from_a_dataset_of_the_hub(
 def test_the_error_for_a_missing_remote_shard_names_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = data(server.url, batch_size=1, cache_dir=tmp_path, num_workers=2).train_dataloader()
+    # The other thread still loads when this test and its server end: by default it would try for ten minutes.
+    options = {"num_workers": 2, "retry_minutes": 0.01}
+    loader = data(server.url, batch_size=1, cache_dir=tmp_path, **options).train_dataloader()
     monkeypatch.setattr(Handler, "translate_path", lambda self, path: "/nowhere")
     with pytest.raises(DataError, match=r"^http://127.*train-0000\d\d\.tar cannot be read \(FileNotF"):
         keys(loader)
