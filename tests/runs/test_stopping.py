@@ -1,6 +1,5 @@
 """Signals and exceptions at any moment of a run leave a checkpoint of the last finished step, from which it resumes."""
 
-import itertools
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from support import moments
 from support.processes import difference, saved
 from support.runs import QUICK, composed, validations
 
-from cubediff.data.streaming.reader import ShardReader
+from cubediff.data.streaming.batching import TrainBatches
 from cubediff.diffusion.guidance import Guidance
 from cubediff.runs.fit import fit
 from cubediff.training.callbacks import RunCheckpoint
@@ -137,17 +136,17 @@ def test_a_signal_between_denoising_steps_saves_the_trained_weights(
 def test_a_signal_during_a_stalled_read_stops_the_run_at_once(
     run: Run, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """The fourth read never returns; the signal comes after the first step."""
-    reads, read, never = itertools.count(1), ShardReader.read, threading.Event()
+    """The read of the fourth micro-batch never returns; the signal comes after the first step."""
+    load, never = TrainBatches.load, threading.Event()
     end_batch = RunCheckpoint.on_train_batch_end
     stalled, stepped = threading.Event(), threading.Event()
     sent: list[float] = []
 
-    def stall(*arguments: Any) -> Any:
-        if next(reads) >= 4:
+    def stall(batches: Any, start: int) -> Any:
+        if start >= 3:  # by position: threads may read in another order
             stalled.set()
             never.wait()
-        return read(*arguments)
+        return load(batches, start)
 
     def step(saver: RunCheckpoint, trainer: L.Trainer, *arguments: Any) -> None:
         end_batch(saver, trainer, *arguments)
@@ -158,13 +157,14 @@ def test_a_signal_during_a_stalled_read_stops_the_run_at_once(
         if stalled.wait(60) and stepped.wait(60):
             time.sleep(0.5)  # until the run waits for the read
             sent.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ShardReader, "read", stall)
+    monkeypatch.setattr(TrainBatches, "load", stall)
     monkeypatch.setattr(RunCheckpoint, "on_train_batch_end", step)
     threading.Thread(target=send, daemon=True).start()
     with pytest.raises(Stopped):
         run(f"data.num_workers={workers}")
+    assert sent
     assert time.monotonic() - sent[0] < 5
     assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
     monkeypatch.undo()
