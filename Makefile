@@ -9,7 +9,7 @@ PROMPT ?= Dewy grass meadow at sunrise with strong golden sun and long shadows
 PHOTO ?= data/photo.jpg#    photo for `make demo` to outpaint
 TRAIN_STEPS ?= 60#    training steps of `make demo`
 STEPS ?= 50#    denoising steps of `make demo`
-PYTEST ?= -n logical --dist loadfile --no-loadscope-reorder#    one worker per core; the tests of a file share a worker and its fixtures
+PYTEST ?= -n logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0#    one worker per core; the tests of a file share a worker and its fixtures
 DEMO := experiments/runs/demo
 
 PY := .venv/bin/python
