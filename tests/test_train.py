@@ -382,6 +382,7 @@ def test_error_of_an_out_of_memory_batch_names_the_largest_that_fits(
     cases = {
         ("batch 2", 2, enough, False): "data.batch_size=1, which the plan predicts to fit (`cubediff plan`",
         ("nothing fits", 2, little, False): "model.gradient_checkpointing=true, or data.batch_size=1, or data=latents",
+        ("the plan is wrong", 1, enough, True): "data=latents (cached before), or a smaller face_size (`cubediff plan`",
         ("all is set", 1, little, True): "data=latents (cached before), or a smaller face_size (`cubediff plan`",
     }
     for (folder, batch, memory, checkpointing), remedy in cases.items():

@@ -101,9 +101,9 @@ def step_seconds(
 ) -> dict[str, float]:
     """Seconds of an optimizer step by kind of operation, of the largest first.
 
-    DDP sums the gradients while the last backward pass runs, FSDP gathers the weights twice and scatters the gradients
-    once in each micro-batch. Assumed: a third of a micro-batch (DDP) or half of it (FSDP) hides communication, and
-    hidden communication slows the kernels by a tenth of its time.
+    DDP's all-reduce overlaps with the last backward pass; FSDP gathers the weights twice and scatters the gradients
+    once in each micro-batch. Assumed: communication overlaps with a third of a micro-batch (DDP) or half of it (FSDP),
+    and what overlaps slows the kernels by a tenth of its time.
 
     Args:
         cost: Of a micro-batch.
@@ -119,17 +119,17 @@ def step_seconds(
         weights = cost.exported / (1 if precision == "32-true" else 2)
         moved = 2 * gather_seconds(weights, parallelism.devices, gpu)
         moved += gather_seconds(cost.gradients * parallelism.shards, parallelism.devices, gpu)
-        waiting = micro_batches * _visible(moved, micro / 2)
+        waiting = micro_batches * _exposed(moved, micro / 2)
     else:
-        waiting = _visible(all_reduce_seconds(cost.gradients, parallelism.devices, gpu), micro / 3)
+        waiting = _exposed(all_reduce_seconds(cost.gradients, parallelism.devices, gpu), micro / 3)
     update = update_seconds(cost.gradients, cost.ema > 0, gpu)
     found = {kind: each * micro_batches for kind, each in kinds.items()}
     return found | {"optimizer, EMA": update} | ({"communication": waiting} if parallelism.devices > 1 else {})
 
 
-def _visible(moving: float, hiding: float) -> float:
-    """Seconds that communication of `moving` seconds adds if it may hide behind `hiding` seconds of kernels."""
-    return max(0.0, moving - hiding) + 0.1 * min(moving, hiding)
+def _exposed(communication: float, overlap: float) -> float:
+    """Seconds that communication adds if it may overlap with `overlap` seconds of kernels."""
+    return max(0.0, communication - overlap) + 0.1 * min(communication, overlap)
 
 
 def _strategies(config: DictConfig) -> Iterable[tuple[str, Parallelism]]:
@@ -164,7 +164,7 @@ def largest_batch(peak_of: Callable[[int], float], memory: float, limit: int = 2
         slope = (peaks[high] - peaks[low]) / (high - low)
         return limit if slope <= 0 else batch + int((memory - peaks[batch]) / slope + 1e-6)
 
-    if not fits(1):
+    if limit < 1 or not fits(1):
         return 0
     if limit == 1 or not fits(2):
         return 1

@@ -263,7 +263,7 @@ def _out_of_memory_hint(config: DictConfig, encoded: bool) -> str:
     memory, batch = float(torch.cuda.mem_get_info()[1]), int(config.data.batch_size)
     message = f"training ran out of memory: data.batch_size={batch} does not fit into the GPU's {memory / GIB:.1f} GiB"
     remedies = [
-        *([] if config.model.gradient_checkpointing else ["model.gradient_checkpointing=true"]),
+        *([] if config.model.gradient_checkpointing is True else ["model.gradient_checkpointing=true"]),
         *([f"data.batch_size={batch // 2}"] if batch > 1 else []),
         *([] if encoded else ["data=latents (cached before)"]),
         "a smaller face_size",
