@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from cubediff.configs import CONFIG_DIR
 from cubediff.planning.cost import Cost, cost
 from cubediff.planning.gpus import GIB
-from cubediff.planning.operations import RECOMPUTATION, Traffic, totals
+from cubediff.planning.operations import Traffic, totals
 
 VARIANTS = {
     "the recipe": (),
@@ -39,15 +39,14 @@ def table(one: Cost) -> list[str]:
     lines = [f"  {'':18s}{'kernels':>9s}{'TFLOP':>9s}{'GB':>9s}"]
     for name, row in {**rows, "total": whole}.items():
         lines.append(f"  {name:18s}{row.calls:9d}{row.flops / one.batch / 1e12:9.2f}{row.bytes / one.batch / 1e9:9.2f}")
-    again = sum(each.flops for each in one.operations if each.phase == RECOMPUTATION)
     formats = Counter(
         each.channels_last for each in one.operations if each.name == "convolution" and each.shapes[1][-2:] == (3, 3)
     )
     return [
         *lines,
-        f"  recomputation {again / one.batch / 1e12:.2f} TFLOP; of the 3 × 3 convolutions {formats[True]} in "
-        f"channels_last, {formats[False]} not; peak {one.peak / GIB:.2f} GiB, {one.step_peak / GIB:.2f} of it loss and "
-        "backward",
+        f"  recomputation {(one.flops - one.model_flops) / one.batch / 1e12:.2f} TFLOP; of the 3 × 3 convolutions "
+        f"{formats[True]} in channels_last, {formats[False]} not; "
+        f"peak {one.peak / GIB:.2f} GiB, {one.step_peak / GIB:.2f} of it loss and backward",
     ]
 
 

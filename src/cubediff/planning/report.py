@@ -182,9 +182,10 @@ def _time(config: DictConfig, counted: Cost, gpu: Gpu) -> list[str]:
     seconds = step_seconds(counted, parallelism, micro_batches, gpu, config)
     rows = sorted(seconds.items(), key=lambda item: -item[1])
     total = sum(seconds.values())
+    size = _panorama_bytes(config)
     mfu = counted.model_flops * micro_batches / (total * gpu.rate(canonical_precision(config.trainer)))
     others = (
-        f"  {_on(config, number, other.name, step_seconds(counted, parallelism, micro_batches, other, config))}"
+        f"  {_on(config, number, other.name, step_seconds(counted, parallelism, micro_batches, other, config), size)}"
         for other in GPUS.values()
         if other.name != gpu.name and other.rate_or_zero(canonical_precision(config.trainer))
     )
@@ -193,18 +194,18 @@ def _time(config: DictConfig, counted: Cost, gpu: Gpu) -> list[str]:
         f"time of a step on {number} × {gpu.name}, seconds",
         *(f"  {name:28s}{value:8.2f}" for name, value in rows if value >= 0.005),
         f"  total, at an MFU of {mfu:3.0%}     {total:8.2f}",
-        f"  {_on(config, number, gpu.name, seconds)}{_price(config, number, total)}",
+        f"  {_on(config, number, gpu.name, seconds, size)}{_price(config, number, total)}",
         "on other GPUs, whether or not it fits",
         *others,
     ]
 
 
-def _on(config: DictConfig, number: int, name: str, seconds: Mapping[str, float]) -> str:
+def _on(config: DictConfig, number: int, name: str, seconds: Mapping[str, float], panorama: float) -> str:
     total, steps = sum(seconds.values()), limit_steps(config)
     per_second = _panoramas_per_step(config) / total
     return (
         f"{number} × {name:9s} {total:7.2f} s a step, {per_second:7.2f} panoramas/s, {_hours(config, total):8.1f} h"
-        f"{'' if steps else ' for 1000 steps'}, reading {per_second * _panorama_bytes(config) / 1e6:6.2f} MB/s"
+        f"{'' if steps else ' for 1000 steps'}, reading {per_second * panorama / 1e6:6.2f} MB/s"
     )
 
 
