@@ -234,7 +234,8 @@ def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
             command = [sys.executable, "-m", "cubediff", *name.split(), *arguments, *few_steps.get(name, [])]
             subprocess.run(command, cwd=tmp_path, env=environment, check=True)
             ran.append(name)
-    assert set(ran) == {"prepare", "prepare check", "train", "generate", "convert", "view", "plan", "example"}
+    commands = {"prepare", "prepare check", "train", "generate", "evaluate", "convert", "view", "plan", "example"}
+    assert set(ran) == commands
     for code in blocks(README, "python"):
         code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -17,11 +17,12 @@ import inspect
 import json
 from pathlib import Path
 
+import cv2
 import diffusers
+import numpy as np
 import PIL.Image
 import torch
 from diffusers.schedulers import SchedulerMixin
-from evaluate import load, sheet
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
@@ -50,6 +51,25 @@ SCHEDULERS: dict[str, dict[str, object]] = {
     "LCMScheduler": {},
     "TCDScheduler": {},
 }
+
+
+def load(path: Path, height: int) -> Tensor:
+    """Reads a panorama (3, H, 2H) in [−1, 1]."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{path}: expected an image that OpenCV reads")
+    image = cv2.resize(image, (2 * height, height), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def sheet(rows: list[list[PIL.Image.Image]], path: Path) -> None:
+    """Writes images of equal size in rows."""
+    width, height = rows[0][0].size
+    canvas = PIL.Image.new("RGB", (len(rows[0]) * (width + 4), len(rows) * (height + 4)), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            canvas.paste(image, (x * (width + 4), y * (height + 4)))
+    canvas.save(path, quality=90)
 
 
 def steps_of(kind: type[SchedulerMixin], evaluations: int) -> int:

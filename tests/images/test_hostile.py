@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import socket
 import stat
 import struct
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 from support.image_files import EPS, chunk, tiff
+from support.memory import peak_bytes
 from support.pictures import picture
 from support.prepare import prepare, rejections, samples
 
@@ -183,8 +183,11 @@ def test_hundreds_of_hostile_images_reach_nothing(tmp_path: Path) -> None:
     files = sorted(path.name for path in source.iterdir())
     assert len(files) > 450
     (source / "captions.jsonl").write_text("".join(json.dumps({"file": f, "caption": "c"}) + "\n" for f in files))
+    peak = tmp_path / "peak"
+    peak.touch()
     before = set(tmp_path.iterdir())
-    done = prepare(source, tmp_path / "out", env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"})
+    path = f"{programs}:{os.environ['PATH']}"
+    done = prepare(source, tmp_path / "out", env=os.environ | {"PATH": path}, peak=peak)
     assert done.returncode == 0, done.stderr[-2000:]
     built = [record["file"] for record, _ in samples(tmp_path / "out")]
     refused = [line["file"] for line in rejections(tmp_path / "out")]
@@ -192,4 +195,4 @@ def test_hundreds_of_hostile_images_reach_nothing(tmp_path: Path) -> None:
     assert "good.jpg" in built
     assert not any(file.startswith(("eps", "both", "bomb6")) for file in built)
     assert set(tmp_path.iterdir()) == {*before, tmp_path / "out"}
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 << 20  # KiB
+    assert peak_bytes(peak) < 4 << 30

@@ -7,10 +7,16 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from support.memory import measured
 
-def prepare(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process with one worker."""
+
+def prepare(
+    *words: object, env: dict[str, str] | None = None, peak: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process with one worker, whose peak memory is written to a file."""
     command = [sys.executable, "-m", "cubediff", "prepare", *map(str, words), "--workers", "1"]
+    if peak is not None:
+        command = measured(command, peak)
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, timeout=300)
 
 

@@ -17,7 +17,7 @@ from cubediff.images.colour import Levels
 from cubediff.images.gpano import Pose, full_sphere_xmp
 from cubediff.images.writing import encode_png
 from cubediff.pages.viewer import write_viewer
-from cubediff.utils.files import write_json
+from cubediff.utils.files import remove_partial, write_json
 
 
 class EditedPanorama(NamedTuple):
@@ -103,6 +103,7 @@ def _remove_earlier(folder: Path) -> None:
     """Removes the files of another panorama, its record first: an interruption must not leave files of both."""
     for name in (RECORD, *(f"panorama.{suffix}" for suffix in MAX_HEIGHTS), "viewer.html"):
         (folder / name).unlink(missing_ok=True)
+        remove_partial(folder / name)
     for name in ("faces", "cubemap.png"):
         remove_cubemap(folder / name)
 
