@@ -27,6 +27,7 @@ from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
 from cubediff.runs.export import export_pipeline
+from cubediff.planning.cuda_rules import is_channels_last
 from cubediff.training.module import CubeDiffModule
 
 Batch = dict[str, Any]
@@ -252,10 +253,36 @@ def test_an_unknown_trainable_raises() -> None:
 
 def test_channels_last_changes_no_gradient_beyond_rounding(batch: Batch) -> None:
     plain, last = module_of(trainable="full"), module_of(trainable="full", channels_last=True)
-    assert last.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     gradients = [fitted(module, [batch], steps=1).gradients[0] for module in (plain, last)]
+    formats = [is_channels_last(module.unet.mid_block.resnets[0].conv1.weight) for module in (plain, last)]
+    assert formats == [False, True]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("setting", "on_cpu", "on_gpu"), [(None, False, True), (True, True, True), (False, False, False)])
+def test_channels_last_is_the_default_on_gpus(setting: bool | None, on_cpu: bool, on_gpu: bool) -> None:
+    for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
+        module = module_of(channels_last=setting)
+        module.adapt_to(device, "32-true")
+        assert is_channels_last(module.unet.mid_block.resnets[0].conv1.weight) == expected
+
+
+def test_frozen_weights_have_16_bits_while_a_run_in_mixed_precision_lasts(batch: Batch) -> None:
+    class Dtypes(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            self.found = {name: p.dtype for name, p in module.unet.named_parameters()}
+            self.frozen = {name: p.clone() for name, p in module.frozen.items()}
+
+    module, dtypes = module_of(), Dtypes()
+    before = {name: p.detach().clone() for name, p in module.frozen.items()}
+    fitted(module, [batch], steps=2, extra=dtypes, precision="bf16-mixed")
+    assert dtypes.found["mid_block.resnets.0.conv1.weight"] is torch.bfloat16
+    assert dtypes.found["mid_block.resnets.0.norm1.weight"] is torch.float32
+    assert {dtypes.found[name] for name in module.trained_parameters} == {torch.float32}
+    for frozen in (dtypes.frozen, module.frozen):
+        assert frozen.keys() == before.keys()
+        assert all(torch.equal(frozen[name], value) for name, value in before.items())
 
 
 COMPILED = """

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cubediff.models.backbone import execution_device, to_device_async
+from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.inflation import sync_group_norm_
 from cubediff.models.tiled_vae import decode_tiled, encode_tiled
 from cubediff.utils.text import printable
@@ -37,6 +38,7 @@ class FrozenEncoders:
     """
 
     def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        keep_memory_format_(vae)
         vae = sync_group_norm_(vae).requires_grad_(False).eval()
         self.vae = vae.to(memory_format=torch.channels_last)  # the fastest format for convolutions, on CPU and GPU
         self.text_encoder = text_encoder.requires_grad_(False).eval()

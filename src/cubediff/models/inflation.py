@@ -9,25 +9,30 @@ from types import MethodType
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cubediff.geometry.conventions import FACES
+from cubediff.models.blocks import keep_memory_format_
+from cubediff.models.group_norm import cube_group_norm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def _by_panorama(faces: Tensor) -> Tensor:
     """Unfolds (B·6, …) to (B, 6, …)."""
+    _check_faces(faces)
+    unfolded: Tensor = faces.unflatten(0, (-1, len(FACES)))
+    return unfolded
+
+
+def _check_faces(faces: Tensor) -> None:
     if faces.shape[0] % len(FACES):
         raise ValueError(
             f"expected a batch of B·6 faces, got {faces.shape[0]}, which is not a multiple of six: pass all six faces "
             "of each panorama"
         )
-    unfolded: Tensor = faces.unflatten(0, (-1, len(FACES)))
-    return unfolded
 
 
 class CubeAttnProcessor:
@@ -70,9 +75,8 @@ class CubeGroupNorm(nn.GroupNorm):
     """GroupNorm with mean and variance over all six faces of a panorama (CubeDiff, section 4.1)."""
 
     def forward(self, input: Float[Tensor, "b6 c *space"]) -> Float[Tensor, "b6 c *space"]:
-        by_channel = _by_panorama(input).transpose(1, 2)  # (B, C, 6, …)
-        normed = F.group_norm(by_channel, self.num_groups, self.weight, self.bias, self.eps)
-        return normed.transpose(1, 2).reshape(input.shape)
+        _check_faces(input)
+        return cube_group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
@@ -136,6 +140,7 @@ def inflate_(
         raise ValueError("cannot inflate a UNet with only_cross_attention=True: it has no self-attention")
     if any(unet.attn_processors[name] is not processor for name, processor in processors.items()):
         unet.set_attn_processor(processors)
+    keep_memory_format_(unet)
     return sync_group_norm_(unet, sync_group_norm)
 
 

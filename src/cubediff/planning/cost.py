@@ -44,7 +44,7 @@ class Counted:
         batch: Panoramas.
         parameters: Number of the network's parameters.
         trained: Number of trained ones.
-        weights: Bytes of the network.
+        weights: Bytes of the network; under FSDP, all of them are in float32.
         encoders: Bytes of the frozen components that training keeps.
         gradients: Bytes of the gradients, and of one copy of the trained weights.
         unsharded: Peak bytes of parameters and gradients that FSDP gathers.
@@ -181,7 +181,7 @@ def spread(config: DictConfig, counted: Counted, parallelism: Parallelism) -> Co
         batch=counted.batch,
         parameters=counted.parameters,
         trained=counted.trained,
-        weights=counted.weights // shards,
+        weights=counted.weights if shards == 1 else 4 * counted.parameters // shards,
         unsharded=counted.unsharded if shards > 1 else 0,
         encoders=counted.encoders,
         gradients=gradients,
@@ -194,7 +194,7 @@ def spread(config: DictConfig, counted: Counted, parallelism: Parallelism) -> Co
         encode_flops=counted.encode_flops,
         operations=counted.operations,
         checkpoint=full + optimizer + ema,
-        exported=counted.weights,
+        exported=4 * counted.parameters,
     )
 
 
@@ -211,6 +211,7 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     """
     rename_targets_(config)
     module, precision = _meta_module(config), canonical_precision(config.trainer)
+    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", precision)
     backbone = module.backbone
     with ExitStack() as stack:
         stack.callback(positions.cache_clear)  # it caches fake tensors

@@ -88,7 +88,7 @@ class OperationCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         overload = cast(torch._ops.OpOverload, func)
         name = overload.overloadpacket.__name__
-        inputs = _tensors([args, kwargs])
+        inputs = _tensors([args, {key: value for key, value in kwargs.items() if key != "out"}])
         read = {_identity(tensor): _bytes(tensor) for tensor in inputs}
         dtypes = {tensor.dtype for tensor in inputs}
         result = func(*args, **kwargs)

@@ -27,6 +27,7 @@ from cubediff.diffusion.objective import Example, Objective
 from cubediff.models.backbone import Conditioning, Trainable
 from cubediff.models.checkpointing import Checkpointing, checkpoint_blocks_
 from cubediff.models.encoders import same_fingerprint
+from cubediff.models.frozen import CastWeights
 from cubediff.models.inputs import latent_mask
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.base import CubePipeline
@@ -38,6 +39,7 @@ Batch = CubeBatch | LatentBatch
 # Determines a panorama's random draws: the run's seed, training or validation, and its sample index in the stream.
 Seed = tuple[int, ...]
 TRAINING, VALIDATION = 0, 1
+_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
@@ -66,7 +68,7 @@ class Options(TypedDict, total=False):
     lora_rank: int
     gradient_checkpointing: Checkpointing
     compile: Literal["regional"] | None
-    channels_last: bool
+    channels_last: bool | None
     seed: int
 
 
@@ -78,7 +80,7 @@ class _Settings:
     lora_rank: int = 16
     gradient_checkpointing: Checkpointing = False
     compile: Literal["regional"] | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
     seed: int = 0
 
 
@@ -106,7 +108,7 @@ class CubeDiffModule(L.LightningModule):
         trainable, lora_rank: See `select_trainable_`.
         gradient_checkpointing: Recompute activations in the backward pass, see `checkpoint_blocks_`.
         compile: "regional" compiles the repeated blocks, once for all of them; None compiles nothing.
-        channels_last: Store the network's weights in the channels_last memory format.
+        channels_last: Store the network's weights in the channels_last memory format; None does so on a GPU.
         seed: Seed of noise, timesteps and condition dropout. They depend only on the seed and the panorama's sample
             index in the stream, not on the number of ranks, and a resumed run repeats none of them.
 
@@ -133,8 +135,8 @@ class CubeDiffModule(L.LightningModule):
             if settings.trainable == "lora" and p.requires_grad and ".lora_" not in name
         }
         setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
-        if settings.channels_last:
-            network.to(memory_format=torch.channels_last)
+        self.channels_last = settings.channels_last
+        self.cast_weights: CastWeights | None = None
         checkpoint_blocks_(self.backbone.blocks(), settings.gradient_checkpointing)
         if settings.compile not in (None, "regional"):
             raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
@@ -164,8 +166,9 @@ class CubeDiffModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------------ setup
 
     def setup(self, stage: str) -> None:
-        """Moves the encoders to the device, or frees them if the batches are encoded already."""
+        """Adapts the network to the device, and moves the encoders there, or frees them if batches are encoded."""
         device = self.trainer.strategy.root_device
+        self.adapt_to(device.type, str(self.trainer.precision) if self.device_mesh is None else "32-true")
         encoded_by = getattr(getattr(self.trainer, "datamodule", None), "encoded_by", None)
         if encoded_by is None:
             self.backbone.to(device)
@@ -176,6 +179,25 @@ class CubeDiffModule(L.LightningModule):
         self.encode_null_text(device)
         if encoded_by is not None:
             self.backbone.release()
+
+    def adapt_to(self, device_type: str, precision: str) -> None:
+        """Stores the network in the memory format and dtypes that a device computes in.
+
+        Args:
+            device_type: Such as "cuda".
+            precision: The Trainer's; in 16 bits, frozen weights are cast once instead of in every forward pass. FSDP
+                needs one dtype for all weights of a block, and casts them itself.
+        """
+        if self.channels_last or (self.channels_last is None and device_type == "cuda"):
+            self.network.to(memory_format=torch.channels_last)
+        if precision in _DTYPES and self.cast_weights is None:
+            self.cast_weights = CastWeights.cast_(self.network, _DTYPES[precision])
+
+    def teardown(self, stage: str) -> None:
+        """Gives frozen weights their precision of before."""
+        if self.cast_weights is not None:
+            self.cast_weights.restore_()
+            self.cast_weights = None
 
     def encode_null_text(self, device: torch.device | None = None) -> None:
         """Encodes the empty prompt, which condition dropout puts in place of a text; before the first step."""
@@ -232,9 +254,9 @@ class CubeDiffModule(L.LightningModule):
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """The network's weights that are not trained."""
-        trained = self.trained_parameters.keys()
-        return {name: value for name, value in self.network.state_dict().items() if name not in trained}
+        """The network's weights that are not trained, in the precision of the base model."""
+        weights = {**self.network.state_dict(), **(self.cast_weights.originals if self.cast_weights else {})}
+        return {name: value for name, value in weights.items() if name not in self.trained_parameters}
 
     # ----------------------------------------------------------------------------------------------- steps
 

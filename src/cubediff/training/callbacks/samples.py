@@ -103,16 +103,17 @@ class SampleLogger(Callback):
         pipeline.set_progress_bar_config(disable=True)
         cubes = []
         for kind, photo in (("text", None), ("text_photo", photos[own])):
-            called = pipeline(
-                [prompts[i] for i in own],
-                image=photo,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                generator=[torch.Generator(module.device).manual_seed(module.seed + i) for i in own],
-                output_type="pt",
-                truncate_prompts=True,
-                callback_on_step_end=_StopVote(trainer),
-            )
+            with trainer.precision_plugin.forward_context():  # as in training: frozen weights have 16 bits
+                called = pipeline(
+                    [prompts[i] for i in own],
+                    image=photo,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.guidance_scale,
+                    generator=[torch.Generator(module.device).manual_seed(module.seed + i) for i in own],
+                    output_type="pt",
+                    truncate_prompts=True,
+                    callback_on_step_end=_StopVote(trainer),
+                )
             output = cast(CubeDiffOutput, called)  # return_dict is true
             gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …

@@ -1,0 +1,127 @@
+"""GroupNorm over the six faces of a panorama without copies, in any memory format.
+
+`torch.nn.functional.group_norm` needs a panorama's faces next to each other, as (B, C, 6·H, W); on CUDA it needs them
+stored contiguously, and autocast gives it a float32 copy. Here, sums over the pixels of each face and channel give the
+statistics in float32, and one kernel applies them while it reads and writes the activations in their own dtype and
+memory format. When compiled, the norm is plain arithmetic, which the compiler fuses with its neighbours.
+
+Legend: B panoramas, N = B·6 faces, C channels, G groups of K = C / G channels, P pixels of a face.
+"""
+
+from math import gcd
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from cubediff.geometry.conventions import FACES
+
+
+def cube_group_norm(
+    faces: Float[Tensor, "n c *space"], groups: int, weight: Float[Tensor, " c"], bias: Float[Tensor, " c"], eps: float
+) -> Float[Tensor, "n c *space"]:
+    """Normalizes each group of channels by its mean and variance over the six faces of a panorama.
+
+    Args:
+        faces: (B·6, C, …) in any memory format.
+        groups: Number of groups of channels.
+        weight, bias: Applied to each channel after it is normalized.
+        eps: Added to the variance.
+
+    Returns:
+        In the dtype and memory format of `faces`; statistics and arithmetic are in float32 at least.
+    """
+    flat = faces.flatten(2) if faces.ndim > 2 else faces[:, :, None]
+    with torch.autocast(faces.device.type, enabled=False):  # it would cast the arguments of sums and addcmul
+        if torch.compiler.is_compiling():
+            normed = _formula(flat, groups, weight, bias, eps)
+        else:
+            normed = cast(Tensor, _CubeGroupNorm.apply(flat, groups, weight, bias, eps))
+    return normed.view(faces.shape)
+
+
+def _formula(
+    x: Float[Tensor, "n c p"], groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> Float[Tensor, "n c p"]:
+    """The norm as differentiable arithmetic."""
+    dtype, near_mean = _arithmetic(x), _near_mean(x, groups)
+    values = (x.to(dtype) if near_mean is None else x - near_mean).unflatten(1, (groups, -1))
+    values = values.unflatten(0, (-1, len(FACES)))
+    variance, mean = torch.var_mean(values, (1, 3, 4), correction=0, keepdim=True)
+    scale, offset = (parameter.to(dtype).view(groups, -1, 1) for parameter in (weight, bias))
+    normed = (values - mean) * (variance + eps).rsqrt() * scale + offset
+    return normed.to(x.dtype).flatten(2, 3).flatten(0, 1)
+
+
+class _CubeGroupNorm(torch.autograd.Function):
+    """The norm in few kernels, none of which copies or casts activations of 16 bits."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Float[Tensor, "n c p"], groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Float[Tensor, "n c p"]:
+        near_mean = _near_mean(x, groups)
+        values = x if near_mean is None else x - near_mean
+        result = torch.empty_like(x)
+        sums = torch.stack([values.sum(2, dtype=_arithmetic(x)), _sums_of_squares(values, result)])
+        mean, squares = _group_means(_by_group(sums, groups), x.shape[2])
+        rstd = (torch.addcmul(squares, mean, mean, value=-1).clamp_min_(0) + eps).rsqrt_()
+        scale = rstd * weight.to(rstd.dtype).view(groups, -1)
+        offset = torch.addcmul(bias.to(rstd.dtype).view(groups, -1), mean, scale, value=-1)
+        ctx.save_for_backward(x, near_mean, mean, rstd, weight)
+        return torch.addcmul(_per_face(offset, x), values, _per_face(scale, x), out=result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Float[Tensor, "n c p"]) -> tuple[Tensor | None, ...]:
+        x, near_mean, mean, rstd, weight = ctx.saved_tensors
+        groups, pixels = rstd.shape[2], x.shape[2]
+        with torch.autocast(x.device.type, enabled=False):
+            values = x if near_mean is None else x - near_mean
+            work = torch.empty_like(x, dtype=rstd.dtype)
+            zero = rstd.new_zeros(1, 1, 1)
+            torch.addcmul(zero, gradient, values, out=work)
+            total, product = _by_group(torch.stack([gradient.sum(2, dtype=rstd.dtype), work.sum(2)]), groups)
+            moment = torch.addcmul(product, mean, total, value=-1) * rstd  # of the normalized values
+            scale = rstd * weight.to(rstd.dtype).view(groups, -1)
+            by_total, by_moment = _group_means(torch.stack([total, moment]) * scale, pixels)
+            slope = -by_moment * rstd
+            offset = torch.addcmul(-by_total, slope, mean, value=-1)
+            torch.addcmul(_per_face(offset, x), values, _per_face(slope, x), out=work)
+            by_x = torch.addcmul(work, gradient, _per_face(scale, x), out=torch.empty_like(x))
+        by_weight, by_bias = (sums.sum((0, 1)).flatten().to(weight.dtype) for sums in (moment, total))
+        return by_x, None, by_weight, by_bias, None
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _near_mean(x: Float[Tensor, "n c p"], groups: int) -> Float[Tensor, "n c 1"] | None:
+    """The mean of a few values of each group, subtracted before sums are taken, which lose precision where the mean is
+    larger than the deviation; None in 16 bits, whose own rounding loses more."""
+    if x.dtype is not _arithmetic(x):
+        return None
+    return _per_face(_group_means(_by_group(x[:, :, 0].detach(), groups), 1), x)
+
+
+def _sums_of_squares(values: Float[Tensor, "n c p"], work: Float[Tensor, "n c p"]) -> Float[Tensor, "n c"]:
+    """In 16 bits by a kernel that casts inside; else by squares that are written to `work`."""
+    if values.dtype is _arithmetic(values):
+        return torch.mul(values, values, out=work).sum(2)
+    rows = values.unflatten(2, (-1, gcd(values.shape[2], 64)))  # a sum of few squares at a time, for precision
+    return torch.linalg.vector_norm(rows, dim=3, dtype=_arithmetic(values)).square_().sum(2)
+
+
+def _by_group(values: Float[Tensor, "*s n c"], groups: int) -> Float[Tensor, "*s b 6 g k"]:
+    return values.unflatten(-1, (groups, -1)).unflatten(-3, (-1, len(FACES)))
+
+
+def _group_means(sums: Float[Tensor, "*s b 6 g k"], pixels: int) -> Float[Tensor, "*s b 1 g 1"]:
+    return sums.mean((-3, -1), keepdim=True) / pixels
+
+
+def _per_face(values: Float[Tensor, "b 1 g _"], x: Float[Tensor, "n c p"]) -> Float[Tensor, "n c 1"]:
+    return values.expand(-1, len(FACES), -1, x.shape[1] // values.shape[2]).reshape(*x.shape[:2], 1)
