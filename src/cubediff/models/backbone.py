@@ -9,6 +9,7 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -254,6 +255,18 @@ class Backbone(ABC):
             timesteps: One for each panorama (B,), or one for all ().
             conditioning: The conditioning of the B panoramas.
         """
+
+    def constant_conditioning(self) -> AbstractContextManager[None]:
+        """Within it, `predict` may keep what it computes of the conditioning alone, which is the same in all calls."""
+        return nullcontext()
+
+    def fuse_projections(self, enabled: bool) -> None:
+        """Makes one matrix product of an attention layer's projections, or separates them again.
+
+        Raises:
+            ValueError: If the family does not support it.
+        """
+        raise ValueError(f"{type(self).__name__} does not fuse the projections of its attention layers")
 
     @abstractmethod
     def trainable(self, name: str, mode: Trainable) -> bool:

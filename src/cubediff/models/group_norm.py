@@ -8,6 +8,7 @@ memory format. When compiled, the norm is plain arithmetic, which the compiler f
 Legend: B panoramas, N = B·6 faces, C channels, G groups of K = C / G channels, P pixels of a face.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from math import gcd
 from typing import cast
 
@@ -34,7 +35,7 @@ def cube_group_norm(
         In the dtype and memory format of `faces`; statistics and arithmetic are in float32 at least.
     """
     flat = faces.flatten(2) if faces.ndim > 2 else faces[:, :, None]
-    with torch.autocast(faces.device.type, enabled=False):  # it would cast the arguments of sums and addcmul
+    with _no_autocast(faces):
         if torch.compiler.is_compiling():
             normed = _formula(flat, groups, weight, bias, eps)
         else:
@@ -78,7 +79,7 @@ class _CubeGroupNorm(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Float[Tensor, "n c p"]) -> tuple[Tensor | None, ...]:
         x, near_mean, mean, rstd, weight = ctx.saved_tensors
         groups, pixels = rstd.shape[2], x.shape[2]
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             values = x if near_mean is None else x - near_mean
             work = torch.empty_like(x, dtype=rstd.dtype)
             zero = rstd.new_zeros(1, 1, 1)
@@ -93,6 +94,12 @@ class _CubeGroupNorm(torch.autograd.Function):
             by_x = torch.addcmul(work, gradient, _per_face(scale, x), out=torch.empty_like(x))
         by_weight, by_bias = (sums.sum((0, 1)).flatten().to(weight.dtype) for sums in (moment, total))
         return by_x, None, by_weight, by_bias, None
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast would cast the arguments of sums and addcmul; not every device has it."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:

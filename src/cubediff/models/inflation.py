@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import AttentionBackendName
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cubediff.geometry.conventions import FACES
+from cubediff.models.attention import BackendAttnProcessor
 from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.group_norm import cube_group_norm
 
@@ -46,8 +48,20 @@ class CubeAttnProcessor:
         inner: The processor that computes the attention.
     """
 
+    _parallel_config = None
+
     def __init__(self, inner: Callable[..., Tensor]) -> None:
         self.inner = inner
+
+    @property
+    def _attention_backend(self) -> AttentionBackendName | None:
+        """What `set_attention_backend` sets, of the inner processor."""
+        return getattr(self.inner, "_attention_backend", None)
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: AttentionBackendName | None) -> None:
+        if isinstance(self.inner, BackendAttnProcessor):
+            self.inner._attention_backend = backend
 
     def __call__(
         self,
@@ -125,6 +139,8 @@ def inflate_(
     processors = {}
     for name, processor in unet.attn_processors.items():
         plain = processor.inner if isinstance(processor, CubeAttnProcessor) else processor
+        if BackendAttnProcessor.fits(unet.get_submodule(name.removesuffix(".processor"))):
+            plain = BackendAttnProcessor()
         layer = name.split(".")[-2]
         if layer not in ("attn1", "attn2"):
             raise ValueError(f"cannot inflate a {type(unet).__name__} with the attention layer {name!r}: only the "

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x as a `Backbone`: a UNet that attends to six faces, a VAE, a CLIP text encoder."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from cubediff.models.attention import constant_text, fuse_projections_
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable, execution_device
 from cubediff.models.encoders import FrozenEncoders
 from cubediff.models.inflation import inflate_, widen_conv_in_
@@ -126,6 +128,13 @@ class StableDiffusion(Backbone):
         )[0]
         prediction: Tensor = output.unflatten(0, (-1, 6))
         return prediction.float()
+
+    def constant_conditioning(self) -> AbstractContextManager[None]:
+        return constant_text(self.unet)
+
+    def fuse_projections(self, enabled: bool) -> None:
+        self.inflate_()  # so that its attention layers have this package's processors
+        fuse_projections_(self.unet, enabled)
 
     def trainable(self, name: str, mode: Trainable) -> bool:
         layers = name.split(".")

@@ -119,6 +119,14 @@ class CubePipeline(PipelineWithCard, ABC):
         """Encodes and decodes whole faces."""
         self.vae.disable_tiling()
 
+    def fuse_qkv_projections(self) -> None:
+        """Makes one matrix product of the projections to queries, keys and values; attention still spans six faces."""
+        self.backbone.fuse_projections(True)
+
+    def unfuse_qkv_projections(self) -> None:
+        """Separates the projections again, as before saving the pipeline."""
+        self.backbone.fuse_projections(False)
+
     @staticmethod
     def complete_settings(
         network: ModelMixin, given: Mapping[str, object], defaults: Mapping[str, object]
@@ -241,8 +249,9 @@ class CubePipeline(PipelineWithCard, ABC):
         text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
         inputs = self._inputs(scheduler, guidance, text, condition, average_overlap)
-        sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta}, self.progress_bar,
-                         partial(callback, self), lambda: self.interrupt)  # fmt: skip
+        with backbone.constant_conditioning():
+            sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta},
+                             self.progress_bar, partial(callback, self), lambda: self.interrupt)  # fmt: skip
         if output_type == "latent":
             output: tuple[Panoramas, Faces] = None, sample
         else:

@@ -1,0 +1,126 @@
+"""The attention of a UNet's transformer blocks: by diffusers' attention backends, with the text's keys and values kept
+while they do not change.
+
+Legend: N faces or cubes, P queries, L keys, C channels, D text width, H heads.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor, nn
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+class BackendAttnProcessor:
+    """Scaled dot-product attention by the backend of `set_attention_backend`, which processors of the UNet's class in
+    diffusers do not read; torch's own by default.
+
+    It computes what `AttnProcessor2_0` computes for attention layers of transformer blocks, see `fits`.
+    """
+
+    _parallel_config = None
+
+    def __init__(self) -> None:
+        self._attention_backend: AttentionBackendName | None = None
+        self.keeps_text = False
+        self._kept: KeysAndValues | None = None
+
+    @staticmethod
+    def fits(attn: nn.Module) -> bool:
+        """Whether a layer has nothing beyond projections: no norm, residual or scale of its own."""
+        return (
+            isinstance(attn, Attention)
+            and isinstance(attn.processor, AttnProcessor2_0)
+            and all(part is None for part in (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k))
+            and not (attn.norm_cross or attn.residual_connection)
+            and attn.rescale_output_factor == 1
+        )
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "n p c"],
+        encoder_hidden_states: Float[Tensor, "n l d"] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "n p c"]:
+        if encoder_hidden_states is None:
+            query, key, value = _projected(attn, "to_qkv", ("to_q", "to_k", "to_v"), hidden_states)
+        else:
+            query = attn.to_q(hidden_states)
+            key, value = self._keys_and_values(attn, encoder_hidden_states)
+        query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None]  # the same for all heads
+        attended = dispatch_attention_fn(query, key, value, attention_mask, backend=self._attention_backend)
+        projection, dropout = attn.to_out
+        output: Tensor = dropout(projection(attended.flatten(2)))
+        return output
+
+    def _keys_and_values(self, attn: Attention, text: Tensor) -> KeysAndValues:
+        if self._kept is not None:
+            return self._kept
+        key, value = _projected(attn, "to_kv", ("to_k", "to_v"), text)
+        if self.keeps_text and not torch.compiler.is_compiling():
+            self._kept = key, value
+        return key, value
+
+    def keep_text(self, enabled: bool) -> None:
+        """Keeps the keys and values of the next text for all later ones, until it is disabled."""
+        self.keeps_text, self._kept = enabled, None
+
+
+@contextmanager
+def constant_text(network: nn.Module) -> Iterator[None]:
+    """Within it, cross-attention projects the text of the first call only; later calls must have the same text."""
+    layers = [layer for layer in network.modules() if isinstance(layer, Attention) and layer.is_cross_attention]
+    processors = [processor for layer in layers if (processor := _backend_processor(layer)) is not None]
+    for processor in processors:
+        processor.keep_text(True)
+    try:
+        yield
+    finally:
+        for processor in processors:
+            processor.keep_text(False)
+
+
+def fuse_projections_(network: nn.Module, enabled: bool = True) -> None:
+    """Makes one matrix product of the projections to queries, keys and values, or to keys and values of the text.
+
+    diffusers' own function replaces the processors of the layers, and with them the attention that spans six faces.
+
+    Args:
+        network: A network whose attention layers have this module's processor.
+        enabled: False makes the projections separate again.
+
+    Raises:
+        ValueError: If the layers have LoRA adapters, which the fused projections would not have.
+    """
+    if enabled and getattr(network, "peft_config", None):
+        raise ValueError("cannot fuse the projections of a network with LoRA adapters: call fuse_lora() and "
+                         "unload_lora_weights() first")  # fmt: skip
+    for layer in network.modules():
+        if not isinstance(layer, Attention) or _backend_processor(layer) is None:
+            continue
+        if enabled and not layer.fused_projections:
+            with torch.no_grad():
+                layer.fuse_projections()
+        elif not enabled and layer.fused_projections:
+            delattr(layer, "to_kv" if layer.is_cross_attention else "to_qkv")
+            layer.fused_projections = False
+
+
+def _backend_processor(layer: Attention) -> BackendAttnProcessor | None:
+    processor = getattr(layer.processor, "inner", layer.processor)
+    return processor if isinstance(processor, BackendAttnProcessor) else None
+
+
+def _projected(attn: Attention, fused: str, names: tuple[str, ...], states: Tensor) -> tuple[Tensor, ...]:
+    if attn.fused_projections:
+        parts: tuple[Tensor, ...] = getattr(attn, fused)(states).chunk(len(names), dim=-1)
+        return parts
+    return tuple(getattr(attn, name)(states) for name in names)
