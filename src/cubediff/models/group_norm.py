@@ -34,26 +34,24 @@ def cube_group_norm(
     Returns:
         In the dtype and memory format of `faces`; statistics and arithmetic are in float32 at least.
     """
-    flat = faces.flatten(2) if faces.ndim > 2 else faces[:, :, None]
     with _no_autocast(faces):
         if torch.compiler.is_compiling():
-            normed = _formula(flat, groups, weight, bias, eps)
-        else:
-            normed = cast(Tensor, _CubeGroupNorm.apply(flat, groups, weight, bias, eps))
-    return normed.view(faces.shape)
+            return _formula(faces, groups, weight, bias, eps)
+        return cast(Tensor, _CubeGroupNorm.apply(faces, groups, weight, bias, eps))
 
 
 def _formula(
-    x: Float[Tensor, "n c p"], groups: int, weight: Tensor, bias: Tensor, eps: float
-) -> Float[Tensor, "n c p"]:
+    faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> Float[Tensor, "n c *space"]:
     """The norm as differentiable arithmetic."""
+    x = _flat(faces)
     dtype, near_mean = _arithmetic(x), _near_mean(x, groups)
     values = (x.to(dtype) if near_mean is None else x - near_mean).unflatten(1, (groups, -1))
     values = values.unflatten(0, (-1, len(FACES)))
     variance, mean = torch.var_mean(values, (1, 3, 4), correction=0, keepdim=True)
     scale, offset = (parameter.to(dtype).view(groups, -1, 1) for parameter in (weight, bias))
     normed = (values - mean) * (variance + eps).rsqrt() * scale + offset
-    return normed.to(x.dtype).flatten(2, 3).flatten(0, 1)
+    return normed.to(x.dtype).flatten(2, 3).flatten(0, 1).view(faces.shape)
 
 
 class _CubeGroupNorm(torch.autograd.Function):
@@ -61,23 +59,26 @@ class _CubeGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Float[Tensor, "n c p"], groups: int, weight: Tensor, bias: Tensor, eps: float
-    ) -> Float[Tensor, "n c p"]:
+        ctx: FunctionCtx, faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Float[Tensor, "n c *space"]:
+        x = _flat(faces)
         near_mean = _near_mean(x, groups)
         values = x if near_mean is None else x - near_mean
-        result = torch.empty_like(x)
-        sums = torch.stack([values.sum(2, dtype=_arithmetic(x)), _sums_of_squares(values, result)])
+        result = torch.empty_like(faces)
+        sums = torch.stack([values.sum(2, dtype=_arithmetic(x)), _sums_of_squares(values, _flat(result))])
         mean, squares = _group_means(_by_group(sums, groups), x.shape[2])
         rstd = (torch.addcmul(squares, mean, mean, value=-1).clamp_min_(0) + eps).rsqrt_()
         scale = rstd * weight.to(rstd.dtype).view(groups, -1)
         offset = torch.addcmul(bias.to(rstd.dtype).view(groups, -1), mean, scale, value=-1)
-        ctx.save_for_backward(x, near_mean, mean, rstd, weight)
-        return torch.addcmul(_per_face(offset, x), values, _per_face(scale, x), out=result)
+        ctx.save_for_backward(faces, near_mean, mean, rstd, weight)
+        torch.addcmul(_per_face(offset, x), values, _per_face(scale, x), out=_flat(result))
+        return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Float[Tensor, "n c p"]) -> tuple[Tensor | None, ...]:
-        x, near_mean, mean, rstd, weight = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, by_result: Float[Tensor, "n c *space"]) -> tuple[Tensor | None, ...]:
+        faces, near_mean, mean, rstd, weight = ctx.saved_tensors
+        x, gradient = _flat(faces), _flat(by_result)
         groups, pixels = rstd.shape[2], x.shape[2]
         with _no_autocast(x):
             values = x if near_mean is None else x - near_mean
@@ -91,15 +92,20 @@ class _CubeGroupNorm(torch.autograd.Function):
             slope = -by_moment * rstd
             offset = torch.addcmul(-by_total, slope, mean, value=-1)
             torch.addcmul(_per_face(offset, x), values, _per_face(slope, x), out=work)
-            by_x = torch.addcmul(work, gradient, _per_face(scale, x), out=torch.empty_like(x))
+            by_faces = torch.empty_like(faces)
+            torch.addcmul(work, gradient, _per_face(scale, x), out=_flat(by_faces))
         by_weight, by_bias = (sums.sum((0, 1)).flatten().to(weight.dtype) for sums in (moment, total))
-        return by_x, None, by_weight, by_bias, None
+        return by_faces, None, by_weight, by_bias, None
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast would cast the arguments of sums and addcmul; not every device has it."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _flat(faces: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c p"]:
+    return faces.flatten(2) if faces.ndim > 2 else faces[:, :, None]
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:

@@ -26,8 +26,8 @@ def apply_fsdp(
 ) -> None:
     """Shards a network's parameters over a one-dimensional mesh, in place. A second call changes nothing.
 
-    All-gather per block, in `param_dtype` if given, and reshard after the block's forward pass; gradients are reduced
-    in float32.
+    All-gather per block, in `param_dtype` if given, and reshard after the block's forward pass; norms, which autocast
+    computes in float32, are gathered in their own dtype. Gradients are reduced in float32.
 
     Args:
         network: The network.
@@ -39,14 +39,38 @@ def apply_fsdp(
         return
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     for block in blocks:
+        _shard_norms(block, mesh)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    _shard_norms(network, mesh)
     # By default the root module stays unsharded until its backward pass.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def _shard_norms(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards the norms inside a module that are not sharded yet, as one group."""
+    kinds = nn.GroupNorm | nn.LayerNorm
+    norms = [m for m in module.modules() if isinstance(m, kinds) and not isinstance(m, FSDPModule)]
+    if norms:
+        fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gathers a DTensor, a collective call; returns other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_to_rank_zero(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Gathers DTensors one after the other, a collective call, on the CPU of rank 0; other ranks get empty tensors.
+
+    Other tensors are returned unchanged.
+    """
+    gathered = []
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            whole = tensor.full_tensor()
+            tensor = whole.cpu() if tensor.device_mesh.get_rank() == 0 else whole.new_empty(0, device="cpu")
+        gathered.append(tensor)
+    return gathered
 
 
 def shard_like(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cubediff.training.callbacks.hooks import cube_module
-from cubediff.training.fsdp import full_tensor, shard_like
+from cubediff.training.fsdp import full_tensor, gather_to_rank_zero, shard_like
 from cubediff.training.metric_reduction import is_logging_step
 from cubediff.training.module import CubeDiffModule
 
@@ -109,7 +109,7 @@ class UNetEMA(Callback):
     def state_dict(self) -> dict[str, object]:
         if self.average is None:
             return {}
-        return {**self.average.state_dict(), "shadow_params": [full_tensor(p) for p in self.average.shadow_params]}
+        return {**self.average.state_dict(), "shadow_params": gather_to_rank_zero(self.average.shadow_params)}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Lightning calls it before the fit starts, with FSDP after."""
