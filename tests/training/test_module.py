@@ -264,7 +264,7 @@ def test_channels_last_changes_no_gradient_beyond_rounding(batch: Batch) -> None
 def test_channels_last_is_the_default_on_gpus(setting: bool | None, on_cpu: bool, on_gpu: bool) -> None:
     for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
         module = module_of(channels_last=setting)
-        module.adapt_to(device, "32-true")
+        module.adapt_to(device, "32-true", sharded=False)
         assert is_channels_last(module.unet.mid_block.resnets[0].conv1.weight) == expected
 
 
@@ -273,10 +273,13 @@ def test_frozen_weights_have_16_bits_while_a_run_in_mixed_precision_lasts(batch:
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
             self.found = {name: p.dtype for name, p in module.unet.named_parameters()}
             self.frozen = {name: p.clone() for name, p in module.frozen.items()}
+            self.encoders = {p.dtype for p in module.backbone.encoders.vae.encoder.conv_in.parameters()}
 
     module, dtypes = module_of(), Dtypes()
     before = {name: p.detach().clone() for name, p in module.frozen.items()}
     fitted(module, [batch], steps=2, extra=dtypes, precision="bf16-mixed")
+    assert dtypes.encoders == {torch.bfloat16}
+    assert module.backbone.encoders.vae.dtype is torch.float32
     assert dtypes.found["mid_block.resnets.0.conv1.weight"] is torch.bfloat16
     assert dtypes.found["mid_block.resnets.0.norm1.weight"] is torch.float32
     assert {dtypes.found[name] for name in module.trained_parameters} == {torch.float32}

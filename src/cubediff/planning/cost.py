@@ -211,15 +211,15 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     """
     rename_targets_(config)
     module, precision = _meta_module(config), canonical_precision(config.trainer)
-    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", precision)
+    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", precision, sharded=False)
     backbone = module.backbone
     with ExitStack() as stack:
         stack.callback(positions.cache_clear)  # it caches fake tensors
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for component in backbone.components().values():
             to_fake_parameters_(component)
-        module.encode_null_text()
         stack.enter_context(cuda_autocast(precision))
+        module.encode_null_text()
         step_batch, faces = _batch(config, module, batch)
         trained = list(module.trained_parameters.values())
         if keeps_gradients:  # each micro-batch begins with the gradients of the one before

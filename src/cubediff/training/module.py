@@ -136,7 +136,7 @@ class CubeDiffModule(L.LightningModule):
         }
         setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
         self.channels_last = settings.channels_last
-        self.cast_weights: CastWeights | None = None
+        self.cast_weights: dict[str, CastWeights] = {}
         checkpoint_blocks_(self.backbone.blocks(), settings.gradient_checkpointing)
         if settings.compile not in (None, "regional"):
             raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
@@ -168,7 +168,6 @@ class CubeDiffModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Adapts the network to the device, and moves the encoders there, or frees them if batches are encoded."""
         device = self.trainer.strategy.root_device
-        self.adapt_to(device.type, str(self.trainer.precision) if self.device_mesh is None else "32-true")
         encoded_by = getattr(getattr(self.trainer, "datamodule", None), "encoded_by", None)
         if encoded_by is None:
             self.backbone.to(device)
@@ -179,25 +178,28 @@ class CubeDiffModule(L.LightningModule):
         self.encode_null_text(device)
         if encoded_by is not None:
             self.backbone.release()
+        self.adapt_to(device.type, str(self.trainer.precision), self.device_mesh is not None)
 
-    def adapt_to(self, device_type: str, precision: str) -> None:
-        """Stores the network in the memory format and dtypes that a device computes in.
+    def adapt_to(self, device_type: str, precision: str, sharded: bool) -> None:
+        """Stores the network as the device computes fastest, until `teardown`.
 
         Args:
-            device_type: Such as "cuda".
-            precision: The Trainer's; in 16 bits, frozen weights are cast once instead of in every forward pass. FSDP
-                needs one dtype for all weights of a block, and casts them itself.
+            device_type: Such as "cuda", on which weights are stored in channels_last by default.
+            precision: The Trainer's; in 16 bits frozen weights are cast once, see `CastWeights`.
+            sharded: Whether FSDP casts the network's weights, which it needs in one dtype.
         """
         if self.channels_last or (self.channels_last is None and device_type == "cuda"):
             self.network.to(memory_format=torch.channels_last)
-        if precision in _DTYPES and self.cast_weights is None:
-            self.cast_weights = CastWeights.cast_(self.network, _DTYPES[precision])
+        if precision in _DTYPES and not self.cast_weights:
+            names = self.backbone.components().keys() - ({self.backbone.network_name} if sharded else set())
+            components = {name: self.backbone.components()[name] for name in names}
+            self.cast_weights = {name: CastWeights.cast_(one, _DTYPES[precision]) for name, one in components.items()}
 
     def teardown(self, stage: str) -> None:
         """Gives frozen weights their precision of before."""
-        if self.cast_weights is not None:
-            self.cast_weights.restore_()
-            self.cast_weights = None
+        for cast_weights in self.cast_weights.values():
+            cast_weights.restore_()
+        self.cast_weights = {}
 
     def encode_null_text(self, device: torch.device | None = None) -> None:
         """Encodes the empty prompt, which condition dropout puts in place of a text; before the first step."""
@@ -255,7 +257,8 @@ class CubeDiffModule(L.LightningModule):
     @property
     def frozen(self) -> dict[str, Tensor]:
         """The network's weights that are not trained, in the precision of the base model."""
-        weights = {**self.network.state_dict(), **(self.cast_weights.originals if self.cast_weights else {})}
+        cast_weights = self.cast_weights.get(self.backbone.network_name)
+        weights = {**self.network.state_dict(), **(cast_weights.originals if cast_weights else {})}
         return {name: value for name, value in weights.items() if name not in self.trained_parameters}
 
     # ----------------------------------------------------------------------------------------------- steps
