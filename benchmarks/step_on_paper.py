@@ -32,6 +32,8 @@ VARIANTS = {
     "gradient checkpointing": ("data.batch_size=2", "model.gradient_checkpointing=true"),
     "selective gradient checkpointing": ("data.batch_size=2", "model.gradient_checkpointing=selective"),
     "cached latents": ("data=latents",),
+    "self-attention at the full resolution of each face to itself": ("model.pipeline.inflate=below_top",),
+    "of each face to itself and to pooled keys of the others": ("model.pipeline.inflate=pooled_top",),
 }
 
 

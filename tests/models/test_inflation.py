@@ -4,6 +4,7 @@ both Stable Diffusion kinds and on the SD 1.5 configuration itself."""
 import copy
 import gc
 from collections.abc import Iterator
+from itertools import combinations
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from support.awake import awaken_
 from torch import Tensor, nn
 
+from cubediff.models.attention import PooledAttnProcessor
 from cubediff.models.inflation import (
     CubeAttnProcessor,
     CubeGroupNorm,
+    FaceAttnProcessor,
     inflate_,
     sync_group_norm_,
     widen_conv_in_,
@@ -130,11 +133,12 @@ class Recorded:
 # ------------------------------------------------------------------------------------------- small UNets
 
 
+@pytest.mark.parametrize("inflate", ["all", "below_top"])
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_six_equal_faces_match_the_stock_model_for_any_mask_and_positions(stock, cross_attention):
+def test_six_equal_faces_match_the_stock_model_for_any_mask_and_positions(stock, cross_attention, inflate):
     latents, text, others = draws((1, 4, 8, 8), (1, 5, TEXT), (1, 6, 3, 8, 8))
     expected = stock(latents, 500, text).sample
-    unet = widen_conv_in_(inflate_(stock, cross_attention=cross_attention), 7)
+    unet = widen_conv_in_(inflate_(stock, cross_attention=cross_attention, inflate=inflate), 7)
     faces = torch.cat([latents.expand(1, 6, -1, -1, -1), others], dim=2)
     got = predict(unet, faces, text.expand(1, 6, -1, -1))
     assert (got - expected).abs().max() < 1e-10 < 1e-2 < expected.std()
@@ -200,9 +204,10 @@ def test_a_face_reads_its_own_caption_and_with_joint_cross_attention_all_of_them
         assert not changed[0].any()
 
 
+@pytest.mark.parametrize("inflate", ["all", "below_top", "pooled_top"])
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_a_masked_face_affects_no_other_and_is_affected_by_all(stock, cross_attention):
-    unet = inflate_(stock, sync_group_norm=False, cross_attention=cross_attention)
+def test_a_masked_face_affects_no_other_and_is_affected_by_all(stock, cross_attention, inflate):
+    unet = inflate_(stock, sync_group_norm=False, cross_attention=cross_attention, inflate=inflate)
     latents, text, other = draws((2, 6, 4, 8, 8), (2, 6, 5, TEXT), (4, 8, 8))
     is_visible = torch.ones(2, 6, dtype=torch.bool)
     is_visible[1, 0] = False
@@ -225,6 +230,48 @@ def test_a_masked_face_affects_no_other_and_is_affected_by_all(stock, cross_atte
         else:
             assert (moved[panorama] > 1e-3).all()
     torch.testing.assert_close(before[0], predict(unet, latents, text)[0], rtol=0, atol=1e-12)
+
+
+def test_pooled_attention_sees_its_own_keys_and_means_of_those_of_the_others(stock):
+    unet = inflate_(stock, inflate="pooled_top")
+    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    (tokens,) = draws((12, 9, 16))  # 3 × 3: odd, so that the last means are of fewer keys
+    squares = [(0, 1, 3, 4), (2, 5), (6, 7), (8,)]
+    got = layer(tokens)
+    for face in range(12):
+        own = tokens[face]
+        others = [tokens[6 * (face // 6) + k] for k in range(6) if k != face % 6]
+        seen = torch.cat([own, *(torch.stack([other[list(each)].mean(0) for each in squares]) for other in others)])
+        heads = []
+        for q, k, v in zip(*((states @ p.weight.T).chunk(layer.heads, dim=1) for states, p in
+                             ((own, layer.to_q), (seen, layer.to_k), (seen, layer.to_v))), strict=True):  # fmt: skip
+            heads.append(torch.softmax(q @ k.T / q.shape[1] ** 0.5, dim=1) @ v)
+        expected = torch.cat(heads, dim=1) @ layer.to_out[0].weight.T + layer.to_out[0].bias
+        assert (got[face] - expected).abs().max() < 1e-10
+
+
+def test_the_mode_changes_the_layers_at_full_resolution_only_and_can_be_changed_again(stock):
+    latents, text = draws((1, 6, 4, 8, 8), (1, 6, 5, TEXT))
+    outputs, kinds = {}, {}
+    for inflate in ("all", "below_top", "pooled_top", "below_top", "all", "pooled_top", "all"):
+        output = predict(inflate_(stock, inflate=inflate), latents, text)
+        assert torch.equal(outputs.setdefault(inflate, output), output)
+        found = {(n.split("_")[0], type(p)) for n, p in stock.attn_processors.items() if ".attn1." in n}
+        assert kinds.setdefault(inflate, found) == found
+    assert kinds["all"] == {(part, CubeAttnProcessor) for part in ("down", "mid", "up")}
+    for inflate, kind in (("below_top", FaceAttnProcessor), ("pooled_top", PooledAttnProcessor)):
+        assert kinds[inflate] == {("down", kind), ("mid", CubeAttnProcessor), ("up", kind)}
+    different = [(a - b).abs().max() for a, b in combinations(outputs.values(), 2)]
+    assert len(different) == 3
+    assert min(different) > 1e-3
+
+
+def test_pooled_attention_refuses_sliced_attention(stock):
+    stock.set_attention_slice("max")
+    with pytest.raises(ValueError, match=r"pooled_top.*SlicedAttnProcessor.*disable_attention_slicing"):
+        inflate_(stock, inflate="pooled_top")
+    with pytest.raises(ValueError, match="inflate='top': use 'all', 'below_top' or 'pooled_top'"):
+        inflate_(stock, inflate="top")
 
 
 def test_attention_with_a_masked_face_equals_the_reference_without_its_keys(unet):

@@ -25,6 +25,7 @@ OTHERS = {
     "position_samples": "corners",
     "sync_group_norm": False,
     "cross_attention": "joint",
+    "inflate": "below_top",
     "image_drop": "attention",
     "drops": [0.2, 0.1, 0.1],
     "photo_encoding": "face",

@@ -6,12 +6,16 @@ Legend: N faces or cubes, P queries, L keys, C channels, D text width, H heads.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isqrt
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cubediff.geometry.conventions import FACES
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -53,6 +57,17 @@ class BackendAttnProcessor:
         else:
             query = attn.to_q(hidden_states)
             key, value = self._keys_and_values(attn, encoder_hidden_states)
+        return self.attend(attn, query, key, value, attention_mask)
+
+    def attend(
+        self,
+        attn: Attention,
+        query: Float[Tensor, "n p c"],
+        key: Float[Tensor, "n l c"],
+        value: Float[Tensor, "n l c"],
+        attention_mask: Float[Tensor, "n _ l"] | None,
+    ) -> Float[Tensor, "n p c"]:
+        """The layer's output for projected queries, keys and values."""
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
         if attention_mask is not None:
             attention_mask = attention_mask[:, None]  # the same for all heads
@@ -72,6 +87,42 @@ class BackendAttnProcessor:
     def keep_text(self, enabled: bool) -> None:
         """Keeps the keys and values of the next text for all later ones, until it is disabled."""
         self.keeps_text, self._kept = enabled, None
+
+
+class PooledAttnProcessor(BackendAttnProcessor):
+    """Self-attention in which a face sees all its own keys, and means of 2 × 2 keys of the other five faces.
+
+    The UNet's `attention_mask` hides the pooled keys of a face from the others.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "n p c"],
+        encoder_hidden_states: None = None,
+        attention_mask: Float[Tensor, "n 1 1"] | None = None,
+    ) -> Float[Tensor, "n p c"]:
+        query, key, value = _projected(attn, "to_qkv", ("to_q", "to_k", "to_v"), hidden_states)
+        keys, values = (torch.cat([each, _of_other_faces(_pooled(each))], 1) for each in (key, value))
+        if attention_mask is not None:
+            pooled = (keys.shape[1] - key.shape[1]) // (len(FACES) - 1)
+            others = _of_other_faces(attention_mask.expand(-1, pooled, -1)).mT
+            attention_mask = torch.cat([others.new_zeros(len(key), 1, key.shape[1]), others], 2)
+        return self.attend(attn, query, keys, values, attention_mask)
+
+
+def _pooled(tokens: Float[Tensor, "n p c"]) -> Float[Tensor, "n q c"]:
+    """Means of 2 × 2 tokens of square faces; of fewer at the end of odd ones."""
+    size = isqrt(tokens.shape[1])
+    faces = tokens.mT.unflatten(2, (size, size))
+    return F.avg_pool2d(faces, 2, ceil_mode=True, count_include_pad=False).flatten(2).mT
+
+
+def _of_other_faces(tokens: Float[Tensor, "n q c"]) -> Float[Tensor, "n r c"]:
+    """For each face, the tokens of the other five faces of its panorama, one face after the other."""
+    count = len(FACES)
+    others = [[other for other in range(count) if other != face] for face in range(count)]
+    return tokens.unflatten(0, (-1, count))[:, others].flatten(2, 3).flatten(0, 1)
 
 
 @contextmanager

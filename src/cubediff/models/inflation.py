@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cubediff.geometry.conventions import FACES
-from cubediff.models.attention import BackendAttnProcessor
+from cubediff.models.attention import BackendAttnProcessor, PooledAttnProcessor
 from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.group_norm import cube_group_norm
 
@@ -37,12 +37,8 @@ def _check_faces(faces: Tensor) -> None:
         )
 
 
-class CubeAttnProcessor:
-    """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C).
-
-    On cross-attention the text tokens of the six faces are concatenated likewise. The UNet's `attention_mask` (B·6, 1)
-    has 1 for a face whose keys queries may attend to and 0 for a hidden one (CubeDiff, section 4.3, drops the image in
-    this way); it arrives here as diffusers' additive bias (B·6, 1, 1).
+class _WrappingProcessor:
+    """An attention processor that calls another one.
 
     Args:
         inner: The processor that computes the attention.
@@ -62,6 +58,31 @@ class CubeAttnProcessor:
     def _attention_backend(self, backend: AttentionBackendName | None) -> None:
         if isinstance(self.inner, BackendAttnProcessor):
             self.inner._attention_backend = backend
+
+
+class FaceAttnProcessor(_WrappingProcessor):
+    """Self-attention of each face to itself, also of a face that the UNet's `attention_mask` hides from the others."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "b6 n c"],
+        encoder_hidden_states: None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "b6 n c"]:
+        return self.inner(attn, hidden_states)
+
+
+class CubeAttnProcessor(_WrappingProcessor):
+    """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C).
+
+    On cross-attention the text tokens of the six faces are concatenated likewise. The UNet's `attention_mask` (B·6, 1)
+    has 1 for a face whose keys queries may attend to and 0 for a hidden one (CubeDiff, section 4.3, drops the image in
+    this way); it arrives here as diffusers' additive bias (B·6, 1, 1).
+
+    Args:
+        inner: The processor that computes the attention.
+    """
 
     def __call__(
         self,
@@ -118,34 +139,48 @@ def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
 
 
 def inflate_(
-    unet: UNet2DConditionModel, sync_group_norm: bool = True, cross_attention: str = "per_face"
+    unet: UNet2DConditionModel,
+    sync_group_norm: bool = True,
+    cross_attention: str = "per_face",
+    inflate: str = "all",
 ) -> UNet2DConditionModel:
-    """Makes every self-attention of a UNet attend to all six faces, in place; it then takes batches of B·6 faces.
+    """Makes the self-attention of a UNet attend to all six faces, in place; it then takes batches of B·6 faces.
 
     Args:
         unet: A Stable Diffusion UNet. Its weights and state-dict keys do not change.
         sync_group_norm: Synchronize its GroupNorms too (see `sync_group_norm_`).
         cross_attention: "per_face" (each face attends to its own caption) or "joint" (every face attends to all
             captions, the paper's inflated cross-attention). A second call replaces the options of the first.
+        inflate: The self-attention at the full resolution of the latents, which takes most of the time: "all" (to all
+            faces, as in the paper and at the other resolutions), "below_top" (of each face to itself) or "pooled_top"
+            (to the face itself and to means of 2 × 2 keys of the others).
 
     Returns:
         The UNet.
 
     Raises:
-        ValueError: If `cross_attention` is neither, or the UNet's attention layers are not those of Stable Diffusion.
+        ValueError: If an option is none of these, or the UNet's attention layers are not those of Stable Diffusion.
     """
-    if cross_attention not in ("per_face", "joint"):
-        raise ValueError(f"cross_attention={cross_attention!r}: use 'per_face' or 'joint'")
+    for name, value, choices in (
+        ("cross_attention", cross_attention, ("per_face", "joint")),
+        ("inflate", inflate, ("all", "below_top", "pooled_top")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: use {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
+    top = ("down_blocks.0.", f"up_blocks.{len(unet.up_blocks) - 1}.")
     processors = {}
     for name, processor in unet.attn_processors.items():
-        plain = processor.inner if isinstance(processor, CubeAttnProcessor) else processor
-        if BackendAttnProcessor.fits(unet.get_submodule(name.removesuffix(".processor"))):
+        plain = processor.inner if isinstance(processor, _WrappingProcessor) else processor
+        is_stock = BackendAttnProcessor.fits(unet.get_submodule(name.removesuffix(".processor")))
+        if is_stock or isinstance(plain, PooledAttnProcessor):
             plain = BackendAttnProcessor()
         layer = name.split(".")[-2]
         if layer not in ("attn1", "attn2"):
             raise ValueError(f"cannot inflate a {type(unet).__name__} with the attention layer {name!r}: only the "
                              "transformer blocks of Stable Diffusion UNets (attn1, attn2) are supported")  # fmt: skip
-        if layer == "attn2" and cross_attention == "per_face":
+        if layer == "attn1" and inflate != "all" and name.startswith(top):
+            processors[name] = _top_processor(processor, plain, inflate)
+        elif layer == "attn2" and cross_attention == "per_face":
             processors[name] = plain
         else:  # an existing one is kept: compiled code is bound to it
             processors[name] = processor if isinstance(processor, CubeAttnProcessor) else CubeAttnProcessor(plain)
@@ -158,6 +193,18 @@ def inflate_(
         unet.set_attn_processor(processors)
     keep_memory_format_(unet)
     return sync_group_norm_(unet, sync_group_norm)
+
+
+def _top_processor(processor: object, plain: Callable[..., Tensor], inflate: str) -> Callable[..., Tensor]:
+    """The processor of self-attention at the full resolution; the present one if it is of that kind."""
+    if inflate == "below_top":
+        return processor if isinstance(processor, FaceAttnProcessor) else FaceAttnProcessor(plain)
+    if isinstance(processor, PooledAttnProcessor):
+        return processor
+    if not isinstance(plain, BackendAttnProcessor):
+        raise ValueError(f"inflate='pooled_top' has attention of its own and cannot use {type(plain).__name__}: call "
+                         "disable_attention_slicing() or unet.set_default_attn_processor() first")  # fmt: skip
+    return PooledAttnProcessor()
 
 
 def widen_conv_in_(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:

@@ -40,7 +40,7 @@ class StableDiffusion(Backbone):
 
     Args:
         vae, text_encoder, tokenizer, unet: Stock components of a Stable Diffusion pipeline.
-        sync_group_norm, cross_attention: See `inflate_`.
+        sync_group_norm, cross_attention, inflate: See `inflate_`.
     """
 
     network_name = "unet"
@@ -54,11 +54,13 @@ class StableDiffusion(Backbone):
         unet: UNet2DConditionModel,
         sync_group_norm: bool = True,
         cross_attention: str = "per_face",
+        inflate: str = "all",
     ) -> None:
         self.unet = unet
         self.encoders = FrozenEncoders(vae, text_encoder, tokenizer)
         self.sync_group_norm = sync_group_norm
         self.cross_attention = cross_attention
+        self.inflate = inflate
 
     # ------------------------------------------------------------------------------------------- components
 
@@ -67,7 +69,7 @@ class StableDiffusion(Backbone):
 
     def inflate_(self) -> None:
         # FrozenEncoders synchronizes the VAE's norms.
-        inflate_(self.unet, self.sync_group_norm, self.cross_attention)
+        inflate_(self.unet, self.sync_group_norm, self.cross_attention, self.inflate)
 
     def fresh_network(self, weights: Mapping[str, Tensor]) -> ModelMixin:
         unet = UNet2DConditionModel.from_config(self.unet.config)

@@ -35,6 +35,7 @@ class Settings(TypedDict, total=False):
     position_samples: str | None
     sync_group_norm: bool | None
     cross_attention: str | None
+    inflate: str | None
     image_drop: str | None
     drops: Sequence[float] | None
     photo_encoding: str | None
@@ -47,6 +48,7 @@ DEFAULTS = Settings(
     position_samples="centers",
     sync_group_norm=True,
     cross_attention="per_face",
+    inflate="all",
     image_drop="noise",
     drops=None,
     photo_encoding="cube",
@@ -60,6 +62,7 @@ OPENCUBEDIFF = Settings(
     position_samples="corners",
     sync_group_norm=False,
     cross_attention="per_face",
+    inflate="all",
     image_drop="attention",
     photo_encoding="face",
     average_overlap=False,
@@ -74,7 +77,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             channels for latents, positions and mask.
         fov: Field of view of the faces, degrees.
         position_encoding, position_samples: See `position_map`.
-        sync_group_norm, cross_attention: See `inflate_`.
+        sync_group_norm, cross_attention, inflate: See `inflate_`.
         image_drop: See `Objective.loss`.
         drops: Shares of training panoramas without text, without image, and without both; None if unknown.
         photo_encoding: "cube": the six faces that a photo lies on are encoded together; "face": each is encoded alone,
@@ -104,6 +107,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         position_samples: str | None = None,
         sync_group_norm: bool | None = None,
         cross_attention: str | None = None,
+        inflate: str | None = None,
         image_drop: str | None = None,
         drops: Sequence[float] | None = None,
         photo_encoding: str | None = None,
@@ -116,6 +120,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             position_samples=position_samples,
             sync_group_norm=sync_group_norm,
             cross_attention=cross_attention,
+            inflate=inflate,
             image_drop=image_drop,
             drops=None if drops is None else list(drops),
             photo_encoding=photo_encoding,
@@ -138,6 +143,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             self.unet,
             self.config.sync_group_norm,
             self.config.cross_attention,
+            self.config.inflate,
         )
 
     @classmethod
