@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -97,9 +97,14 @@ def test_the_attention_backend_is_that_of_set_attention_backend(network: nn.Modu
 def projections(network: nn.Module) -> Counter[str]:
     """How often each projection of the text runs from now on."""
     runs: Counter[str] = Counter()
+
+    def counted(kind: str) -> Callable[..., None]:
+        return lambda *_: runs.update([kind])
+
     for name, layer in network.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_q")):
-            layer.register_forward_hook(lambda *_, kind=name.split(".")[-1]: runs.update([kind]))
+        *_, parent, kind = ["", *name.split(".")]
+        if parent == "attn2" and kind in ("to_q", "to_k", "to_v"):
+            layer.register_forward_hook(counted(kind))
     return runs
 
 

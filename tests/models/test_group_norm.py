@@ -114,6 +114,23 @@ def test_the_memory_format_stays(memory_format: str, dtype: torch.dtype) -> None
     assert torch.equal(cube_group_norm(flat, GROUPS, weight, bias, EPS), output.flatten(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_strides_are_taken(dtype: torch.dtype) -> None:
+    faces, weight, bias, gradient = drawn(0, "contiguous", dtype)
+    expected = results(cube_group_norm, faces, weight, bias, gradient)
+    wide = torch.cat([faces, faces], 1)
+    for strided in (
+        faces.mT.contiguous().mT,
+        wide[:, :CHANNELS],
+        wide.to(memory_format=FORMATS["channels_last"])[:, :CHANNELS],
+    ):
+        inputs = strided.detach().requires_grad_()
+        output = cube_group_norm(inputs, GROUPS, weight, bias, EPS)
+        (by_faces,) = torch.autograd.grad(output, inputs, gradient.mT.contiguous().mT)
+        assert torch.equal(output, expected[0])
+        assert torch.equal(by_faces, expected[1])
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_no_activation_is_copied_or_cast_under_autocast(memory_format: str) -> None:
     tensors = drawn(0, memory_format, torch.bfloat16)

@@ -77,7 +77,8 @@ def test_a_counted_step_tells_recomputation_from_the_model(checkpointing: bool) 
 @pytest.mark.slow
 def test_the_documentation_has_the_counts_of_the_step() -> None:
     row = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| total "))
-    documented = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    cells = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    documented = [*cells[:3], *cells[-2:]]  # between them is an earlier commit
     found = [0.0]
     for words in ((), ("data=latents",)):
         overrides = ("data.path=SHARDS", "data.batch_size=1", "model.gradient_checkpointing=false", *words)

@@ -26,8 +26,8 @@ from cubediff.diffusion.objective import Objective
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
-from cubediff.runs.export import export_pipeline
 from cubediff.planning.cuda_rules import is_channels_last
+from cubediff.runs.export import export_pipeline
 from cubediff.training.module import CubeDiffModule
 
 Batch = dict[str, Any]
@@ -260,7 +260,9 @@ def test_channels_last_changes_no_gradient_beyond_rounding(batch: Batch) -> None
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("setting", "on_cpu", "on_gpu"), [(None, False, True), (True, True, True), (False, False, False)])
+@pytest.mark.parametrize(
+    ("setting", "on_cpu", "on_gpu"), [(None, False, True), (True, True, True), (False, False, False)]
+)
 def test_channels_last_is_the_default_on_gpus(setting: bool | None, on_cpu: bool, on_gpu: bool) -> None:
     for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
         module = module_of(channels_last=setting)

@@ -99,7 +99,7 @@ class PooledAttnProcessor(BackendAttnProcessor):
         self,
         attn: Attention,
         hidden_states: Float[Tensor, "n p c"],
-        encoder_hidden_states: None = None,
+        encoder_hidden_states: Float[Tensor, "n l d"] | None = None,
         attention_mask: Float[Tensor, "n 1 1"] | None = None,
     ) -> Float[Tensor, "n p c"]:
         query, key, value = _projected(attn, "to_qkv", ("to_q", "to_k", "to_v"), hidden_states)
@@ -120,9 +120,9 @@ def _pooled(tokens: Float[Tensor, "n p c"]) -> Float[Tensor, "n q c"]:
 
 def _of_other_faces(tokens: Float[Tensor, "n q c"]) -> Float[Tensor, "n r c"]:
     """For each face, the tokens of the other five faces of its panorama, one face after the other."""
-    count = len(FACES)
-    others = [[other for other in range(count) if other != face] for face in range(count)]
-    return tokens.unflatten(0, (-1, count))[:, others].flatten(2, 3).flatten(0, 1)
+    faces = tokens.unflatten(0, (-1, len(FACES))).unbind(1)
+    others = [torch.cat([*faces[:face], *faces[face + 1 :]], 1) for face in range(len(FACES))]
+    return torch.stack(others, 1).flatten(0, 1)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class _Transformer2DModel(Transformer2DModel):
     ) -> Float[Tensor, "n c h w"]:
         if self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
-        faces = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last
+        faces: Tensor = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last
         if not self.use_linear_projection:
             faces = self.proj_out(faces)
         return faces + residual

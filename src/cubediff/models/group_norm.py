@@ -8,14 +8,15 @@ memory format. When compiled, the norm is plain arithmetic, which the compiler f
 Legend: B panoramas, N = B·6 faces, C channels, G groups of K = C / G channels, P pixels of a face.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from math import gcd
-from typing import cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from cubediff.geometry.conventions import FACES
 
@@ -32,12 +33,16 @@ def cube_group_norm(
         eps: Added to the variance.
 
     Returns:
-        In the dtype and memory format of `faces`; statistics and arithmetic are in float32 at least.
+        In the dtype and memory format of `faces`, contiguous if that is neither contiguous nor channels_last;
+        statistics and arithmetic are in float32 at least.
     """
+    is_channels_last = faces.ndim == 4 and faces.is_contiguous(memory_format=torch.channels_last)
+    if faces.ndim > 3 and not is_channels_last:
+        faces = faces.contiguous()  # a view of its pixels in one dimension
     with _no_autocast(faces):
         if torch.compiler.is_compiling():
             return _formula(faces, groups, weight, bias, eps)
-        return cast(Tensor, _CubeGroupNorm.apply(faces, groups, weight, bias, eps))
+        return _eager(faces, groups, weight, bias, eps)
 
 
 def _formula(
@@ -50,7 +55,7 @@ def _formula(
     values = values.unflatten(0, (-1, len(FACES)))
     variance, mean = torch.var_mean(values, (1, 3, 4), correction=0, keepdim=True)
     scale, offset = (parameter.to(dtype).view(groups, -1, 1) for parameter in (weight, bias))
-    normed = (values - mean) * (variance + eps).rsqrt() * scale + offset
+    normed: Tensor = (values - mean) * (variance + eps).rsqrt() * scale + offset
     return normed.to(x.dtype).flatten(2, 3).flatten(0, 1).view(faces.shape)
 
 
@@ -59,7 +64,7 @@ class _CubeGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
+        ctx: Any, faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
     ) -> Float[Tensor, "n c *space"]:
         x = _flat(faces)
         near_mean = _near_mean(x, groups)
@@ -76,7 +81,7 @@ class _CubeGroupNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, by_result: Float[Tensor, "n c *space"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_result: Float[Tensor, "n c *space"]) -> tuple[Tensor | None, ...]:
         faces, near_mean, mean, rstd, weight = ctx.saved_tensors
         x, gradient = _flat(faces), _flat(by_result)
         groups, pixels = rstd.shape[2], x.shape[2]
@@ -96,6 +101,9 @@ class _CubeGroupNorm(torch.autograd.Function):
             torch.addcmul(work, gradient, _per_face(scale, x), out=_flat(by_faces))
         by_weight, by_bias = (sums.sum((0, 1)).flatten().to(weight.dtype) for sums in (moment, total))
         return by_faces, None, by_weight, by_bias, None
+
+
+_eager: Callable[..., Tensor] = _CubeGroupNorm.apply
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -125,11 +133,13 @@ def _sums_of_squares(values: Float[Tensor, "n c p"], work: Float[Tensor, "n c p"
     if values.dtype is _arithmetic(values):
         return torch.mul(values, values, out=work).sum(2)
     rows = values.unflatten(2, (-1, gcd(values.shape[2], 64)))  # a sum of few squares at a time, for precision
-    return torch.linalg.vector_norm(rows, dim=3, dtype=_arithmetic(values)).square_().sum(2)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=3, dtype=_arithmetic(values))
+    return norms.square_().sum(2)
 
 
 def _by_group(values: Float[Tensor, "*s n c"], groups: int) -> Float[Tensor, "*s b 6 g k"]:
-    return values.unflatten(-1, (groups, -1)).unflatten(-3, (-1, len(FACES)))
+    grouped: Tensor = values.unflatten(-1, (groups, -1)).unflatten(-3, (-1, len(FACES)))
+    return grouped
 
 
 def _group_means(sums: Float[Tensor, "*s b 6 g k"], pixels: int) -> Float[Tensor, "*s b 1 g 1"]:

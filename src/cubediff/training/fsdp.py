@@ -49,7 +49,7 @@ def apply_fsdp(
 def _shard_norms(module: nn.Module, mesh: DeviceMesh) -> None:
     """Shards the norms inside a module that are not sharded yet, as one group."""
     kinds = nn.GroupNorm | nn.LayerNorm
-    norms = [m for m in module.modules() if isinstance(m, kinds) and not isinstance(m, FSDPModule)]
+    norms: list[nn.Module] = [m for m in module.modules() if isinstance(m, kinds) and not isinstance(m, FSDPModule)]
     if norms:
         fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
 
