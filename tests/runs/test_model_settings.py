@@ -24,7 +24,7 @@ OTHERS = {
     "cross_attention": "joint",
     "image_drop": "attention",
 }
-FIRST = {key.rpartition(".")[2]: value for key, value in UNSET.items()}
+FIRST = {key.rpartition(".")[2]: value for key, value in UNSET.items() if key.startswith("model.pipeline.")}
 
 
 @pytest.fixture(scope="module")

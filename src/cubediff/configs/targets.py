@@ -66,6 +66,7 @@ ADDED: dict[str, object] = {
 # Dotted key → the value that the first configs had, of keys that are null now: the model folder says it, or this value
 # holds. They are compared by the value that a run has (see `cubediff.runs.fit`), and fingerprints have the first one.
 UNSET: dict[str, object] = {
+    "model.channels_last": False,
     "model.pipeline.position_encoding": "uv",
     "model.pipeline.position_samples": "centers",
     "model.pipeline.sync_group_norm": True,

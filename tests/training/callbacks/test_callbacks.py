@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import Precision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ class Line(CubeDiffModule):
         self.bias = nn.Parameter(torch.tensor([0.5]))
         self.frozen = nn.Parameter(torch.tensor([3.0]), requires_grad=False)
         self.fail_in_validation = fail_in_validation
+        self.cast_weights = {}
         self.validated: list[Tensor] = []
 
     @property
@@ -218,7 +220,7 @@ def sampled(tiny_shards: Path) -> Callable[..., Mock]:
         data = PanoramaDataModule(tiny_shards, batch_size=1, face_size=64)
         trainer = stand_in(
             L.Trainer, sanity_checking=False, global_rank=rank, world_size=world, global_step=step, loggers=[],
-            datamodule=data, strategy=SimpleNamespace(all_gather=gather),
+            datamodule=data, strategy=SimpleNamespace(all_gather=gather), precision_plugin=Precision(),
         )  # fmt: skip
         data.trainer = trainer
         samples.on_validation_epoch_end(trainer, module)
