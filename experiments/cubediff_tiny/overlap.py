@@ -17,7 +17,6 @@ import inspect
 import json
 from pathlib import Path
 
-import cv2
 import diffusers
 import numpy as np
 import PIL.Image
@@ -26,9 +25,11 @@ from diffusers.schedulers import SchedulerMixin
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
+from cubediff.data.batches.decoding import resize_panorama
 from cubediff.diffusion.schedulers import convert_scheduler
 from cubediff.evaluation.consistency import METRICS, values_of
 from cubediff.geometry import equirect_to_cube
+from cubediff.images.jpeg import decode_jpeg
 from cubediff.images.writing import to_pil
 
 MEASURED = {"overlap_rms": "overlap_rms", "colour_step": "edge_step", "sharpness": "sharpness"}
@@ -55,11 +56,8 @@ SCHEDULERS: dict[str, dict[str, object]] = {
 
 def load(path: Path, height: int) -> Tensor:
     """Reads a panorama (3, H, 2H) in [−1, 1]."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError(f"{path}: expected an image that OpenCV reads")
-    image = cv2.resize(image, (2 * height, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+    levels = resize_panorama(decode_jpeg(path.read_bytes()), height)
+    return torch.from_numpy(np.ascontiguousarray(levels)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def sheet(rows: list[list[PIL.Image.Image]], path: Path) -> None:

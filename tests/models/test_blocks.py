@@ -8,32 +8,20 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from support.awake import awaken_
+from support.small_unet import TEXT, small_unet
 from torch import Tensor, nn
 
 from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.inflation import inflate_, sync_group_norm_
 from cubediff.planning.cuda_rules import is_channels_last
 
-TEXT = 24
 _GENERATOR = torch.Generator().manual_seed(0)
 LATENTS = torch.randn(6, 4, 8, 8, generator=_GENERATOR, dtype=torch.float64)
 IMAGES = torch.randn(6, 3, 16, 16, generator=_GENERATOR, dtype=torch.float64)
 
 
 def unet(use_linear_projection: bool = False, **config: object) -> UNet2DConditionModel:
-    model = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=TEXT,
-        use_linear_projection=use_linear_projection,
-        **config,
-    )
-    return awaken_(model).double().train()
+    return small_unet(attention_head_dim=2, use_linear_projection=use_linear_projection, **config).train()
 
 
 def autoencoder() -> AutoencoderKL:

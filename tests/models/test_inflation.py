@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.awake import awaken_
+from support.small_unet import TEXT, small_unet
 from torch import Tensor, nn
 
 from cubediff.models.attention import PooledAttnProcessor
@@ -28,7 +29,6 @@ from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
 
-TEXT = 24  # width of the small UNets' text states
 KINDS = {
     "sd1": {"attention_head_dim": 2},
     "sd2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
@@ -44,20 +44,6 @@ def stock(request: pytest.FixtureRequest) -> UNet2DConditionModel:
 @pytest.fixture
 def unet(stock: UNet2DConditionModel) -> UNet2DConditionModel:
     return inflate_(stock)
-
-
-def small_unet(**config: object) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=TEXT,
-        **config,
-    )
-    return awaken_(unet).double().eval()
 
 
 def draws(*shapes: tuple[int, ...], seed: int = 1, dtype: torch.dtype = torch.float64) -> list[Tensor]:

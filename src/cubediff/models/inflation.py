@@ -1,7 +1,7 @@
 """Inflates a 2D diffusion UNet and VAE to the six faces of a cube (CubeDiff, sections 3 and 4).
 
-Everything works in place and keeps classes, state-dict keys and pretrained weights, so that the files on disk remain
-those of stock diffusers models. Faces are folded into the batch as (B·6, …), panorama-major.
+Everything works in place and keeps state-dict keys and pretrained weights, so that the files on disk remain those of
+stock diffusers models. Faces are folded into the batch as (B·6, …), panorama-major.
 """
 
 from collections.abc import Callable

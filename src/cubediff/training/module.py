@@ -191,8 +191,7 @@ class CubeDiffModule(L.LightningModule):
         if self.channels_last or (self.channels_last is None and device_type == "cuda"):
             self.network.to(memory_format=torch.channels_last)
         if precision in _DTYPES and not self.cast_weights:
-            names = self.backbone.components().keys() - ({self.backbone.network_name} if sharded else set())
-            components = {name: self.backbone.components()[name] for name in names}
+            components = self.backbone.frozen_components() if sharded else self.backbone.components()
             self.cast_weights = {name: CastWeights.cast_(one, _DTYPES[precision]) for name, one in components.items()}
 
     def teardown(self, stage: str) -> None:
@@ -259,7 +258,8 @@ class CubeDiffModule(L.LightningModule):
         """The network's weights that are not trained, in the precision of the base model."""
         cast_weights = self.cast_weights.get(self.backbone.network_name)
         weights = {**self.network.state_dict(), **(cast_weights.originals if cast_weights else {})}
-        return {name: value for name, value in weights.items() if name not in self.trained_parameters}
+        trained = self.trained_parameters.keys()
+        return {name: value for name, value in weights.items() if name not in trained}
 
     # ----------------------------------------------------------------------------------------------- steps
 
