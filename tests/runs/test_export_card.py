@@ -41,7 +41,7 @@ def export(run: Path, tmp_path: Path) -> Path:
 
 
 def facts(*overrides: str, **changes: object) -> TrainingFacts:
-    data = [DataRecord(path="/home/me/secret/shards", manifest_sha256="ab" * 32)]
+    data = [DataRecord(path="secret/shards", manifest_sha256="ab" * 32)]
     given = {"data": data, "panoramas": 700, "steps": 9, "weights": "ema", "samples": [], **changes}
     return TrainingFacts(config=composed(*overrides), **given)  # type: ignore[arg-type]
 
