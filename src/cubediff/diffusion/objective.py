@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cubediff.diffusion.conditions import CONDITIONS as CONDITIONS
 from cubediff.diffusion.processes import GaussianDiffusion, NoisingProcess
-from cubediff.diffusion.random import Generators, draw
+from cubediff.diffusion.random import Generators, draw, host_generators
 from cubediff.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from cubediff.diffusion.weightings import LossWeighting, MinSNR
-from cubediff.models.backbone import Conditioning, CubeInput
+from cubediff.models.backbone import Conditioning, CubeInput, to_device_async
 from cubediff.models.inputs import front_mask, hidden_faces
 
 
@@ -56,6 +56,10 @@ class ConditionDropout:
 
     text: Bool[Tensor, " b"]
     image: Bool[Tensor, " b"]
+
+    def to(self, device: torch.device) -> "ConditionDropout":
+        """The dropout, which is on the CPU, on a device; nothing waits for the device."""
+        return ConditionDropout(to_device_async(self.text, device), to_device_async(self.image, device))
 
     @property
     def conditions(self) -> Int[Tensor, " b"]:
@@ -145,10 +149,13 @@ class Objective:
             generator: On the latents' device. With one generator for each panorama its draws do not depend on the
                 others in the batch.
             image_drop: How an image is dropped: "noise" (its faces are noised and its mask is 0) or "attention" (it
-                stays, and no query attends to its faces).
+                stays, and no query attends to its faces). The condition dropout of "attention" is drawn on the CPU by
+                generators of the same seeds; where the condition is a photo, the faces that it lies on are read from
+                the device, which is waited for.
         """
         latents = example.latents
-        dropout = self.sample_dropout(len(latents), generator)
+        by_attention = image_drop == "attention"
+        dropout = self.sample_dropout(len(latents), host_generators(generator) if by_attention else generator)
         timesteps = (self.timesteps or UniformTimesteps())(len(latents), process.num_timesteps, generator)
         noise = process.sample_noise(latents, generator)
         noisy = process.add_noise(latents, noise, timesteps)
@@ -157,8 +164,9 @@ class Objective:
         if clean is None or mask is None:
             clean, mask = latents, front_mask(latents)
         hidden = None
-        if image_drop == "attention":
-            hidden = hidden_faces(mask, dropout.image)
+        if by_attention:
+            hidden = hidden_faces(example.mask, dropout.image)
+            dropout = dropout.to(latents.device)
         else:
             mask = mask * (~dropout.image).view(-1, 1, 1, 1, 1)
         cube = CubeInput(noisy, clean, mask, example.positions, hidden)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cubediff.geometry.conventions import FACES
+from cubediff.models.visible_faces import Group, VisibleFaces, check_no_mask
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -65,7 +66,7 @@ class BackendAttnProcessor:
         query: Float[Tensor, "n p c"],
         key: Float[Tensor, "n l c"],
         value: Float[Tensor, "n l c"],
-        attention_mask: Float[Tensor, "n _ l"] | None,
+        attention_mask: Float[Tensor, "n _ l"] | None = None,
     ) -> Float[Tensor, "n p c"]:
         """The layer's output for projected queries, keys and values."""
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
@@ -92,7 +93,7 @@ class BackendAttnProcessor:
 class PooledAttnProcessor(BackendAttnProcessor):
     """Self-attention in which a face sees all its own keys, and means of 2 × 2 keys of the other five faces.
 
-    The UNet's `attention_mask` hides the pooled keys of a face from the others.
+    Of the others, only those of `visible_faces` if they are given.
     """
 
     def __call__(
@@ -100,15 +101,23 @@ class PooledAttnProcessor(BackendAttnProcessor):
         attn: Attention,
         hidden_states: Float[Tensor, "n p c"],
         encoder_hidden_states: Float[Tensor, "n l d"] | None = None,
-        attention_mask: Float[Tensor, "n 1 1"] | None = None,
+        attention_mask: Tensor | None = None,
+        visible_faces: VisibleFaces | None = None,
     ) -> Float[Tensor, "n p c"]:
+        check_no_mask(attention_mask)
         query, key, value = _projected(attn, "to_qkv", ("to_q", "to_k", "to_v"), hidden_states)
-        keys, values = (torch.cat([each, _of_other_faces(_pooled(each))], 1) for each in (key, value))
-        if attention_mask is not None:
-            pooled = (keys.shape[1] - key.shape[1]) // (len(FACES) - 1)
-            others = _of_other_faces(attention_mask.expand(-1, pooled, -1)).mT
-            attention_mask = torch.cat([others.new_zeros(len(key), 1, key.shape[1]), others], 2)
-        return self.attend(attn, query, keys, values, attention_mask)
+        pooled_key, pooled_value = _pooled(key), _pooled(value)
+        if visible_faces is None:
+            keys = torch.cat([key, _of_other_faces(pooled_key)], 1)
+            values = torch.cat([value, _of_other_faces(pooled_value)], 1)
+            return self.attend(attn, query, keys, values)
+
+        def attend(group: Group) -> Tensor:
+            own_query, own_key, own_value = (each.index_select(0, group.rows) for each in (query, key, value))
+            keys, values = (group.keys(pooled) for pooled in (pooled_key, pooled_value))
+            return self.attend(attn, own_query, torch.cat([own_key, keys], 1), torch.cat([own_value, values], 1))
+
+        return visible_faces.of_faces.map(attend)
 
 
 def _pooled(tokens: Float[Tensor, "n p c"]) -> Float[Tensor, "n q c"]:
@@ -171,7 +180,7 @@ def _backend_processor(layer: Attention) -> BackendAttnProcessor | None:
 
 
 def _projected(attn: Attention, fused: str, names: tuple[str, ...], states: Tensor) -> tuple[Tensor, ...]:
-    if attn.fused_projections:
+    if hasattr(attn, fused):  # a layer has no fused projection to keys of some of its own queries' faces
         parts: tuple[Tensor, ...] = getattr(attn, fused)(states).chunk(len(names), dim=-1)
         return parts
     return tuple(getattr(attn, name)(states) for name in names)

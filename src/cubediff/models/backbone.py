@@ -76,7 +76,8 @@ class CubeInput:
         clean: Clean latents of the condition; used where `mask` is 1.
         mask: 1 on latent pixels whose clean latent is given, 0 elsewhere (CubeDiff, section 4.3).
         positions: Position channels, the same for all panoramas (CubeDiff, section 4.2).
-        hidden: Faces whose keys no query may attend to; None to hide none.
+        hidden: Faces whose keys no query may attend to, on the CPU on every device, so that a network can choose its
+            kernels by them without waiting for the device; None to hide none.
     """
 
     noisy: Float[Tensor, "b 6 c h w"]

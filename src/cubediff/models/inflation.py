@@ -5,6 +5,7 @@ stock diffusers models. Faces are folded into the batch as (B·6, …), panorama
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from cubediff.geometry.conventions import FACES
 from cubediff.models.attention import BackendAttnProcessor, PooledAttnProcessor
 from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.group_norm import cube_group_norm
+from cubediff.models.visible_faces import Group, VisibleFaces, check_no_mask
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -61,24 +63,24 @@ class _WrappingProcessor:
 
 
 class FaceAttnProcessor(_WrappingProcessor):
-    """Self-attention of each face to itself, also of a face that the UNet's `attention_mask` hides from the others."""
+    """Attention of each face to itself, also of a face that is hidden from the others, or to its own text."""
 
     def __call__(
         self,
         attn: nn.Module,
         hidden_states: Float[Tensor, "b6 n c"],
-        encoder_hidden_states: None = None,
+        encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
         attention_mask: Tensor | None = None,
+        visible_faces: VisibleFaces | None = None,
     ) -> Float[Tensor, "b6 n c"]:
-        return self.inner(attn, hidden_states)
+        return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
 class CubeAttnProcessor(_WrappingProcessor):
     """Attention over the tokens of all six faces: (B·6, N, C) attends as (B, 6·N, C).
 
-    On cross-attention the text tokens of the six faces are concatenated likewise. The UNet's `attention_mask` (B·6, 1)
-    has 1 for a face whose keys queries may attend to and 0 for a hidden one (CubeDiff, section 4.3, drops the image in
-    this way); it arrives here as diffusers' additive bias (B·6, 1, 1).
+    On cross-attention the text tokens of the six faces are concatenated likewise. Self-attention sees the faces of
+    `visible_faces` alone, if they are given in the UNet's `cross_attention_kwargs`.
 
     Args:
         inner: The processor that computes the attention.
@@ -90,20 +92,24 @@ class CubeAttnProcessor(_WrappingProcessor):
         hidden_states: Float[Tensor, "b6 n c"],
         encoder_hidden_states: Float[Tensor, "b6 l d"] | None = None,
         attention_mask: Tensor | None = None,
+        visible_faces: VisibleFaces | None = None,
     ) -> Float[Tensor, "b6 n c"]:
+        check_no_mask(attention_mask)
         joint = _by_panorama(hidden_states).flatten(1, 2)
         if encoder_hidden_states is not None:
-            if attention_mask is not None:
-                raise ValueError("joint cross-attention takes no mask: leave encoder_attention_mask out of the call")
-            encoder_hidden_states = _by_panorama(encoder_hidden_states).flatten(1, 2)
-        elif attention_mask is not None:
-            if attention_mask.shape != (len(hidden_states), 1, 1):
-                raise ValueError(f"expected an attention_mask (B·6, 1), one value per face, got "
-                                 f"{tuple(attention_mask.shape[::2])}")  # fmt: skip
-            hidden = _by_panorama(attention_mask).flatten(1).repeat_interleave(hidden_states.shape[1], 1) < 0
-            attention_mask = torch.zeros_like(hidden, dtype=joint.dtype).masked_fill(hidden, -torch.inf)[:, None]
-        attended = self.inner(attn, joint, encoder_hidden_states, attention_mask)
+            attended = self.inner(attn, joint, _by_panorama(encoder_hidden_states).flatten(1, 2))
+        elif visible_faces is None:
+            attended = self.inner(attn, joint)
+        else:
+            attended = visible_faces.of_panoramas.map(partial(self._attend, attn, hidden_states, joint))
         return attended.reshape(hidden_states.shape)
+
+    def _attend(self, attn: nn.Module, faces: Tensor, joint: Tensor, group: Group) -> Tensor:
+        """The attention of a group of panoramas to their visible faces."""
+        queries = joint.index_select(0, group.rows)
+        if group.faces.shape[1] == len(FACES):
+            return self.inner(attn, queries)
+        return self.inner(attn, queries, group.keys(faces))
 
 
 class CubeGroupNorm(nn.GroupNorm):
@@ -181,7 +187,7 @@ def inflate_(
         if layer == "attn1" and inflate != "all" and name.startswith(top):
             processors[name] = _top_processor(processor, plain, inflate)
         elif layer == "attn2" and cross_attention == "per_face":
-            processors[name] = plain
+            processors[name] = processor if isinstance(processor, FaceAttnProcessor) else FaceAttnProcessor(plain)
         else:  # an existing one is kept: compiled code is bound to it
             processors[name] = processor if isinstance(processor, CubeAttnProcessor) else CubeAttnProcessor(plain)
     if not processors:

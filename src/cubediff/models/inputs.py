@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cubediff.geometry.conventions import position_map
+from cubediff.geometry.conventions import FACES, position_map
 
 POSITION_CHANNELS = {"uv": 2, "uv_pi": 2, "xyz": 3}
 
@@ -54,14 +54,19 @@ def front_mask(latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 1 h w"
     return mask
 
 
-def hidden_faces(mask: Float[Tensor, "b 6 1 h w"], dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b 6"]:
-    """The faces with a condition of the `dropped` panoramas: with image_drop="attention" no query attends to them."""
-    return mask.flatten(2).any(-1) & dropped[:, None]
+def hidden_faces(mask: Float[Tensor, "b 6 1 h w"] | None, dropped: Bool[Tensor, " b"]) -> Bool[Tensor, "b 6"]:
+    """The faces with a condition of the `dropped` panoramas: with image_drop="attention" no query attends to them.
 
+    Args:
+        mask: 1 on latent pixels of the condition. Reading it waits for its device. None for the front face, which is
+            known without waiting.
+        dropped: Panoramas without their image, on the CPU.
 
-def face_attention_mask(hidden: Bool[Tensor, "b 6"]) -> Bool[Tensor, "b6 1"]:
-    """The UNet's `attention_mask`: whether queries attend to each face (True) or not."""
-    return (~hidden).flatten()[:, None]
+    Returns:
+        The hidden faces, on the CPU.
+    """
+    conditioned = torch.arange(len(FACES)) == 0 if mask is None else mask.flatten(2).any(-1).cpu()
+    return conditioned & dropped[:, None]
 
 
 def latent_mask(covered: Bool[Tensor, "b 6 1 s s"], scale: int) -> Float[Tensor, "b 6 1 h w"]:

@@ -18,9 +18,10 @@ from cubediff.models.attention import constant_text, fuse_projections_
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable, execution_device
 from cubediff.models.encoders import FrozenEncoders
 from cubediff.models.inflation import inflate_, widen_conv_in_
-from cubediff.models.inputs import face_attention_mask, input_channels, unet_input
+from cubediff.models.inputs import input_channels, unet_input
 from cubediff.models.presets import PRESETS, ModelConfigs
 from cubediff.models.tokenizer import byte_tokenizer
+from cubediff.models.visible_faces import visible_faces
 from cubediff.utils.json_text import parse_json
 
 TEXT = "text"  # the conditioning's only tensor, (B, 6, L, D)
@@ -120,13 +121,13 @@ class StableDiffusion(Backbone):
     def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Float[Tensor, "b 6 c h w"]:
         latents = torch.where(cube.mask.bool(), cube.clean, cube.noisy)
         inputs = unet_input(latents, cube.mask, cube.positions).to(self.unet.dtype)
-        attention = {} if cube.hidden is None else {"attention_mask": face_attention_mask(cube.hidden)}
+        visible = None if cube.hidden is None else visible_faces(cube.hidden, inputs.device)
         output: Tensor = self.unet(
             inputs,
             timesteps.repeat_interleave(6) if timesteps.ndim else timesteps,
             encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(self.unet.dtype),
             return_dict=False,
-            **attention,
+            cross_attention_kwargs=None if visible is None else {"visible_faces": visible},
         )[0]
         prediction: Tensor = output.unflatten(0, (-1, 6))
         return prediction.float()

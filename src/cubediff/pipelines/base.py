@@ -325,7 +325,7 @@ class CubePipeline(PipelineWithCard, ABC):
         branches, mask = guidance.branches, condition.seen
         by_noise = self.config.image_drop == "noise"
         masks = torch.cat([mask if branch.image or not by_noise else torch.zeros_like(mask) for branch in branches])
-        dropped = torch.tensor([not branch.image for branch in branches], device=mask.device)
+        dropped = torch.tensor([not branch.image for branch in branches])
         if average_overlap is None:
             average_overlap = bool(self.config.get("average_overlap"))
         average = None

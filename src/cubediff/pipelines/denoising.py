@@ -39,7 +39,7 @@ class DenoisingInputs:
     conditioning: Conditioning
     clean: Tensor
     mask: Tensor
-    hidden: Tensor | None
+    hidden: Tensor | None  # on the CPU
     positions: Tensor
     average: OverlapAverage | None
 

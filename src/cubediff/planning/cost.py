@@ -270,6 +270,8 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     options = cast(Options, {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")})
     options["compile"] = None  # its small effect on saved activations is not worth compiling
     pipeline = meta_pipeline(str(pipeline_settings.pop("_target_")), pipeline_settings)
+    # "attention" hides faces by draws, which fake tensors do not hold; a step that hides none computes the most.
+    pipeline.register_to_config(image_drop="noise")
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
 
 
