@@ -10,10 +10,12 @@ from support.awake import awaken_
 from torch import Tensor, nn
 
 from cubediff.diffusion.objective import ConditionDropout, Example, Losses, Objective
+from cubediff.diffusion.random import draw, host_generators
 from cubediff.geometry import position_map
 from cubediff.models.backbone import Conditioning
 from cubediff.models.inputs import front_mask, input_channels, positions, unet_input
 from cubediff.models.tiny import sd_scheduler
+from cubediff.models.visible_faces import VisibleFaces
 from cubediff.pipelines.loading import tiny_random
 
 BACKBONE = tiny_random()  # only its UNet's input matters here
@@ -42,11 +44,13 @@ class FakeUNet(nn.Module):
         t: Tensor,
         encoder_hidden_states: Tensor,
         return_dict: bool,
-        attention_mask: Tensor | None = None,
+        cross_attention_kwargs: dict[str, VisibleFaces] | None = None,
     ) -> tuple[Tensor]:
         six = {"x": x, "t": t, "text": encoder_hidden_states}
-        if attention_mask is not None:
-            six["seen"] = attention_mask
+        if cross_attention_kwargs is not None:
+            six["seen"] = torch.zeros(len(x), dtype=torch.bool)
+            for group in cross_attention_kwargs["visible_faces"].of_panoramas.groups:
+                six["seen"][group.faces.flatten()] = True
         self.received.update({name: value.unflatten(0, (-1, 6)) for name, value in six.items()})
         return (self.answer(self.received["x"], self.received["t"]).flatten(0, 1),)
 
@@ -192,15 +196,56 @@ def test_a_condition_may_cover_any_latent_pixels():
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=0)
 
 
-def test_with_image_drop_attention_the_image_stays_and_is_masked():
+def test_with_image_drop_attention_the_image_stays_and_is_hidden():
     unet = FakeUNet()
     _, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, image_drop="attention")
     assert 0 < drops.image.sum() < 4
     expected = torch.ones(4, 6, dtype=torch.bool)
     expected[drops.image, 0] = False
-    assert torch.equal(unet.received["seen"][..., 0], expected)
+    assert torch.equal(unet.received["seen"], expected)
     assert torch.equal(unet.received["x"][:, :, -1:], front_mask(LATENTS))
     assert torch.equal(unet.received["x"][:, 0, :4], LATENTS[:, 0])
+
+
+def test_with_image_drop_attention_the_hidden_faces_are_those_with_a_photo():
+    mask = torch.zeros(4, 6, 1, 8, 8)
+    mask[:, 1, :, 0, 0] = mask[:, 4] = 1
+    unet = FakeUNet()
+    _, _, drops = loss(unet, Objective(0.0, 0.5, 0.0), seed=1, image_drop="attention", clean=LATENTS, mask=mask)
+    expected = torch.ones(4, 6, dtype=torch.bool)
+    expected[drops.image.nonzero(), torch.tensor([1, 4])] = False
+    assert torch.equal(unet.received["seen"], expected)
+
+
+@pytest.mark.parametrize("image_drop", ["noise", "attention"])
+def test_draws_are_the_same_with_both_image_drops(image_drop):
+    objective, unet = Objective(0.2, 0.2, 0.2, offset_noise=0.1), FakeUNet()
+    _, timesteps, drops = loss(unet, objective, seed=1, image_drop=image_drop)
+    generator = torch.Generator().manual_seed(1)
+    dropout = objective.sample_dropout(4, generator)
+    assert torch.equal(drops.conditions, dropout.conditions)
+    assert torch.equal(timesteps, torch.randint(0, 1000, (4,), generator=generator))
+    noise = objective.noising(sd_scheduler()).sample_noise(LATENTS, generator)
+    found = noise_in(unet.received["x"], unet.received["t"], LATENTS)
+    torch.testing.assert_close(found[:, 1:], noise[:, 1:].double(), rtol=0, atol=1e-4)
+
+
+class DeviceGenerator(torch.Generator):
+    """Stands for the generator of a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+def test_draws_on_the_host_are_those_of_cpu_generators_of_the_same_seeds():
+    seeds = [3, 5, 2**63 - 1]
+    for kind in (torch.Generator, DeviceGenerator):
+        generators = [kind().manual_seed(seed) for seed in seeds]
+        found = draw(torch.rand, (3,), host_generators(generators))
+        assert torch.equal(found, torch.cat([torch.rand(1, generator=torch.Generator().manual_seed(s)) for s in seeds]))
+        (alone,) = draw(torch.rand, (1,), host_generators(kind().manual_seed(5)))
+        assert alone == found[1]
 
 
 def test_input_channels_are_latents_positions_mask_and_clean_where_the_mask_is_one():

@@ -15,6 +15,7 @@ from cubediff.models.attention import BackendAttnProcessor, constant_text, fuse_
 from cubediff.models.inflation import CubeAttnProcessor, inflate_
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
+from cubediff.models.visible_faces import visible_faces
 from cubediff.pipelines.cubediff import CubeDiffPipeline
 from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.operations import OperationCounter
@@ -43,20 +44,20 @@ def predict(network: nn.Module, latents: Tensor, text: Tensor, **options: object
 
 
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("hides_a_face", [False, True])
 def test_outputs_and_gradients_are_those_of_diffusers_processor(
-    network: nn.Module, cross_attention: str, is_masked: bool
+    network: nn.Module, cross_attention: str, hides_a_face: bool
 ) -> None:
     inflate_(network, cross_attention=cross_attention)
     stock = copy.deepcopy(network)
     stock.set_attn_processor(
-        {
-            name: CubeAttnProcessor(AttnProcessor2_0()) if isinstance(p, CubeAttnProcessor) else AttnProcessor2_0()
-            for name, p in stock.attn_processors.items()
-        }
+        {name: type(processor)(AttnProcessor2_0()) for name, processor in stock.attn_processors.items()}
     )
     latents, text = inputs_of(network, 2)
-    options = {"attention_mask": torch.tensor([0.0, 1, 1, 1, 1, 1] * 2)[:, None]} if is_masked else {}
+    hidden = torch.zeros(2, 6, dtype=torch.bool)
+    hidden[1, 0] = True
+    visible = visible_faces(hidden, torch.device("cpu"))
+    options = {"cross_attention_kwargs": {"visible_faces": visible}} if hides_a_face else {}
     outputs = [predict(each, latents, text, **options) for each in (network, stock)]
     for each in outputs:
         each.square().mean().backward()

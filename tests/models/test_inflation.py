@@ -27,6 +27,7 @@ from cubediff.models.inflation import (
 )
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
+from cubediff.models.visible_faces import visible_faces
 from cubediff.pipelines.loading import tiny_random
 
 KINDS = {
@@ -192,23 +193,23 @@ def test_a_face_reads_its_own_caption_and_with_joint_cross_attention_all_of_them
 
 @pytest.mark.parametrize("inflate", ["all", "below_top", "pooled_top"])
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-def test_a_masked_face_affects_no_other_and_is_affected_by_all(stock, cross_attention, inflate):
+def test_a_hidden_face_affects_no_other_and_is_affected_by_all(stock, cross_attention, inflate):
     unet = inflate_(stock, sync_group_norm=False, cross_attention=cross_attention, inflate=inflate)
     latents, text, other = draws((2, 6, 4, 8, 8), (2, 6, 5, TEXT), (4, 8, 8))
-    is_visible = torch.ones(2, 6, dtype=torch.bool)
-    is_visible[1, 0] = False
+    hidden = torch.zeros(2, 6, dtype=torch.bool)
+    hidden[1, 0] = True
 
-    def masked(latents: Tensor) -> Tensor:
-        mask = is_visible.flatten()[:, None]
+    def with_hidden_face(latents: Tensor) -> Tensor:
+        options = {"visible_faces": visible_faces(hidden, latents.device)}
         with torch.no_grad():
-            output = unet(latents.flatten(0, 1), 500, text.flatten(0, 1), attention_mask=mask).sample
+            output = unet(latents.flatten(0, 1), 500, text.flatten(0, 1), cross_attention_kwargs=options).sample
         return output.unflatten(0, (-1, 6))
 
-    before = masked(latents)
+    before = with_hidden_face(latents)
     for panorama, face in ((0, 0), (1, 0), (1, 3)):
         there = latents.clone()
         there[panorama, face] = other
-        moved = (masked(there) - before).abs().amax((2, 3, 4))
+        moved = (with_hidden_face(there) - before).abs().amax((2, 3, 4))
         assert (moved[1 - panorama] < 1e-12).all()
         if (panorama, face) == (1, 0):
             assert (moved[1, 1:] < 1e-12).all()
@@ -260,18 +261,17 @@ def test_pooled_attention_refuses_sliced_attention(stock):
         inflate_(stock, inflate="top")
 
 
-def test_attention_with_a_masked_face_equals_the_reference_without_its_keys(unet):
+def test_attention_with_a_hidden_face_equals_the_reference_without_its_keys(unet):
     layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
     (tokens,) = draws((6, 4, 32))
-    bias = torch.zeros(6, 1, 1, dtype=torch.float64)
-    bias[0] = -10000.0  # as diffusers converts a 0
+    visible = visible_faces(torch.arange(6)[None] == 0, tokens.device)
     flat = tokens.flatten(0, 1)
     heads = []
     parts = [(flat @ p.weight.T).chunk(layer.heads, dim=1) for p in (layer.to_q, layer.to_k, layer.to_v)]
     for q, k, v in zip(*parts, strict=True):
         heads.append(torch.softmax(q @ k[4:].T / q.shape[1] ** 0.5, dim=1) @ v[4:])
     expected = torch.cat(heads, dim=1) @ layer.to_out[0].weight.T + layer.to_out[0].bias
-    assert (layer(tokens, attention_mask=bias).flatten(0, 1) - expected).abs().max() < 1e-10
+    assert (layer(tokens, visible_faces=visible).flatten(0, 1) - expected).abs().max() < 1e-10
 
 
 def test_inflating_again_keeps_the_processors_that_compiled_code_is_bound_to(stock):
@@ -281,15 +281,16 @@ def test_inflating_again_keeps_the_processors_that_compiled_code_is_bound_to(sto
 
 
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
-@pytest.mark.parametrize("barred", [False, True])
-def test_gradient_checkpointing_changes_neither_output_nor_gradients(stock, cross_attention, barred):
+@pytest.mark.parametrize("hides_a_face", [False, True])
+def test_gradient_checkpointing_changes_neither_output_nor_gradients(stock, cross_attention, hides_a_face):
     unet = inflate_(stock, cross_attention=cross_attention).train()
     latents, text = draws((12, 4, 8, 8), (12, 5, TEXT))
-    is_visible = torch.arange(12)[:, None] != 6 if barred else None
+    hidden = torch.arange(12).view(2, 6) == 6
+    options = {"visible_faces": visible_faces(hidden, latents.device)} if hides_a_face else None
 
     def outcome() -> list[Tensor]:
         unet.zero_grad()
-        output = unet(latents, 500, text, attention_mask=is_visible).sample
+        output = unet(latents, 500, text, cross_attention_kwargs=options).sample
         output.square().mean().backward()
         return [output.detach(), *(p.grad.clone() for p in unet.parameters())]
 
@@ -348,12 +349,6 @@ def test_a_batch_that_is_not_a_multiple_of_six_raises(stock, sync_group_norm):
     latents, text = draws((8, 4, 8, 8), (8, 5, TEXT))
     with pytest.raises(ValueError, match="got 8, which is not a multiple of six"):
         unet(latents, 500, text)
-
-
-def test_an_invalid_mask_raises(unet):
-    latents, text = draws((6, 4, 8, 8), (6, 5, TEXT))
-    with pytest.raises(ValueError, match=r"expected an attention_mask \(B·6, 1\), one value per face, got \(6, 64\)"):
-        unet(latents, 500, text, attention_mask=torch.ones(6, 64))
 
 
 def test_a_unet_that_cannot_be_inflated_raises_and_is_unchanged(stock):

@@ -425,6 +425,28 @@ def test_draws_depend_on_the_seed_of_a_panorama_alone(batch: Batch) -> None:
     assert len({tuple(loss.tolist()) for loss in losses}) == len(seeds)
 
 
+def test_the_images_that_attention_drops_depend_on_the_seeds_of_their_panoramas_alone(batch: Batch) -> None:
+    objective = Objective(drop_text=0.0, drop_image=0.5, drop_both=0.0)
+    module = CubeDiffModule(tiny_random(image_drop="attention"), objective, partial(torch.optim.AdamW, lr=1e-3))
+    module.encode_null_text()
+    hidden: list[Tensor] = []
+    predict = module.backbone.predict
+    module.backbone.predict = lambda cube, *rest: hidden.append(cube.hidden) or predict(cube, *rest)
+    seeds = [(7, 0, index) for index in range(4)]
+    dropped = []
+    for seed in seeds:
+        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        generator = torch.Generator("cpu").manual_seed(int(state >> 1))
+        dropped.append(bool(torch.rand(1, generator=generator) < objective.drop_image))
+    assert 0 < sum(dropped) < 4
+    for order in ([0, 1, 2, 3], [2, 0], [3]):
+        few = {"faces": batch["faces"][order], "prompts": [batch["prompts"][index] for index in order]}
+        conditions = module.compute_losses(few, [seeds[index] for index in order])["conditions"]
+        expected = torch.tensor([[dropped[index]] + [False] * 5 for index in order])
+        assert torch.equal(hidden[-1], expected)
+        assert torch.equal(conditions, expected[:, 0].long())
+
+
 def test_captions_reach_their_face_and_panorama(batch: Batch) -> None:
     module = module_of(objective=Objective(**KEEP_ALL))
     fitted(module, [batch], steps=1)

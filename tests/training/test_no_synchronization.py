@@ -14,10 +14,12 @@ import lightning as L
 import pytest
 import torch
 from support.copies import Copies
-from support.losses import PAPER, SHARES
+from support.losses import SHARES
 
+import cubediff.diffusion.objective
 import cubediff.models.backbone
 import cubediff.models.encoders
+import cubediff.models.visible_faces
 from cubediff.data import PanoramaDataModule, RandomPhotos
 from cubediff.diffusion.objective import Objective
 from cubediff.pipelines.loading import tiny_random
@@ -30,8 +32,8 @@ OPTIONS: list[dict[str, Any]] = [{}, {"min_snr_gamma": 5.0, "offset_noise": 0.05
 class Generator(torch.Generator):
     """Replaces torch.Generator, which the meta device lacks."""
 
-    def __new__(cls, device: torch.device) -> Any:
-        return super().__new__(cls)
+    def __new__(cls, device: torch.device | str) -> Any:
+        return super().__new__(cls.__base__ if device == "cpu" else cls)
 
     @property
     def device(self) -> torch.device:
@@ -54,14 +56,22 @@ def step(module: CubeDiffModule, data: PanoramaDataModule, batch: Any, place: in
     metrics.on_train_batch_end(trainer, module, each, cubes, place)
 
 
-@pytest.mark.parametrize("photos", [None, RandomPhotos(share=1.0)])
+@pytest.mark.parametrize(
+    ("photos", "image_drop"), [(None, "noise"), (RandomPhotos(share=1.0), "noise"), (None, "attention")]
+)
 @pytest.mark.parametrize("objective", OPTIONS)
 def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
-    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, photos: RandomPhotos | None, objective: dict[str, Any]
+    tiny_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    photos: RandomPhotos | None,
+    image_drop: str,
+    objective: dict[str, Any],
 ) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
-    module = CubeDiffModule(tiny_random(), Objective(**SHARES | objective), partial(torch.optim.AdamW, lr=1e-3))
+    shares = SHARES | {"drop_image": 0.5}  # so that these steps drop some
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    module = CubeDiffModule(tiny_random(image_drop=image_drop), Objective(**shares | objective), optimizer)
     module.encode_null_text()
     metrics = StepMetrics()
     step(module, data, next(batches), 0, metrics)  # creates cached tensors
@@ -71,13 +81,15 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
     module.null_text = module.null_text.map(lambda t: t.to("meta"))
     monkeypatch.setattr(torch, "Generator", Generator)
     sent: list[torch.Tensor] = []
+    grouped: list[torch.Tensor] = []
 
-    def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-        sent.append(values)
+    def send(to: list[torch.Tensor], values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        to.append(values)
         return torch.empty_like(values, device=device)
 
-    for module_ in (cubediff.models.backbone, cubediff.models.encoders):
-        monkeypatch.setattr(module_, "to_device_async", send)
+    for module_ in (cubediff.models.backbone, cubediff.models.encoders, cubediff.diffusion.objective):
+        monkeypatch.setattr(module_, "to_device_async", partial(send, sent))
+    monkeypatch.setattr(cubediff.models.visible_faces, "to_device_async", partial(send, grouped))
     step(module, data, next(batches), 1, metrics)
     copies = Copies()
     with copies:
@@ -86,14 +98,20 @@ def test_a_step_neither_reads_from_its_device_nor_waits_for_a_copy_to_it(
         step(module, data, batch, 2, metrics)
     assert len(copies.shapes) == arriving, copies.shapes
     assert sent
+    assert bool(grouped) == (image_drop == "attention")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("photos", [None, RandomPhotos(share=1.0)])
-def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomPhotos | None) -> None:
+@pytest.mark.parametrize(
+    ("photos", "image_drop"), [(None, "noise"), (RandomPhotos(share=1.0), "noise"), (None, "attention")]
+)
+def test_a_step_on_a_gpu_does_not_synchronize(tiny_shards: Path, photos: RandomPhotos | None, image_drop: str) -> None:
     data = PanoramaDataModule(tiny_shards, batch_size=4, face_size=64, photos=photos)
     batches = endless(data)
-    module = CubeDiffModule(tiny_random(), PAPER, partial(torch.optim.AdamW, lr=1e-3)).cuda()
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    module = CubeDiffModule(
+        tiny_random(image_drop=image_drop), Objective(**SHARES | {"drop_image": 0.5}), optimizer
+    ).cuda()
     module.backbone.to("cuda")
     module.encode_null_text()
     metrics = StepMetrics()
