@@ -150,6 +150,11 @@ def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() 
     assert 0.6 * exact.step_peak < mixed.step_peak < exact.step_peak
 
 
+def test_a_model_that_hides_dropped_images_is_counted_as_if_it_hid_none() -> None:
+    hides, noises = (cost(composed(*TINY, f"model.pipeline.image_drop={way}"), 2) for way in ("attention", "noise"))
+    assert (hides.flops, hides.peak) == (noises.flops, noises.peak)
+
+
 def test_eight_bit_moments_take_a_byte_per_value() -> None:
     planned = cost(composed(*FULL, "optimizer=adamw_8bit"), 1)
     assert planned.optimizer == 2 * planned.trained

@@ -149,9 +149,9 @@ class Objective:
             generator: On the latents' device. With one generator for each panorama its draws do not depend on the
                 others in the batch.
             image_drop: How an image is dropped: "noise" (its faces are noised and its mask is 0) or "attention" (it
-                stays, and no query attends to its faces). The condition dropout of "attention" is drawn on the CPU by
-                generators of the same seeds; where the condition is a photo, the faces that it lies on are read from
-                the device, which is waited for.
+                stays, and no query attends to its faces). "attention" draws the condition dropout on the CPU, by
+                generators of the same seeds; a batch with conditioning photos synchronizes with the device once, to
+                read the faces that they lie on.
         """
         latents = example.latents
         by_attention = image_drop == "attention"

@@ -180,7 +180,7 @@ def _backend_processor(layer: Attention) -> BackendAttnProcessor | None:
 
 
 def _projected(attn: Attention, fused: str, names: tuple[str, ...], states: Tensor) -> tuple[Tensor, ...]:
-    if hasattr(attn, fused):  # a layer has no fused projection to keys of some of its own queries' faces
+    if hasattr(attn, fused):  # self-attention has no "to_kv" for keys of other tokens than its queries
         parts: tuple[Tensor, ...] = getattr(attn, fused)(states).chunk(len(names), dim=-1)
         return parts
     return tuple(getattr(attn, name)(states) for name in names)

@@ -58,8 +58,7 @@ def hidden_faces(mask: Float[Tensor, "b 6 1 h w"] | None, dropped: Bool[Tensor, 
     """The faces with a condition of the `dropped` panoramas: with image_drop="attention" no query attends to them.
 
     Args:
-        mask: 1 on latent pixels of the condition. Reading it waits for its device. None for the front face, which is
-            known without waiting.
+        mask: 1 on latent pixels of the condition; reading it synchronizes with its device. None for the front face.
         dropped: Panoramas without their image, on the CPU.
 
     Returns:
