@@ -149,12 +149,12 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_the_step(pipeline) ->
 
 
 def test_vae_slicing_gives_the_same_panorama(pipeline) -> None:
-    """The autoencoder's norms see all six faces, so that a slice is a panorama, which is decoded alone anyway."""
+    """The autoencoder's norms see all six faces; a slice is one of them."""
     photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
     call = {"image": photo, "latents": noise(2), "num_inference_steps": 2, "output_type": "pt"}
     plain = pipeline("a", **call).panoramas
     pipeline.vae.enable_slicing()
-    assert torch.equal(pipeline("a", **call).panoramas, plain)
+    assert (pipeline("a", **call).panoramas - plain).abs().max() < 1e-3
     assert pipeline.vae.use_slicing
 
 

@@ -168,9 +168,10 @@ def test_the_table_of_schedulers_lists_those_that_are_tested_by_name() -> None:
     assert set(re.findall("`(\\w+Scheduler)`", section)) == set(SCHEDULERS)
 
 
-def test_vae_slicing_is_accepted_and_changes_nothing() -> None:
+def test_vae_slicing_gives_the_same_panorama() -> None:
     pipeline = awake_pipeline()
     expected = panorama(pipeline)
     pipeline.enable_vae_slicing()
-    assert torch.equal(panorama(pipeline), expected)
+    assert 0 < (panorama(pipeline) - expected).abs().max() < 1e-3 < 1e-1 < expected.std()
     pipeline.disable_vae_slicing()
+    assert torch.equal(panorama(pipeline), expected)

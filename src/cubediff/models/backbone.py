@@ -301,6 +301,11 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Disables autocast for a device's tensors; not every device has it."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
 def to_device_async(values: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor to a device; to a GPU from pinned memory, without waiting for the work queued there."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 
 import torch
@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cubediff.models.backbone import execution_device, to_device_async
+from cubediff.models import chunked_vae
+from cubediff.models.backbone import execution_device, no_autocast, to_device_async
 from cubediff.models.blocks import keep_memory_format_
 from cubediff.models.inflation import sync_group_norm_
-from cubediff.models.tiled_vae import decode_tiled, encode_tiled
 from cubediff.utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -59,41 +59,51 @@ class FrozenEncoders:
     def encode(self, faces: Float[Tensor, "b 6 3 s s"], sync_group_norm: bool = True) -> Float[Tensor, "b 6 c h w"]:
         """Latents (posterior mean × scaling factor, float32) of faces in [−1, 1]; one panorama at a time.
 
-        Without `sync_group_norm` each face is encoded as the stock VAE does.
+        Large faces pass through the VAE in chunks, see `chunked_vae`. Without `sync_group_norm` each face is encoded as
+        the stock VAE does.
         """
         if not sync_group_norm:
             sync_group_norm_(self.vae, enabled=False)
             try:
-                return self.encode(faces)
+                return self._encode(faces)
             finally:
                 sync_group_norm_(self.vae)
+        with self._autocast():
+            return self._encode(faces)
+
+    def _encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         faces = faces.to(self.vae.dtype)
-        with self._whole_cubes():
+        with self._cubes():
             latents = torch.stack([self.vae.encode(cube).latent_dist.mean for cube in faces])
         return latents.float() * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
-        """Faces in [−1, 1], float32, of latents; one panorama at a time."""
+        """Faces in [−1, 1], float32, of latents; one panorama at a time, large faces in chunks."""
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        with self._whole_cubes():
+        with self._cubes(), self._autocast():
             return torch.stack([self.vae.decode(cube).sample for cube in latents]).float().clamp(-1, 1)
 
-    @contextmanager
-    def _whole_cubes(self) -> Iterator[None]:
-        """Within it the VAE takes the six faces of a panorama together, also if slicing or tiling is enabled.
+    def _autocast(self) -> AbstractContextManager[object]:
+        """No autocast if the weights have 16 bits: it would cast nothing but the input of the resizing, to float32.
 
-        One panorama at a time is the smallest slice; tiles are those of `tiled_vae`.
+        torch's own group norm on CUDA, which runs where norms are not synchronized, needs it.
         """
+        has_16_bits = self.vae.dtype in (torch.bfloat16, torch.float16)
+        return no_autocast(execution_device(self.vae)) if has_16_bits else nullcontext()
+
+    @contextmanager
+    def _cubes(self) -> Iterator[None]:
+        """Within it the VAE takes the six faces of a panorama together, in the chunks of `chunked_vae`."""
         vae = self.vae
-        slicing, vae.use_slicing = vae.use_slicing, False
-        vae.tiled_decode = lambda latents, return_dict: DecoderOutput(sample=decode_tiled(vae, latents))
-        vae._tiled_encode = partial(encode_tiled, vae)
+        sliced, vae.use_slicing = vae.use_slicing, False  # a slice is divided in `chunked_vae`
+        vae._encode = partial(chunked_vae.encode, vae, sliced=sliced)
+        vae._decode = lambda latents: DecoderOutput(sample=chunked_vae.decode(vae, latents, sliced))
         try:
             yield
         finally:
-            vae.use_slicing = slicing
-            del vae.tiled_decode, vae._tiled_encode
+            vae.use_slicing = sliced
+            del vae._encode, vae._decode
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], truncate: bool = False) -> Float[Tensor, "n l d"]:

@@ -9,7 +9,6 @@ Legend: B panoramas, N = B·6 faces, C channels, G groups of K = C / G channels,
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from math import gcd
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cubediff.geometry.conventions import FACES
+from cubediff.models.backbone import no_autocast
 
 
 def cube_group_norm(
@@ -39,7 +39,7 @@ def cube_group_norm(
     is_channels_last = faces.ndim == 4 and faces.is_contiguous(memory_format=torch.channels_last)
     if faces.ndim > 3 and not is_channels_last:
         faces = faces.contiguous()  # a view of its pixels in one dimension
-    with _no_autocast(faces):
+    with no_autocast(faces.device):
         if torch.compiler.is_compiling():
             return _formula(faces, groups, weight, bias, eps)
         return _eager(faces, groups, weight, bias, eps)
@@ -50,7 +50,7 @@ def _formula(
 ) -> Float[Tensor, "n c *space"]:
     """The norm as differentiable arithmetic."""
     x = _flat(faces)
-    dtype, near_mean = _arithmetic(x), _near_mean(x, groups)
+    dtype, near_mean = arithmetic_dtype(x), _near_mean(x, groups)
     values = (x.to(dtype) if near_mean is None else x - near_mean).unflatten(1, (groups, -1))
     values = values.unflatten(0, (-1, len(FACES)))
     variance, mean = torch.var_mean(values, (1, 3, 4), correction=0, keepdim=True)
@@ -70,7 +70,7 @@ class _CubeGroupNorm(torch.autograd.Function):
         near_mean = _near_mean(x, groups)
         values = x if near_mean is None else x - near_mean
         result = torch.empty_like(faces)
-        sums = torch.stack([values.sum(2, dtype=_arithmetic(x)), _sums_of_squares(values, _flat(result))])
+        sums = channel_sums(values, work=_flat(result))
         mean, squares = _group_means(_by_group(sums, groups), x.shape[2])
         rstd = (torch.addcmul(squares, mean, mean, value=-1).clamp_min_(0) + eps).rsqrt_()
         scale = rstd * weight.to(rstd.dtype).view(groups, -1)
@@ -85,7 +85,7 @@ class _CubeGroupNorm(torch.autograd.Function):
         faces, near_mean, mean, rstd, weight = ctx.saved_tensors
         x, gradient = _flat(faces), _flat(by_result)
         groups, pixels = rstd.shape[2], x.shape[2]
-        with _no_autocast(x):
+        with no_autocast(x.device):
             values = x if near_mean is None else x - near_mean
             work = torch.empty_like(x, dtype=rstd.dtype)
             zero = rstd.new_zeros(1, 1, 1)
@@ -106,35 +106,36 @@ class _CubeGroupNorm(torch.autograd.Function):
 _eager: Callable[..., Tensor] = _CubeGroupNorm.apply
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast would cast the arguments of sums and addcmul; not every device has it."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
 def _flat(faces: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c p"]:
     return faces.flatten(2) if faces.ndim > 2 else faces[:, :, None]
 
 
-def _arithmetic(x: Tensor) -> torch.dtype:
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a norm's statistics and arithmetic."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _near_mean(x: Float[Tensor, "n c p"], groups: int) -> Float[Tensor, "n c 1"] | None:
     """The mean of a few values of each group, subtracted before sums are taken, which lose precision where the mean is
     larger than the deviation; None in 16 bits, whose own rounding loses more."""
-    if x.dtype is not _arithmetic(x):
+    if x.dtype is not arithmetic_dtype(x):
         return None
     return _per_face(_group_means(_by_group(x[:, :, 0].detach(), groups), 1), x)
 
 
-def _sums_of_squares(values: Float[Tensor, "n c p"], work: Float[Tensor, "n c p"]) -> Float[Tensor, "n c"]:
-    """In 16 bits by a kernel that casts inside; else by squares that are written to `work`."""
-    if values.dtype is _arithmetic(values):
-        return torch.mul(values, values, out=work).sum(2)
+def channel_sums(values: Float[Tensor, "n c p"], work: Float[Tensor, "n c p"] | None = None) -> Float[Tensor, "2 n c"]:
+    """Sums of values and of their squares over the pixels, in float32 at least.
+
+    Args:
+        values: In float32 near zero compared with their deviation, as the sums are less precise otherwise.
+        work: Memory for the squares, which those in 16 bits do not need.
+    """
+    sums = values.sum(2, dtype=arithmetic_dtype(values))
+    if values.dtype is arithmetic_dtype(values):
+        return torch.stack([sums, torch.mul(values, values, out=work).sum(2)])
     rows = values.unflatten(2, (-1, gcd(values.shape[2], 64)))  # a sum of few squares at a time, for precision
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=3, dtype=_arithmetic(values))
-    return norms.square_().sum(2)
+    norms = torch.linalg.vector_norm(rows, dim=3, dtype=arithmetic_dtype(values))  # it casts inside its kernel
+    return torch.stack([sums, norms.square_().sum(2)])
 
 
 def _by_group(values: Float[Tensor, "*s n c"], groups: int) -> Float[Tensor, "*s b 6 g k"]:

@@ -103,15 +103,21 @@ class CubePipeline(PipelineWithCard, ABC):
         setattr(backbone.network, _SETTINGS, dict(settings))
 
     def enable_vae_slicing(self) -> None:
-        """Changes nothing: faces are encoded and decoded a panorama at a time in any case."""
+        """Encodes and decodes face by face, also small faces; large ones are divided in any case.
+
+        Results differ by rounding: the GroupNorm statistics remain those of all faces. See
+        `cubediff.models.chunked_vae`.
+        """
+        self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
-        """Changes nothing, as `enable_vae_slicing`."""
+        """Encodes and decodes as many faces at once as fit."""
+        self.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
         """Encodes and decodes faces that are larger than the autoencoder's `sample_size` strip by strip.
 
-        It takes longer and less of the device's memory; results differ by rounding. See `cubediff.models.tiled_vae`.
+        It takes longer and less of the device's memory; results differ by rounding. See `cubediff.models.chunked_vae`.
         """
         self.vae.enable_tiling()
 
