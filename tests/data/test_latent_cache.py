@@ -92,7 +92,7 @@ def members_of(tar: Path, key: str) -> dict[str, bytes]:
         return {name.partition(".")[2]: opened.extractfile(name).read() for name in names}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 2e-3)])
 def test_the_loss_on_cached_latents_equals_the_loss_of_encoding_the_same_rotations(
     source: Path, tmp_path: Path, dtype: str, near: float
 ) -> None:
@@ -306,7 +306,8 @@ def test_latents_that_do_not_match_the_run_are_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("cache.dtype=int8",), "must be one of float16, bfloat16, float32"),
+        (("cache.dtype=int8",), "must be float16 or float32"),
+        (("cache.dtype=bfloat16",), "must be float16 or float32, got bfloat16"),
         (("cache.turns=0",), "turns must be at least 1"),
         (("data=photos",), "cache with data=panoramas"),
     ],

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.kernels import KernelDtypes
 from torch import Tensor
 
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.models.encoders import FrozenEncoders
 from cubediff.models.frozen import CastWeights
 from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.planning.cuda_rules import cuda_autocast
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,15 +51,43 @@ def cast(encoders: FrozenEncoders) -> Iterator[None]:
 
 
 def test_float32_latents_are_exact(encoders: FrozenEncoders, faces: Tensor, expected: Tensor) -> None:
-    latents = encoders.encode(faces)
+    with KernelDtypes() as kernels:
+        latents = encoders.encode(faces)
+    assert kernels.inputs["convolution"] == {torch.float32}
     for one, right in zip(latents, expected, strict=True):
         assert (one - right).norm() < 1e-5 * right.norm()
 
 
 @pytest.mark.usefixtures("cast")
-def test_bfloat16_latents_are_within_half_a_percent(encoders: FrozenEncoders, faces: Tensor, expected: Tensor) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("sliced", [False, True])
+def test_bfloat16_latents_are_within_half_a_percent(
+    sliced: bool, encoders: FrozenEncoders, faces: Tensor, expected: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders.vae, "use_slicing", sliced)
+    with torch.autocast("cpu", torch.bfloat16), KernelDtypes() as kernels:
         latents = encoders.encode(faces)
-    assert encoders.vae.encoder.conv_in.weight.dtype is torch.bfloat16
+    assert kernels.inputs["convolution"] == kernels.inputs["silu"] == {torch.bfloat16}
+    activations = [cast for cast in kernels.casts if len(cast[2]) == 4]
+    assert activations == [], "autocast is off, and no activation is cast"
     assert latents.dtype is torch.float32
     assert 1e-4 * expected.norm() < (latents - expected).norm() < 5e-3 * expected.norm()
+
+
+@pytest.mark.usefixtures("cast")
+def test_decoding_in_bfloat16_casts_no_activation(encoders: FrozenEncoders, expected: Tensor) -> None:
+    """Autocast resizes in float32 on CUDA, which doubles the memory of the largest activation."""
+    with cuda_autocast("bf16-mixed"):
+        with KernelDtypes() as kernels:
+            encoders.decode(expected[:1].float())
+        assert kernels.inputs["upsample_nearest2d"] == kernels.inputs["convolution"] == {torch.bfloat16}
+        assert [cast for cast in kernels.casts if len(cast[2]) == 4] == []
+        with KernelDtypes() as kernels:
+            encoders.vae.decode(expected[0].bfloat16())
+        assert kernels.inputs["upsample_nearest2d"] == {torch.float32}
+
+
+@pytest.mark.usefixtures("cast")
+def test_without_autocast_the_latents_have_the_same_bits(encoders: FrozenEncoders, faces: Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        cubes = torch.stack([encoders.vae.encode(cube).latent_dist.mean for cube in faces[:2].bfloat16()])
+    assert torch.equal(encoders.encode(faces[:2]), cubes.float() * encoders.vae.config.scaling_factor)

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +24,13 @@ from cubediff.utils.logging import silence
 from cubediff.utils.signals import stop_signals
 from cubediff.utils.text import redact
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Not bfloat16, whose rounding is eight times coarser than that of float16 in as many bytes.
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+PRECISION = "32-true"  # of encoding, also where training has another; CUDA may use TF32
 
 
 def cache(config: DictConfig) -> LatentManifest | None:
-    """Encodes the panoramas of `data.path` into `cache.output`; resumes an interrupted run.
+    """Encodes the panoramas of `data.path` in float32 into `cache.output`; resumes an interrupted run.
 
     Returns:
         The manifest of the latent dataset; None on ranks other than 0.
@@ -41,7 +44,7 @@ def cache(config: DictConfig) -> LatentManifest | None:
     check(config)
     check_devices(config)
     if config.cache.dtype not in DTYPES:
-        raise ValueError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {config.cache.dtype}")
+        raise ValueError(f"cache.dtype must be {' or '.join(DTYPES)}, got {config.cache.dtype}")
     if is_trial(config.trainer):
         raise ValueError("trainer.fast_dev_run would leave the latents incomplete: remove it")
     silence()
@@ -54,7 +57,8 @@ def cache(config: DictConfig) -> LatentManifest | None:
     check_output(output, record, shards)
     with stop_signals() as signals:
         callbacks = [StopOnSignal(signals), ShardWriter(output)]
-        trainer = build_trainer(config.trainer, callbacks, loggers=False)
+        settings = cast(DictConfig, OmegaConf.merge(config.trainer, {"precision": PRECISION}))
+        trainer = build_trainer(settings, callbacks, loggers=False)
         encoder = LatentEncoder(backbone, DTYPES[config.cache.dtype])
         with folder_lock(output) if trainer.is_global_zero else nullcontext():
             data.done = begin_or_resume(output, record, shards, verify=trainer.is_global_zero)

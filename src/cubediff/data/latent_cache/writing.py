@@ -67,8 +67,8 @@ class LatentEncoder(L.LightningModule):
         text, latents = self.backbone.encode_captions(captions, truncate=True), self.backbone.encode(batch["faces"])
         if not latents.isfinite().all():
             raise FloatingPointError(
-                f"the latents of {batch['key'][0]} in {batch['shard']} are not finite: encode in "
-                "trainer.precision=32-true"
+                f"the latents of {batch['key'][0]} in {batch['shard']} are not finite: check the panorama and the "
+                "autoencoder's weights"
             )
         stored = {name: tensor.to("cpu", self.stored_dtype) for name, tensor in text.items()}
         return CachedPanorama(batch["yaw"].tolist(), latents.to("cpu", self.stored_dtype), stored, indices, captions)
