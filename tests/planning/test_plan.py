@@ -11,10 +11,13 @@ import pytest
 from support.losses import losses_of
 from support.runs import composed
 from support.step_memory import BATCH, TINY, module_and_batch
-from torch import nn
+from torch import Tensor, nn
 
+from cubediff.models import chunked_vae
 from cubediff.planning.cost import cost
+from cubediff.planning.gpus import GIB
 from cubediff.planning.report import plan
+from cubediff.training.module import CubeDiffModule
 
 TINY_SD = Path(__file__).parents[2] / "experiments" / "tiny_sd" / "model"
 FULL = (*TINY, "model.trainable=full")
@@ -45,6 +48,21 @@ def test_sd15_has_its_published_parameter_counts_without_weights() -> None:
     # bfloat16 but for norms and the text encoder's embeddings of 49 408 tokens and 77 positions
     embeddings = (49_408 + 77) * 768
     assert planned.encoders == pytest.approx(2 * (vae + text_encoder + embeddings), rel=2e-3)
+
+
+def test_the_peak_includes_decoding_a_sample_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is replaced by a small one, so that decoding takes the most memory."""
+
+    def small_loss(module: CubeDiffModule, *_: object) -> dict[str, Tensor]:
+        return {"losses": module.network.conv_in.weight.sum()}
+
+    monkeypatch.setattr(CubeDiffModule, "compute_losses", small_loss)
+    config = composed("experiment=sd15_l4x4", "data.path=SHARDS")
+    planned = cost(config, 1)
+    assert planned.encode_peak < planned.decode_peak < 1.8 * GIB
+    assert planned.peak == planned.reserve + planned.resident + planned.decode_peak
+    monkeypatch.setattr(chunked_vae, "MAX_ACTIVATION", 2**62)
+    assert planned.decode_peak < 0.75 * cost(config, 1).decode_peak
 
 
 def test_operations_equal_a_count_by_hand() -> None:
