@@ -4,7 +4,8 @@
 
 The autoencoder is Stable Diffusion's with random weights; time and memory do not depend on their values. Each way runs
 in a process of its own. Peak memory is that of the process less what it has before the decoding, so that it excludes
-the weights; on a GPU it is that of the device. On paper, the peak is counted without decoding, as `cubediff plan` does.
+the weights; on a GPU it is that of the device. On paper, the peak is counted without decoding, as `cubediff plan` does;
+it includes the main memory in which strips wait.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def decode(vae: AutoencoderKL, way: str, latents: Tensor) -> None:
         return
     if way == "strips":
         vae.enable_tiling()
-        vae.tile_latent_min_size = 32  # a quarter of a face of 512 pixels, so that also these have strips
+        vae.tile_latent_min_size = latents.shape[-1] // 2  # a strip is a quarter of a face
     chunked_vae.decode(vae, latents)
 
 
