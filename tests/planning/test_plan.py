@@ -59,10 +59,10 @@ def test_the_peak_includes_decoding_a_sample_in_chunks(monkeypatch: pytest.Monke
     monkeypatch.setattr(CubeDiffModule, "compute_losses", small_loss)
     config = composed("experiment=sd15_l4x4", "data.path=SHARDS")
     planned = cost(config, 1)
-    assert planned.encode_peak < planned.decode_peak < 1.8 * GIB
-    assert planned.peak == planned.reserve + planned.resident + planned.decode_peak
+    assert planned.decode_peak < 2 * GIB
+    assert planned.peak == planned.reserve + planned.resident + max(planned.encode_peak, planned.decode_peak)
     monkeypatch.setattr(chunked_vae, "MAX_ACTIVATION", 2**62)
-    assert planned.decode_peak < 0.75 * cost(config, 1).decode_peak
+    assert planned.decode_peak < 0.9 * cost(config, 1).decode_peak
 
 
 def test_operations_equal_a_count_by_hand() -> None:

@@ -28,9 +28,9 @@ from cubediff.models.backbone import execution_device, no_autocast
 from cubediff.models.group_norm import arithmetic_dtype, channel_sums
 from cubediff.models.inflation import CubeGroupNorm
 
-# Bytes of a chunk's largest activation: two faces of 512 pixels in the decoder of Stable Diffusion in bfloat16. Six
+# Bytes of a chunk's largest activation: six faces of 512 pixels in the encoder of Stable Diffusion in bfloat16. Six
 # faces with less pass through the network together.
-MAX_ACTIVATION = 256 * 2**20
+MAX_ACTIVATION = 384 * 2**20
 
 Layer = Callable[[Tensor], Tensor]
 _SAME = Fraction(1)
