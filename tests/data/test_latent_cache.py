@@ -252,6 +252,34 @@ def test_stages_choose_what_is_cached_and_an_interrupted_run_resumes_only_with_t
     assert all(int(key) % 2 == 0 for key in keys(data.train_dataloader()))
 
 
+def test_caching_resumes_only_with_the_same_decoding(source: Path, tmp_path: Path) -> None:
+    """Also if it was interrupted before JPEGs were decoded at reduced sizes: its settings lack the key."""
+    full, scaled = "data.jpeg_scaling=false", "data.jpeg_scaling=true"
+    for name, own, other in (("full", full, scaled), ("scaled", scaled, full)):
+        output = tmp_path / name
+        manifest = cached(source, output, "cache.turns=1", own)
+        assert manifest["latents"].get("jpeg_scaling") == (True if own == scaled else None)
+        for file in ("manifest.json", "train-000000.tar"):
+            (output / file).unlink()
+        (output / "settings.json").write_text(json.dumps(manifest["latents"]))
+        with pytest.raises(DataError, match="were cached with another jpeg_scaling"):
+            cached(source, output, "cache.turns=1", other)
+        assert cached(source, output, "cache.turns=1", own) == manifest
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+def test_caching_decodes_as_training_does(source: Path, scaling: bool) -> None:
+    options: dict[str, Any] = {"batch_size": 1, "face_size": 8, "yaw": "none", "jpeg_scaling": scaling}
+    training = PanoramaDataModule(source, **options)
+    expected = {batch["key"][0]: batch["panorama"][0] for batch in training.train_dataloader()}
+    caching = CachingDataModule(source, turns=1, **options)
+    for batch in caching.predict_dataloader():
+        if (key := batch["key"][0]) in expected:
+            assert torch.equal(batch["panorama"][0], expected.pop(key))
+    assert not expected
+    assert caching.decoder("train").jpeg_scaling == scaling
+
+
 def test_damaged_latents_are_skipped_and_counted(source: Path, latents: Path, tmp_path: Path) -> None:
     shutil.copytree(latents, tmp_path / "out")
     shard = next((tmp_path / "out").glob("train-*.tar"))

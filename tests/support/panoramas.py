@@ -62,7 +62,7 @@ def data(path: Any, rank: int = 0, world: int = 1, position: int = 0, **options:
         accumulate_grad_batches=1,
         overfit_batches=0.0,
     )
-    module.load_state_dict({"seed": module.seed, "position": position})
+    module.load_state_dict({"seed": module.seed, "position": position, "jpeg_scaling": module.jpeg_scaling})
     module.setup("fit")
     return module
 

@@ -41,6 +41,7 @@ _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 # and without it have the same fingerprint, and checkpoints without it resume. Write a default as in conf/, an
 # interpolation as its text.
 ADDED: dict[str, object] = {
+    "data.jpeg_scaling": True,
     "data.retry_minutes": 10,
     "data.stages": None,
     "model.objective.process": None,

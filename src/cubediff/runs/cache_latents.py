@@ -86,6 +86,8 @@ def _record(config: DictConfig, encoders: str) -> LatentsRecord:
         face_caption_probability=data.face_caption_probability,
         face_caption_jitter=data.face_caption_jitter,
     )
+    if data.jpeg_scaling:
+        record["jpeg_scaling"] = True
     if data.stages is not None:
         record["stages"] = OmegaConf.to_container(data.stages, resolve=True)
     return record

@@ -42,6 +42,7 @@ ON_RESUME: dict[str, OnResume] = {
     "data.face_size": _ANNOUNCED,
     "data.fov": _ANNOUNCED,
     "data.panorama_height": _ANNOUNCED,
+    "data.jpeg_scaling": _IRRELEVANT,  # the value in the checkpoint's data state is used
     "data.num_workers": _IRRELEVANT,
     "data.shuffle_buffer": _ANNOUNCED,
     "data.yaw": _ANNOUNCED,

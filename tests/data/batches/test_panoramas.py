@@ -24,6 +24,7 @@ from cubediff.data import DataError, PanoramaDataModule, RandomPhotos, build_sha
 from cubediff.data.batches.augmentation import Augmentation
 from cubediff.data.batches.decoding import resize_panorama
 from cubediff.geometry import FACES, equirect_to_cube
+from cubediff.images import jpeg as jpeg_files
 
 SAMPLES = Path(__file__).parents[3] / "data" / "samples"
 
@@ -138,7 +139,7 @@ def test_without_rotation_the_faces_equal_those_of_the_panorama(tmp_path: Path) 
 
 def test_the_sample_panoramas_are_resized_without_visible_change(tmp_path: Path) -> None:
     build_shards(SAMPLES, tmp_path / "shards", val_fraction=0.9)
-    module = data(tmp_path / "shards", face_size=64)
+    module = data(tmp_path / "shards", face_size=64, jpeg_scaling=False)
     assert module.panorama_height == 128
     for batch in module.val_dataloader():
         assert batch["panorama"].shape[1:] == (3, 128, 256)
@@ -168,6 +169,57 @@ def test_shrinking_keeps_the_mean_and_commutes_with_rotation() -> None:
     assert abs(small.mean(dtype=np.float64) - image.mean(dtype=np.float64)) < 0.5
     rotated = resize_panorama(np.roll(image, 96, axis=1), 40)
     assert np.abs(rotated.astype(int) - np.roll(small, 40, axis=1)).max() <= 1
+
+
+def decoded_sizes(module: PanoramaDataModule, monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """The sizes of JPEGs as they are decoded for training, validation and the examples."""
+    imdecode, sizes = cv2.imdecode, set()
+
+    def recorded(*arguments: Any) -> np.ndarray:
+        image = imdecode(*arguments)
+        sizes.add(image.shape[1::-1])
+        return image
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jpeg_files.cv2, "imdecode", recorded)
+        for _ in itertools.chain(module.train_dataloader(), module.val_dataloader()):
+            pass
+        module.examples(1)
+    return sizes
+
+
+def panoramas(module: PanoramaDataModule) -> dict[str, torch.Tensor]:
+    return {batch["key"][0]: batch["panorama"][0] for batch in module.train_dataloader()}
+
+
+@pytest.mark.parametrize(("face_size", "size"), [(16, (64, 32)), (9, (64, 32)), (8, (32, 16)), (4, (16, 8))])
+def test_large_jpegs_are_decoded_at_a_reduced_size_in_training_and_validation(
+    many: Path, face_size: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decoded_sizes(data(many, face_size=face_size), monkeypatch) == {size}
+    assert decoded_sizes(data(many, face_size=face_size, jpeg_scaling=False), monkeypatch) == {(64, 32)}
+
+
+def test_a_run_resumes_with_the_pixels_that_it_began_with(
+    many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first checkpoints do not have the key: their runs decoded at full size."""
+    options = {"face_size": 8, "batch_size": 1}
+    began_full, began_scaled = (data(many, jpeg_scaling=scaling, **options) for scaling in (False, True))
+    state = {"seed": 0, "position": 0, "samples": began_full.samples("train")}
+    for module, state in ((began_full, state), (began_scaled, state | {"jpeg_scaling": True})):
+        expected = panoramas(module)
+        for configured in (False, True):
+            caplog.clear()
+            resumed = data(many, jpeg_scaling=configured, **options)
+            resumed.load_state_dict(state)
+            assert resumed.jpeg_scaling == module.jpeg_scaling
+            assert [str(configured).lower() in line for line in caplog.messages] == (
+                [] if configured == module.jpeg_scaling else [True]
+            )
+            assert all(torch.equal(image, expected[key]) for key, image in panoramas(resumed).items())
+    sizes = decoded_sizes(began_full, monkeypatch), decoded_sizes(began_scaled, monkeypatch)
+    assert sizes == ({(64, 32)}, {(32, 16)})
 
 
 # ---- the training stream -----------------------------------------------------------------------------------
@@ -406,4 +458,5 @@ def test_lightning_trains_and_validates(many: Path, workers: int) -> None:
         "seed": 0,
         "position": 18,
         "samples": trainer.datamodule.samples("train"),
+        "jpeg_scaling": True,
     }

@@ -17,7 +17,7 @@ from cubediff.data.batches.types import PanoramaBatch
 from cubediff.data.format.validation import caption_text
 from cubediff.data.streaming.stream import Sample
 from cubediff.geometry.conventions import FACES
-from cubediff.images.jpeg import decode_jpeg
+from cubediff.images.jpeg import decode_jpeg, jpeg_size
 from cubediff.utils.json_text import parse_json
 
 _MAX_RECORD = 1 << 22  # bytes of a sample's json
@@ -70,24 +70,25 @@ def verify_member(sample: Sample, suffix: str) -> None:
         raise ValueError(f"its {suffix} was changed or damaged after it was written (crc32 differs)")
 
 
-def decode_image(content: object) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(content: object, min_height: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes a panorama.
 
     Args:
         content: JPEG bytes, or an RGB image that a stage has decoded, uint8 (H, 2H, 3).
+        min_height: Rows that a JPEG has at least where it is decoded at a reduced size, see `decode_jpeg`.
 
     Raises:
         ValueError: If it is not a panorama, or has too many pixels, which its header tells before they are decoded.
     """
-    if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3:
-        image: UInt8[np.ndarray, "h w c"] = content
-    elif isinstance(content, bytes):
-        image = decode_jpeg(content)
+    if isinstance(content, bytes):
+        width, height = jpeg_size(content)
+    elif isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3:
+        height, width, _ = content.shape
     else:
         raise ValueError(f"its jpg must be JPEG bytes or a uint8 array (H, 2H, 3), got a {type(content).__name__}")
-    if image.shape[1:] != (2 * image.shape[0], 3):
-        raise ValueError(f"its jpg has {image.shape[1]}x{image.shape[0]} pixels, expected a 2:1 panorama")
-    return image
+    if width != 2 * height or (isinstance(content, np.ndarray) and content.shape[2] != 3):
+        raise ValueError(f"its jpg has {width}x{height} pixels, expected a 2:1 panorama")
+    return decode_jpeg(content, min_height) if isinstance(content, bytes) else content
 
 
 def face_captions(record: Mapping[str, object]) -> dict[str, str] | None:
@@ -125,10 +126,12 @@ class PanoramaDecoder:
     Args:
         height: The rows of the panoramas, in pixels.
         augmentation: Augments samples that are decoded with an rng; samples without one are not augmented.
+        jpeg_scaling: Decode JPEGs that are at least twice as high at 1/2, 1/4 or 1/8 of their size.
     """
 
     height: int
     augmentation: Augmentation
+    jpeg_scaling: bool
 
     def verify(self, sample: Sample) -> None:
         """Checks the JPEG's checksum."""
@@ -138,7 +141,8 @@ class PanoramaDecoder:
         """Decodes and resizes a panorama, augmented if there is an rng."""
         record = read_record(sample)
         key, caption, faces = str(sample["__key__"]), caption_text(record["caption"], "caption"), face_captions(record)
-        image = resize_panorama(decode_image(sample["jpg"]), self.height)
+        image = decode_image(sample["jpg"], self.height if self.jpeg_scaling else None)
+        image = resize_panorama(image, self.height)
         if rng is None:
             return DecodedPanorama(key, image, unaugmented(caption))
         view = self.augmentation.draw(caption, faces, rng)

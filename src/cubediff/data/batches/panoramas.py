@@ -1,6 +1,7 @@
 """The data module of panoramas: workers decode equirectangular uint8 images, and the batch's device renders their faces
 (CubeDiff, section 4.3)."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from cubediff.geometry.conventions import FACE_FOV, rotation_matrix
 from cubediff.geometry.perspective import equirect_to_perspective
 from cubediff.geometry.photos import Photo, project_photos
 from cubediff.geometry.projections import equirect_to_cube
+
+log = logging.getLogger(__name__)
 
 
 class PanoramaOptions(StreamOptions, total=False):
@@ -41,6 +44,8 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         face_size: Of the rendered faces, in pixels.
         fov: Field of view of the rendered faces, in degrees.
         panorama_height: Rows that the workers resize panoramas to; None is 2 · `face_size`.
+        jpeg_scaling: Decode JPEGs that are at least twice as high at 1/2, 1/4 or 1/8 of their size, then resize the
+            rest; False decodes them at full size. A checkpoint's value replaces it.
         **options: The fields of `Augmentation` and `StreamSettings`.
 
     Raises:
@@ -56,6 +61,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         face_size: int,
         fov: float = FACE_FOV,
         panorama_height: int | None = None,
+        jpeg_scaling: bool = True,
         **options: Unpack[PanoramaOptions],
     ) -> None:
         super().__init__(path, batch_size, **stream_options(options, PanoramaOptions))
@@ -64,6 +70,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         self.face_size = face_size
         self.fov = fov
         self.panorama_height = panorama_height or 2 * face_size
+        self.jpeg_scaling = jpeg_scaling
         self.augmentation = Augmentation(
             options.get("yaw", Augmentation.yaw),
             options.get("face_caption_probability", Augmentation.face_caption_probability),
@@ -74,7 +81,27 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
 
     def decoder(self, split: str) -> PanoramaDecoder:
         """The decoder of panoramas, the same for both splits; the stream gives no rng for validation."""
-        return PanoramaDecoder(self.panorama_height, self.augmentation)
+        return PanoramaDecoder(self.panorama_height, self.augmentation, self.jpeg_scaling)
+
+    def state_dict(self) -> dict[str, int]:
+        """The state of `ShardDataModule`, and whether JPEGs are scaled."""
+        return {**super().state_dict(), "jpeg_scaling": self.jpeg_scaling}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Resumes the stream of a checkpoint with the same pixels; the first checkpoints were made without scaling.
+
+        Raises:
+            DataError: If the checkpoint has no position.
+        """
+        super().load_state_dict(state_dict)
+        scaling = bool(state_dict.get("jpeg_scaling", False))
+        if scaling != self.jpeg_scaling:
+            log.warning(
+                "data.jpeg_scaling=%s is ignored: the stream resumes with the checkpoint's %s",
+                str(self.jpeg_scaling).lower(),
+                str(scaling).lower(),
+            )
+        self.jpeg_scaling = scaling
 
     def on_after_batch_transfer(self, batch: PanoramaBatch, dataloader_idx: int) -> CubeBatch:
         """Renders the rotated faces of every panorama, and its conditioning photo, on the batch's device."""

@@ -104,6 +104,7 @@ class LatentsRecord(TypedDict):
     flip: float
     face_caption_probability: float
     face_caption_jitter: float
+    jpeg_scaling: NotRequired[bool]  # absent from latents of JPEGs that were decoded at full size
     stages: NotRequired[object]  # the config of `data.stages`
 
 

@@ -43,6 +43,7 @@ class CachingDataModule(PanoramaDataModule):
         face_size: Of the faces to encode, in pixels.
         fov: Field of view of the faces, in degrees.
         panorama_height: Rows that the workers resize panoramas to; None is 2 · `face_size`.
+        jpeg_scaling: As in training, see `PanoramaDataModule`.
         turns: Yaw rotations of each training panorama.
         **options: The fields of `Augmentation` and `StreamSettings`.
 
@@ -57,11 +58,12 @@ class CachingDataModule(PanoramaDataModule):
         face_size: int,
         fov: float = FACE_FOV,
         panorama_height: int | None = None,
+        jpeg_scaling: bool = True,
         *,
         turns: int,
         **options: Unpack[PanoramaOptions],
     ) -> None:
-        super().__init__(path, batch_size, face_size, fov, panorama_height, **options)
+        super().__init__(path, batch_size, face_size, fov, panorama_height, jpeg_scaling, **options)
         if turns < 1:
             raise ValueError(f"cache.turns must be at least 1, got {turns}")
         if self.augmentation.photos is not None:
