@@ -206,8 +206,8 @@ def test_a_run_resumes_with_the_pixels_that_it_began_with(
     """The first checkpoints do not have the key: their runs decoded at full size."""
     options = {"face_size": 8, "batch_size": 1}
     began_full, began_scaled = (data(many, jpeg_scaling=scaling, **options) for scaling in (False, True))
-    state = {"seed": 0, "position": 0, "samples": began_full.samples("train")}
-    for module, state in ((began_full, state), (began_scaled, state | {"jpeg_scaling": True})):
+    first = {"seed": 0, "position": 0, "samples": began_full.samples("train")}
+    for module, state in ((began_full, first), (began_scaled, first | {"jpeg_scaling": True})):
         expected = panoramas(module)
         for configured in (False, True):
             caplog.clear()
