@@ -7,12 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.panoramas import Recorder, data, fit, keys, shards
 from support.runs import QUICK, composed
 
 from cubediff.configs import build
+from cubediff.data.batches import decoding
+from cubediff.images.jpeg import decode_jpeg
 from cubediff.runs.record import data_records
 
 pytestmark = [
@@ -181,6 +185,29 @@ def test_a_run_with_a_larger_batch_resumes_at_the_same_sample(many: Path, tmp_pa
     got = [key for step in resumed.steps for key in step.keys]
     assert len(got) == 3 * 4
     assert got == expected[:12]
+
+
+@pytest.mark.parametrize("began_without_the_option", [False, True])
+def test_lightning_resumes_with_the_decoding_of_the_checkpoint(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began_without_the_option: bool
+) -> None:
+    """In training and in validation, also before its first step."""
+    options: dict[str, Any] = {"face_size": 8, "trainer": saving(tmp_path) | {"num_sanity_val_steps": 2}}
+    fit(many, 3, **options)
+    content = torch.load(tmp_path / "3.ckpt", weights_only=False)
+    if began_without_the_option:
+        del content["PanoramaDataModule"]["jpeg_scaling"]
+        torch.save(content, tmp_path / "3.ckpt")
+    asked: set[int | None] = set()
+
+    def recorded(content: bytes, min_height: int | None) -> np.ndarray:
+        asked.add(min_height)
+        return decode_jpeg(content, min_height)
+
+    monkeypatch.setattr(decoding, "decode_jpeg", recorded)
+    resumed, _ = fit(many, 30, tmp_path / "3.ckpt", **options)
+    assert resumed.validated
+    assert asked == {None if began_without_the_option else 16}
 
 
 def test_resuming_with_other_data_logs_a_warning(many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
