@@ -119,7 +119,8 @@ def test_constant_text_is_projected_once(network: nn.Module, cross_attention: st
     runs = projections(network)
     layers = sum("attn2" in name for name in network.attn_processors)
     with torch.no_grad():
-        with constant_text(network):
+        with constant_text(network) as keep_text:
+            keep_text("text")
             got = [predict(network, each, text) for each in (latents, other_latents)]
         assert runs == {"to_q": 2 * layers, "to_k": layers, "to_v": layers}
         got.append(predict(network, latents, other_text))

@@ -25,6 +25,8 @@ def to_meta(value: Any) -> Any:
         return value.to("meta")
     if isinstance(value, dict):
         return {name: to_meta(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [to_meta(each) for each in value]
     if hasattr(value, "__dataclass_fields__"):
         return type(value)(**{name: to_meta(getattr(value, name)) for name in value.__dataclass_fields__})
     return value
@@ -71,6 +73,15 @@ def test_a_step_waits_for_nothing(
     pipeline = use_sampler_(tiny_random(), sampler)
     image = Photo(torch.zeros(3, 32, 32), fov=80.0) if photo else None
     copies = run_on_meta(pipeline, monkeypatch, 4, image=image, guidance_rescale=0.5, average_overlap=average_overlap)
+    assert copies.shapes == [(4,)]  # the timesteps
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_step_outside_the_guidance_interval_waits_for_nothing(
+    sequential: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"guidance_start": 0.25, "guidance_stop": 0.75, "sequential_guidance": sequential}
+    copies = run_on_meta(tiny_random(), monkeypatch, 4, image=Photo(torch.zeros(3, 32, 32), fov=80.0), **call)
     assert copies.shapes == [(4,)]  # the timesteps
 
 

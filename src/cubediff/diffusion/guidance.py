@@ -32,10 +32,30 @@ class Guidance:
         branches: The predictions to make, the fully conditioned one last; their weights add up to 1.
         rescale: Share in [0, 1] by which the combination's standard deviation is rescaled to that of the fully
             conditioned prediction ("Common Diffusion Noise Schedules…", arXiv 2305.08891, section 3.4).
+        start, stop: Fractions of the steps in [0, 1] between which guidance applies ("Applying Guidance in a Limited
+            Interval…", arXiv 2404.07724); before and after, only the fully conditioned prediction is made.
     """
 
     branches: tuple[Branch, ...]
     rescale: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < 1 and self.start <= self.stop <= 1):
+            raise ValueError(
+                f"guidance_start={self.start} and guidance_stop={self.stop}: expected fractions of the steps, "
+                "0 <= guidance_start <= guidance_stop <= 1 and guidance_start < 1"
+            )
+
+    def applies(self, step: int, steps: int) -> bool:
+        """Whether guidance applies to a step, as diffusers' guiders count them.
+
+        Args:
+            step: The step, from 0.
+            steps: The number of steps.
+        """
+        return int(self.start * steps) <= step < int(self.stop * steps)
 
     def combine(
         self, predictions: Sequence[Float[Tensor, "b 6 c h w"]], t: Tensor | None = None
@@ -43,19 +63,27 @@ class Guidance:
         """The guided prediction.
 
         Args:
-            predictions: One prediction for each branch, in their order.
+            predictions: One prediction for each branch, in their order; or only that of the last branch, which is
+                then the result.
             t: The timestep; this guidance is the same at all of them.
         """
+        if len(predictions) == 1:
+            return predictions[0]
         weighted = (branch.weight * p for branch, p in zip(self.branches, predictions, strict=True))
         combined = sum(weighted, torch.zeros_like(predictions[-1]))
-        if not self.rescale or len(predictions) == 1:
+        if not self.rescale:
             return combined
         ratio = predictions[-1].std((1, 2, 3, 4), keepdim=True) / combined.std((1, 2, 3, 4), keepdim=True)
         return combined * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
 
 
 def make_guidance(
-    text: bool, image: bool, scale: float, image_scale: float | None = None, rescale: float = 0.0
+    text: bool,
+    image: bool,
+    scale: float,
+    image_scale: float | None = None,
+    rescale: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Guidance:
     """The guidance for a call that has a text, an image, both, or neither.
 
@@ -65,9 +93,10 @@ def make_guidance(
         scale: Guidance scale; 1 and below turns guidance off. With `image_scale` it is that of the text alone.
         image_scale: Guidance scale of the image (InstructPix2Pix, equation 3); None for one scale over both.
         rescale: See `Guidance`.
+        interval: `start` and `stop` of `Guidance`.
 
     Raises:
-        ValueError: If a scale is NaN or infinite.
+        ValueError: If a scale is NaN or infinite, or the interval is not within [0, 1].
 
     Example:
         >>> [branch.weight for branch in make_guidance(text=True, image=False, scale=3.5).branches]
@@ -78,7 +107,7 @@ def make_guidance(
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name}={value}: expected a finite number")
     if not (text or image):
-        return Guidance((Branch(False, False, 1.0),), rescale)
+        return Guidance((Branch(False, False, 1.0),), rescale, *interval)
     if text and image and image_scale is not None:
         others = [Branch(False, False, 1 - image_scale), Branch(False, True, image_scale - scale)]
         full = Branch(True, True, scale)
@@ -86,7 +115,7 @@ def make_guidance(
         s = image_scale if image and not text and image_scale is not None else scale
         s = s if s > 1 else 1.0
         others, full = [Branch(False, False, 1 - s)], Branch(text, image, s)
-    return Guidance((*(branch for branch in others if branch.weight), full), rescale)
+    return Guidance((*(branch for branch in others if branch.weight), full), rescale, *interval)
 
 
 def warn_untrained_conditions(branches: Sequence[Branch], dropout: Sequence[float] | None) -> None:

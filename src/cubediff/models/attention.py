@@ -4,7 +4,7 @@ while they do not change.
 Legend: N faces or cubes, P queries, L keys, C channels, D text width, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from math import isqrt
 
@@ -32,8 +32,8 @@ class BackendAttnProcessor:
 
     def __init__(self) -> None:
         self._attention_backend: AttentionBackendName | None = None
-        self.keeps_text = False
-        self._kept: KeysAndValues | None = None
+        self._text: Hashable = None  # names the text of the next calls; None keeps no keys and values
+        self._kept: dict[Hashable, KeysAndValues] = {}
 
     @staticmethod
     def fits(attn: nn.Module) -> bool:
@@ -78,16 +78,19 @@ class BackendAttnProcessor:
         return output
 
     def _keys_and_values(self, attn: Attention, text: Tensor) -> KeysAndValues:
-        if self._kept is not None:
-            return self._kept
+        keeps = not torch.compiler.is_compiling() and self._text is not None
+        if keeps and self._text in self._kept:
+            return self._kept[self._text]
         key, value = _projected(attn, "to_kv", ("to_k", "to_v"), text)
-        if self.keeps_text and not torch.compiler.is_compiling():
-            self._kept = key, value
+        if keeps:
+            self._kept[self._text] = key, value
         return key, value
 
-    def keep_text(self, enabled: bool) -> None:
-        """Keeps the keys and values of the next text for all later ones, until it is disabled."""
-        self.keeps_text, self._kept = enabled, None
+    def keep_text(self, name: Hashable) -> None:
+        """Keeps the keys and values of the next calls' text under a name; None forgets all of them."""
+        self._text = name
+        if name is None:
+            self._kept.clear()
 
 
 class PooledAttnProcessor(BackendAttnProcessor):
@@ -135,17 +138,23 @@ def _of_other_faces(tokens: Float[Tensor, "n q c"]) -> Float[Tensor, "n r c"]:
 
 
 @contextmanager
-def constant_text(network: nn.Module) -> Iterator[None]:
-    """Within it, cross-attention projects the text of the first call only; later calls must have the same text."""
+def constant_text(network: nn.Module) -> Iterator[Callable[[Hashable], None]]:
+    """Within it, cross-attention projects each text once.
+
+    Yields:
+        A function that names the text of the next calls; calls of one name must have the same text.
+    """
     layers = [layer for layer in network.modules() if isinstance(layer, Attention) and layer.is_cross_attention]
     processors = [processor for layer in layers if (processor := _backend_processor(layer)) is not None]
-    for processor in processors:
-        processor.keep_text(True)
-    try:
-        yield
-    finally:
+
+    def keep_text(name: Hashable) -> None:
         for processor in processors:
-            processor.keep_text(False)
+            processor.keep_text(name)
+
+    try:
+        yield keep_text
+    finally:
+        keep_text(None)
 
 
 def fuse_projections_(network: nn.Module, enabled: bool = True) -> None:

@@ -258,7 +258,7 @@ class Backbone(ABC):
         """
 
     def constant_conditioning(self) -> AbstractContextManager[None]:
-        """Within it, `predict` may keep what it computes of the conditioning alone, which is the same in all calls."""
+        """Within it, `predict` may keep what it computes of a `Conditioning` alone for calls with the same one."""
         return nullcontext()
 
     def fuse_projections(self, enabled: bool) -> None:

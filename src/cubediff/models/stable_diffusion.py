@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x as a `Backbone`: a UNet that attends to six faces, a VAE, a CLIP text encoder."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -62,6 +62,8 @@ class StableDiffusion(Backbone):
         self.sync_group_norm = sync_group_norm
         self.cross_attention = cross_attention
         self.inflate = inflate
+        self._keep_text: Callable[[Hashable], None] | None = None  # within `constant_conditioning`
+        self._kept: dict[int, Conditioning] = {}  # by their ids, which stay theirs as long as they live
 
     # ------------------------------------------------------------------------------------------- components
 
@@ -121,6 +123,9 @@ class StableDiffusion(Backbone):
     def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Float[Tensor, "b 6 c h w"]:
         latents = torch.where(cube.mask.bool(), cube.clean, cube.noisy)
         inputs = unet_input(latents, cube.mask, cube.positions).to(self.unet.dtype)
+        if self._keep_text is not None:
+            self._kept[id(conditioning)] = conditioning
+            self._keep_text(id(conditioning))
         visible = None if cube.hidden is None else visible_faces(cube.hidden, inputs.device)
         output: Tensor = self.unet(
             inputs,
@@ -132,8 +137,14 @@ class StableDiffusion(Backbone):
         prediction: Tensor = output.unflatten(0, (-1, 6))
         return prediction.float()
 
-    def constant_conditioning(self) -> AbstractContextManager[None]:
-        return constant_text(self.unet)
+    @contextmanager
+    def constant_conditioning(self) -> Iterator[None]:
+        try:
+            with constant_text(self.unet) as self._keep_text:
+                yield
+        finally:
+            self._keep_text = None
+            self._kept.clear()
 
     def fuse_projections(self, enabled: bool) -> None:
         self.inflate_()  # so that its attention layers have this package's processors

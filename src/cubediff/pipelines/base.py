@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cubediff.diffusion.guidance import Guidance, make_guidance, warn_untrained_conditions
+from cubediff.diffusion.guidance import Branch, Guidance, make_guidance, warn_untrained_conditions
 from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import sampling_scheduler
 from cubediff.geometry.panoramas import Panorama
@@ -42,11 +42,11 @@ from cubediff.pipelines.call import (
 )
 from cubediff.pipelines.cards import PipelineWithCard
 from cubediff.pipelines.completeness import complete_weights
-from cubediff.pipelines.denoising import Condition, DenoisingInputs, denoise
+from cubediff.pipelines.denoising import BranchInputs, Condition, DenoisingInputs, denoise
 from cubediff.pipelines.editing import Edits, photo_coverage
 from cubediff.pipelines.folders import FORMAT, FORMAT_VERSION, check_folder, only_variant
 from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
-from cubediff.pipelines.text import branch_text, encode_prompts
+from cubediff.pipelines.text import branch_texts, encode_prompts
 from cubediff.pipelines.trust import check_components
 
 _SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the pipeline that used it last
@@ -183,6 +183,9 @@ class CubePipeline(PipelineWithCard, ABC):
         height: int | None = None,
         width: int | None = None,
         average_overlap: bool | None = None,
+        guidance_start: float = 0.0,
+        guidance_stop: float = 1.0,
+        sequential_guidance: bool = False,
     ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
         """Generates panoramas.
 
@@ -225,6 +228,11 @@ class CubePipeline(PipelineWithCard, ABC):
             height, width: Of the panorama, in pixels, width = 2 · height; by default its height is twice the face size.
             average_overlap: Average the predicted clean latents where faces see the same directions, at every step, so
                 that the panorama has no edges between faces; see `OverlapAverage`. None: as the model folder says.
+            guidance_start, guidance_stop: Fractions of the steps in [0, 1] between which guidance applies (arXiv
+                2404.07724), as in diffusers' guiders. In the other steps the network predicts the conditional branch
+                alone, which saves the time of the others.
+            sequential_guidance: Predict the branches of guidance one after the other: the activations of one branch
+                are in memory at a time. Results differ by rounding.
 
         Returns:
             Panoramas and faces.
@@ -249,12 +257,13 @@ class CubePipeline(PipelineWithCard, ABC):
         batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
         has_text = prompt is not None or prompt_embeds is not None
         has_photo = any(isinstance(each, Photo) for own in photos or () for each in own)
-        guidance = make_guidance(has_text, has_photo, guidance_scale, image_guidance_scale, guidance_rescale)
+        interval = guidance_start, guidance_stop
+        guidance = make_guidance(has_text, has_photo, guidance_scale, image_guidance_scale, guidance_rescale, interval)
         warn_untrained_conditions(guidance.branches, self.config.drops)
         noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
-        text = branch_text(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
+        texts = branch_texts(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
-        inputs = self._inputs(scheduler, guidance, text, condition, average_overlap)
+        inputs = self._inputs(scheduler, guidance, texts, condition, average_overlap, sequential_guidance)
         with backbone.constant_conditioning():
             sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta},
                              self.progress_bar, partial(callback, self), lambda: self.interrupt)  # fmt: skip
@@ -323,15 +332,14 @@ class CubePipeline(PipelineWithCard, ABC):
         self,
         scheduler: SchedulerMixin,
         guidance: Guidance,
-        text: Conditioning,
+        texts: Sequence[Conditioning],
         condition: Condition,
         average_overlap: bool | None,
+        sequential: bool,
     ) -> DenoisingInputs:
-        """The inputs of all branches; a branch without the image has no mask, or does not attend to its faces."""
-        branches, mask = guidance.branches, condition.seen
-        by_noise = self.config.image_drop == "noise"
-        masks = torch.cat([mask if branch.image or not by_noise else torch.zeros_like(mask) for branch in branches])
-        dropped = torch.tensor([not branch.image for branch in branches])
+        """The inputs of all calls of the network, which predicts all branches together, or one after the other."""
+        branches = list(zip(guidance.branches, texts, strict=True))
+        guided = [self._branch_inputs(each, condition) for each in (zip(branches) if sequential else [branches])]
         if average_overlap is None:
             average_overlap = bool(self.config.get("average_overlap"))
         average = None
@@ -340,12 +348,25 @@ class CubePipeline(PipelineWithCard, ABC):
         return DenoisingInputs(
             scheduler=scheduler,
             guidance=guidance,
-            conditioning=text,
-            clean=torch.cat([condition.clean] * len(branches)),
-            mask=masks,
-            hidden=None if by_noise else hidden_faces(masks, dropped.repeat_interleave(len(mask))),
-            positions=self.positions(mask.shape[-1], mask.device),
+            guided=guided,
+            unguided=guided[-1] if sequential else self._branch_inputs(branches[-1:], condition),
+            positions=self.positions(condition.seen.shape[-1], condition.seen.device),
             average=average,
+        )
+
+    def _branch_inputs(self, branches: Sequence[tuple[Branch, Conditioning]], condition: Condition) -> BranchInputs:
+        """Inputs of branches and their texts; one without the image has no mask, or does not attend to its faces."""
+        mask, by_noise = condition.seen, self.config.image_drop == "noise"
+        masks = [mask if branch.image or not by_noise else torch.zeros_like(mask) for branch, _ in branches]
+        dropped = torch.tensor([not branch.image for branch, _ in branches])
+        hidden = None
+        if not by_noise and not all(branch.image for branch, _ in branches):
+            hidden = hidden_faces(torch.cat(masks), dropped.repeat_interleave(len(mask)))
+        return BranchInputs(
+            conditioning=Conditioning.cat(text for _, text in branches),
+            clean=torch.cat([condition.clean] * len(branches)),
+            mask=torch.cat(masks),
+            hidden=hidden,
         )
 
     # --------------------------------------------------------------------------------------------- loading

@@ -4,7 +4,7 @@ Legend: B panoramas, 6 faces, C latent channels, P position channels, h w latent
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +31,32 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class BranchInputs:
+    """The constant inputs of one call of the network, for R branches of guidance, concatenated along the panoramas."""
+
+    conditioning: Conditioning
+    clean: Tensor  # (R·B, 6, C, h, w)
+    mask: Tensor  # (R·B, 6, 1, h, w)
+    hidden: Tensor | None  # (R·B, 6)
+
+
+@dataclass(frozen=True)
 class DenoisingInputs:
-    """The constant inputs of the denoising loop, the branches of guidance concatenated along the panoramas."""
+    """The constant inputs of the denoising loop.
+
+    Attributes:
+        scheduler: With its timesteps set.
+        guidance: Combines the predictions of the branches.
+        guided: The calls of the network in a step that guidance applies to: one for all branches, or one for each.
+        unguided: The call in other steps, for the last branch.
+        positions: Position channels (6, P, h, w).
+        average: Averages overlaps; None if they stay as they are.
+    """
 
     scheduler: SchedulerMixin
     guidance: Guidance
-    conditioning: Conditioning
-    clean: Tensor
-    mask: Tensor
-    hidden: Tensor | None  # on the CPU
+    guided: Sequence[BranchInputs]
+    unguided: BranchInputs
     positions: Tensor
     average: OverlapAverage | None
 
@@ -77,7 +94,6 @@ def denoise(
     options = {key: value for key, value in step_options.items() if key in parameters}
     is_clean = condition.mask.bool() if condition.pixels is not None else None
     on_device = to_device_async(scheduler.timesteps, noise.device)
-    branches = len(inputs.guidance.branches)
     sample, finite = noise * scheduler.init_noise_sigma, list[Tensor]()
     for step, t in enumerate(progress_bar(scheduler.timesteps)):
         if is_clean is not None:
@@ -88,8 +104,8 @@ def denoise(
         if is_clean is not None and not getattr(scheduler, "state_in_first_order", True):
             alpha, sigma = noise_level(scheduler, t, step)  # add_noise knows first evaluations only
             scaled = torch.where(is_clean, alpha * condition.clean + sigma * noise, scaled)
-        cube = CubeInput(torch.cat([scaled] * branches), inputs.clean, inputs.mask, inputs.positions, inputs.hidden)
-        predictions = backbone.predict(cube, on_device[step], inputs.conditioning).chunk(branches)
+        calls = inputs.guided if inputs.guidance.applies(step, len(on_device)) else [inputs.unguided]
+        predictions = [one for call in calls for one in _predict(backbone, scaled, on_device[step], call, inputs)]
         prediction = inputs.guidance.combine(predictions, t)
         if inputs.average is not None:
             prediction = inputs.average(prediction, scaled, t, step)
@@ -102,6 +118,15 @@ def denoise(
         step = int(flags.int().argmin())
         raise FloatingPointError(NON_FINITE.format(f"the latents of step {step + 1} of {len(scheduler.timesteps)}"))
     return sample if is_clean is None else torch.where(is_clean, condition.clean, sample)
+
+
+def _predict(
+    backbone: Backbone, scaled: Tensor, t: Tensor, call: BranchInputs, inputs: DenoisingInputs
+) -> tuple[Tensor, ...]:
+    """The predictions of the branches of a call."""
+    branches = len(call.mask) // len(scaled)
+    cube = CubeInput(torch.cat([scaled] * branches), call.clean, call.mask, inputs.positions, call.hidden)
+    return backbone.predict(cube, t, call.conditioning).chunk(branches)
 
 
 def _noise_coefficients(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:

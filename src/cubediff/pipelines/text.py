@@ -43,7 +43,7 @@ def encode_prompts(
     return own, negative
 
 
-def branch_text(guidance: Guidance, own: Conditioning, negative: Conditioning) -> Conditioning:
-    """The text of every branch, concatenated: the last has the prompts, those without text the negative ones."""
+def branch_texts(guidance: Guidance, own: Conditioning, negative: Conditioning) -> list[Conditioning]:
+    """The text of every branch: the last has the prompts, those without text the negative ones."""
     *others, _ = guidance.branches
-    return Conditioning.cat([*(own if branch.text else negative for branch in others), own])
+    return [*(own if branch.text else negative for branch in others), own]
