@@ -75,11 +75,17 @@ def generate(
         ),
     ] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Panoramas that are sampled at once.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps.")] = 50,
-    sampler: Annotated[
-        str | None, typer.Option(help="ddim, dpm (DPM-Solver++) or euler.", show_default="the model's own")
+    preset: Annotated[
+        str | None,
+        typer.Option(help="fast, balanced or best: sampler, steps and guidance together; options replace its values."),
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")] = 3.5,
+    steps: Annotated[int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps.", show_default="50")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, dpm (DPM-Solver++), unipc or euler.", show_default="the model's own")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 turns guidance off.", show_default="3.5")
+    ] = None,
     image_guidance_scale: Annotated[
         float | None, typer.Option(help="Guidance scale of the photo; --guidance-scale is then that of the text.")
     ] = None,
@@ -87,6 +93,16 @@ def generate(
         float,
         typer.Option(min=0, max=1, help="Guidance rescale (arXiv 2305.08891), against burnt colours at high scales."),
     ] = 0.0,
+    guidance_start: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the steps before which there is no guidance, for its time.", show_default="0"
+        ),
+    ] = None,
+    guidance_stop: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the steps after which there is none.", show_default="1"),
+    ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="Text that guidance leads away from, in place of no text.")
     ] = None,
@@ -129,6 +145,12 @@ def generate(
             "--vae-tiling", help="Decode faces larger than the autoencoder's strip by strip: slower, for small memory."
         ),
     ] = False,
+    sequential_guidance: Annotated[
+        bool,
+        typer.Option(
+            "--sequential-guidance", help="Predict the branches of guidance one after the other, for small memory."
+        ),
+    ] = False,
     save_faces: Annotated[
         bool, typer.Option("--save-faces", help="Also write the six faces as PNG, for engines and viewers.")
     ] = False,
@@ -166,23 +188,24 @@ def generate(
             raise typer.BadParameter(
                 f"--{name} is given {len(values)} times and --image {len(image or [])} times: pass one of each"
             )
-    as_faces = {"layout": layout, "convention": convention, "face_fov": face_fov}
+    without_default = {
+        "preset": preset, "steps": steps, "sampler": sampler, "guidance_scale": guidance_scale,
+        "guidance_start": guidance_start, "guidance_stop": guidance_stop,
+        "layout": layout, "convention": convention, "face_fov": face_fov,
+    }  # fmt: skip
     try:
         options = parse_options(
             {
-                "steps": steps,
-                "guidance_scale": guidance_scale,
                 "image_guidance_scale": image_guidance_scale,
                 "guidance_rescale": guidance_rescale,
                 "negative_prompt": negative_prompt,
                 "paste_image": paste_image,
                 "height": height,
                 "face_size": face_size,
-                "sampler": sampler,
                 "format": format,
                 "average_overlap": average_overlap,
                 "save_faces": save_faces,
-                **{key: value for key, value in as_faces.items() if value is not None},
+                **{key: value for key, value in without_default.items() if value is not None},
             },
             option_name,
             Options(),
@@ -199,7 +222,7 @@ def generate(
             job = Job("", check_prompt(text), photos, seed, options, panorama=edited)
             check_edit(job)
             requested = repeat_job(job, count)
-        execution = Execution(batch, device, dtype, offload, vae_tiling)
+        execution = Execution(batch, device, dtype, offload, vae_tiling, sequential_guidance)
         for path in run(Call(model, output, requested, execution)):
             typer.echo(path)
     except (ValueError, OSError, FloatingPointError) as error:

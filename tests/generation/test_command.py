@@ -299,10 +299,14 @@ def test_a_lack_of_memory_is_one_message(
     monkeypatch.setattr(CubeDiffPipeline, "__call__", fail)
     message = "out of memory on cpu with --dtype fp32, --batch {}, faces of {} pixels: use {}a machine with more memory"
     for words, expected in [
-        ((), message.format(1, 64, "--face-size 32, or ")),
-        (("--batch", 4), message.format(4, 64, "--batch 1, or --face-size 32, or ")),
-        (("--face-size", 128), message.format(1, 128, "--vae-tiling, or --face-size 64, or ")),
-        (("--face-size", 32), message.format(1, 32, "")),
+        (("--guidance-scale", 1), message.format(1, 64, "--face-size 32, or ")),
+        ((), message.format(1, 64, "--sequential-guidance, or --face-size 32, or ")),
+        (("--batch", 4), message.format(4, 64, "--batch 1, or --sequential-guidance, or --face-size 32, or ")),
+        (
+            ("--face-size", 128),
+            message.format(1, 128, "--sequential-guidance, or --vae-tiling, or --face-size 64, or "),
+        ),
+        (("--face-size", 32), message.format(1, 32, "--sequential-guidance, or ")),
     ]:
         result = run(model, tmp_path, "--device", "cpu", *words, prompt="a hall")
         refused(result, f"error: {expected}\n")
@@ -326,18 +330,18 @@ def test_the_remedies_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, "bf16", "--batch 1, or --face-size 256, or --offload, or a GPU with more memory"),
     ]:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
-        sizes = FaceSizes(512, 512)
+        sizes = FaceSizes(512, 512, guided=False)
         with (
             pytest.raises(ValueError, match=r"out of memory on cuda:1 \(24\.0 GiB\) with") as error,
             memory_errors(Execution(batch=2), "cuda:1", dtype, sizes),
         ):
             raise torch.OutOfMemoryError
         assert str(error.value).endswith(f"use {expected}")
-    execution = Execution(offload=True, vae_tiling=True)
+    execution = Execution(offload=True, vae_tiling=True, sequential_guidance=True)
     with (
         pytest.raises(
             ValueError,
-            match="--dtype bf16, --offload, --vae-tiling, --batch 1, faces of 256 pixels: use a GPU with more",
+            match="--offload, --vae-tiling, --sequential-guidance, --batch 1, faces of 256 pixels: use a GPU with more",
         ),
         memory_errors(execution, "cuda:1", "bf16", FaceSizes(256, 512)),
     ):

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pytest
 import torch
 import typer
 from accelerate.hooks import CpuOffload
-from support.generating import SAMPLES, jobs_file, picture, pixels, record, run, succeed
+from diffusers import UNet2DConditionModel
+from support.generating import SAMPLES, jobs_file, picture, pixels, record, refused, run, succeed
+from support.promises import promised
+from typer.testing import CliRunner
 
 from cubediff import CubeDiffPipeline, Photo
 from cubediff.diffusion.schedulers import SAMPLERS, use_sampler_
@@ -19,7 +25,7 @@ from cubediff.generate import app
 from cubediff.generation import options
 from cubediff.generation.devices import resolve_dtype
 from cubediff.generation.jobs import JOB_KEYS
-from cubediff.generation.options import FACE_KEYS, OPTION_KEYS, Options
+from cubediff.generation.options import FACE_KEYS, OPTION_KEYS, PRESET_KEYS, PRESETS, Options, parse_options
 from cubediff.generation.outputs import write_panorama
 from cubediff.images.gpano import full_sphere_xmp
 from cubediff.planning.operations import OperationCounter
@@ -33,6 +39,8 @@ SAMPLING: dict[str, tuple[object, dict[str, object]]] = {
     "guidance_scale": (2.0, {}),
     "image_guidance_scale": (1.5, {}),
     "guidance_rescale": (0.5, {}),
+    "guidance_start": (0.5, {}),
+    "guidance_stop": (0.5, {}),
     "negative_prompt": ("people", {}),
     "paste_image": (True, {}),
     "height": (60, {}),
@@ -169,6 +177,7 @@ def test_model_output_jobs_and_device_are_read_as_given(model: Path, tmp_path: P
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "auto"])
 def test_dtype(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     dtypes = []
     original = CubeDiffPipeline.__call__
 
@@ -225,12 +234,143 @@ def test_auto_is_bf16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_
     assert resolve_dtype("fp16", "cuda") == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("device", "capabilities", "fitting"),
+    [
+        ("cuda:1", {"cuda": True}, "bf16, fp16, fp32"),
+        ("cuda", {}, "fp16, fp32"),
+        ("mps", {}, "fp16, fp32"),
+        ("cpu", {}, "fp32"),
+        ("cpu", {"avx512_bf16": True, "avx512_fp16": False}, "bf16, fp32"),
+        ("cpu", {"amx_bf16": True, "amx_fp16": True}, "bf16, fp16, fp32"),
+    ],
+)
+def test_a_dtype_that_the_device_only_emulates_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, capabilities: dict[str, bool], fitting: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: "cuda" in capabilities)
+    for dtype in ("bf16", "fp16", "fp32"):
+        if dtype in fitting:
+            assert resolve_dtype(dtype, device) == dtype
+        else:
+            message = f"--dtype {dtype}: {device} does not compute in it without emulation: use one of auto, {fitting}"
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                resolve_dtype(dtype, device)
+
+
+def test_an_emulated_dtype_ends_the_command_before_the_model_is_loaded(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(CubeDiffPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded for nothing"))
+    result = run(model, tmp_path, "--device", "cpu", "--dtype", "fp16", prompt="a hall")
+    refused(result, "error: --dtype fp16: cpu does not compute in it without emulation: use one of auto, fp32")
+
+
+def test_sequential_guidance(model: Path, photo: Path, tmp_path: Path) -> None:
+    """Half as many panoramas in each call of the network, twice as many calls, and the same panorama."""
+    rows: dict[str, list[int]] = {"without": [], "with": []}
+    for name, words in (("without", ()), ("with", ("--sequential-guidance",))):
+        with torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs, name=name: (
+                rows[name].append(len(inputs[0])) if isinstance(module, UNet2DConditionModel) else None
+            )
+        ):
+            succeed(model, tmp_path / name, "--image", photo, "--format", "png", *words, prompt="a hall")
+    assert rows == {"without": [12, 12], "with": [6, 6, 6, 6]}
+    difference = np.abs(pixels(tmp_path / "with").astype(int) - pixels(tmp_path / "without"))
+    assert difference.max() <= 1
+
+
+# ------------------------------------------------------------------------------------------------ presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_options_that_it_names(model: Path, tmp_path: Path, preset: str) -> None:
+    words = [word for key, value in PRESETS[preset].items() for word in words_of(key, value)]
+    promised("docs/generation.md", "and `generation.json` holds the values that were used.")
+    command = ("--format", "png", "--steps", 3)  # the last, so that the test is quick
+    succeed(model, tmp_path / "preset", "--preset", preset, *command, prompt="a hall")
+    succeed(model, tmp_path / "options", *words, *command, prompt="a hall")
+    np.testing.assert_array_equal(pixels(tmp_path / "preset"), pixels(tmp_path / "options"))
+    assert record(tmp_path / "preset") == record(tmp_path / "options")
+    used = {key: record(tmp_path / "preset")[key] for key in ("sampler", *PRESET_KEYS[2:])}
+    assert used == {key: PRESETS[preset][key] for key in used}
+
+
+def test_the_documentation_has_the_values_of_the_presets() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    stated = {name: [cell.strip(" `") for cell in cells.split("|")] for name, cells in rows if name in PRESETS}
+    written = {
+        name: [f"{v:g}" if isinstance(v, int | float) else v for v in values.values()]
+        for name, values in PRESETS.items()
+    }
+    assert stated == written
+
+
+def words_of(key: str, value: object) -> tuple[str, object]:
+    return f"--{key.replace('_', '-')}", value
+
+
+def test_values_come_from_options_then_from_the_preset_then_from_the_defaults() -> None:
+    assert {name: set(values) for name, values in PRESETS.items()} == {name: {*PRESET_KEYS} for name in PRESETS}
+
+    def parsed(values: dict[str, object], defaults: Options) -> Options:
+        return parse_options(values, str, defaults)
+
+    command = parsed({"preset": "fast", "guidance_scale": 2.0}, Options())
+    assert (command.num_inference_steps, command.sampler, command.guidance_scale) == (8, "dpm", 2.0)
+    line = parsed({"steps": 12}, command)
+    assert (line.num_inference_steps, line.sampler, line.guidance_scale) == (12, "dpm", 2.0)
+    other = parsed({"preset": "best"}, command)
+    assert (other.num_inference_steps, other.sampler, other.guidance_scale, other.guidance_stop) == (50, "ddim", 3.5, 1)
+    assert parsed({"preset": None}, command) == replace(command, preset=None)
+
+
+def test_a_preset_in_a_line_of_jobs(model: Path, tmp_path: Path) -> None:
+    common = {"prompt": "a hall", "steps": 2}
+    lines = [{**common, "name": "fast", "preset": "fast"}, {**common, "name": "none"}]
+    succeed(model, tmp_path / "out", "--jobs", jobs_file(tmp_path, *lines))
+    samplers = {name: record(tmp_path / "out" / name)["sampler"] for name in ("fast", "none")}
+    assert samplers == {"fast": "dpm", "none": None}
+
+
+def test_an_unknown_preset_is_refused_with_the_choices(model: Path, tmp_path: Path) -> None:
+    result = run(model, tmp_path / "out", "--preset", "magic", prompt="a hall")
+    refused(result, "error: --preset must be one of fast, balanced, best, got 'magic'\n")
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "choices"), [(40, "use fast or balanced, or set the steps"), (5, "omit it, and set the steps")]
+)
+def test_a_preset_that_has_more_steps_than_the_model_is_refused(
+    model: Path, tmp_path: Path, timesteps: int, choices: str
+) -> None:
+    short = tmp_path / "model"
+    shutil.copytree(model, short)
+    path = short / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_train_timesteps": timesteps}))
+    words = ["--model", short, "--output", tmp_path / "out", "--prompt", "a hall", "--preset", "best"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    refused(result, f"error: --preset best takes 50 steps and the model has {timesteps} timesteps: {choices}\n")
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.6, 0.5), (1, 1)])
+def test_an_empty_guidance_interval_is_refused(model: Path, tmp_path: Path, start: float, stop: float) -> None:
+    words = ("--guidance-start", start, "--guidance-stop", stop)
+    refused(run(model, tmp_path / "out", *words, prompt="a hall"), f"--guidance-start is {start} and --guidance-stop")
+
+
 # ------------------------------------------------------------------------------------------- completeness
 
-CALL_ONLY = {"model", "output", "jobs", "device", "dtype", "offload", "vae_tiling", "batch"}  # in no line of jobs
+CALL_ONLY = {
+    *("model", "output", "jobs", "batch"),
+    *("device", "dtype", "offload", "vae_tiling", "sequential_guidance"),
+}  # in no line of jobs
 ELSEWHERE = {
     *CALL_ONLY,
-    *("prompt", "image", "count", "format", "save_faces"),
+    *("prompt", "image", "count", "format", "save_faces", "preset"),
     *("panorama", "mask"),  # in tests/generation/test_edited_files.py
     *FACE_KEYS,  # in tests/generation/test_generate.py
 }
@@ -245,7 +385,8 @@ def test_no_option_is_left_out() -> None:
 def test_the_defaults_of_the_command_are_those_of_options() -> None:
     defaults = {parameter.name: parameter.default for parameter in typer.main.get_command(app).params}
     own = dict(zip(OPTION_KEYS, vars(Options()).values(), strict=True))
-    given = {key: None if key in FACE_KEYS else own[key] for key in own}  # whether they are given matters
+    # Whether these are given matters.
+    given = {key: None if key in (*FACE_KEYS, *PRESET_KEYS) else own[key] for key in own}
     assert {key: defaults[key] for key in OPTION_KEYS} == given
     assert tuple(SAMPLERS) == options.SAMPLERS
 
@@ -269,6 +410,7 @@ def test_every_sampler_is_recorded_with_the_spacing_that_it_used(model: Path, tm
         name: SAMPLERS[name.removesuffix("_20")][0].__name__ for name in recorded
     }
     assert {name: scheduler["timestep_spacing"] for name, scheduler in recorded.items()} == {
-        "ddim": "trailing", "dpm": "trailing", "euler": "trailing", "ddim_20": "leading", "euler_20": "leading"
+        "ddim": "trailing", "dpm": "trailing", "unipc": "trailing", "euler": "trailing",
+        "ddim_20": "leading", "euler_20": "leading",
     }  # fmt: skip
     assert recorded["dpm"]["lambda_min_clipped"] == "-inf"

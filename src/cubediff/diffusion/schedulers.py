@@ -9,7 +9,12 @@ from types import MethodType
 from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers import SchedulerMixin
 from jaxtyping import Float, Shaped
@@ -28,6 +33,7 @@ PipelineT = TypeVar("PipelineT", bound=HasScheduler)
 SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, str]]] = {
     "ddim": (DDIMScheduler, {}),
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
 }
 
@@ -83,8 +89,8 @@ def use_sampler_(pipeline: PipelineT, name: str) -> PipelineT:
 
     Args:
         pipeline: A diffusers pipeline.
-        name: "ddim" (arXiv 2010.02502), "dpm" (DPM-Solver++ 2M, arXiv 2211.01095) or "euler" (arXiv 2206.00364,
-            algorithm 2 of order one).
+        name: "ddim" (arXiv 2010.02502), "dpm" (DPM-Solver++ 2M, arXiv 2211.01095), "unipc" (arXiv 2302.04867) or
+            "euler" (arXiv 2206.00364, algorithm 2 of order one).
 
     Returns:
         The pipeline.

@@ -76,9 +76,10 @@ class Job:
         Photos have their SHA-256: a changed file makes another panorama.
         """
         photos = [{**asdict(photo), "sha256": sha256_of(photo.file)} for photo in self.photos]
+        options = {key: value for key, value in asdict(self.options).items() if key != "preset"}
         edited = None if self.panorama is None else self.panorama.request()
         return {
-            **asdict(self.options),
+            **options,
             "format": self.format,
             "prompt": self.prompt,
             "images": photos,

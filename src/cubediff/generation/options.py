@@ -15,11 +15,23 @@ RECORD: Final = "generation.json"  # in the folder of each panorama, written las
 MAX_SEED: Final = 2**63 - 1  # of torch.Generator
 MAX_FACE_SIZE: Final = 8192  # pixels
 MAX_STEPS: Final = 1000  # the timesteps that Stable Diffusion is trained with
-SAMPLERS: Final = ("ddim", "dpm", "euler")  # the keys of `cubediff.diffusion.schedulers.SAMPLERS`, which loads torch
+SAMPLERS: Final = (
+    "ddim",
+    "dpm",
+    "unipc",
+    "euler",
+)  # the keys of `cubediff.diffusion.schedulers.SAMPLERS`, which loads torch
 DTYPES: Final = ("auto", "bf16", "fp16", "fp32")
 MAX_FACE_FOV: Final = 150.0  # degrees; the centre of a wider face has hardly any pixels
 MAX_HEIGHTS: Final = {"jpg": 32750, "png": 1 << 20, "webp": 8191}  # pixels, by file format: half of its largest width
 FACE_KEYS = ("layout", "convention", "face_fov")  # of `Options`
+PRESETS: Final[dict[str, dict[str, object]]] = {
+    "fast": {"sampler": "dpm", "steps": 8, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 0.75},
+    "balanced": {"sampler": "dpm", "steps": 20, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 1.0},
+    "best": {"sampler": "ddim", "steps": 50, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 1.0},
+}
+"""Values of options by the name of the preset; all presets have the same options."""
+PRESET_KEYS: Final = tuple(PRESETS["best"])
 
 T = TypeVar("T")
 
@@ -99,13 +111,14 @@ class Options:
 
     Attributes:
         num_inference_steps: Denoising steps.
-        guidance_scale, image_guidance_scale, guidance_rescale, negative_prompt, paste_image, average_overlap: See
-            `CubePipeline.__call__`.
+        guidance_scale, image_guidance_scale, guidance_rescale, guidance_start, guidance_stop, negative_prompt,
+            paste_image, average_overlap: See `CubePipeline.__call__`.
         panorama_height: In pixels; None: twice the face size.
         face_size: In pixels; None: that of the model.
         sampler: One of `SAMPLERS`; None: the model's own scheduler.
         format: Of the panorama's file, one of `MAX_HEIGHTS`; None: jpg, or png for an edited panorama.
         save_faces: Also write the six faces.
+        preset: The preset that the other values come from, one of `PRESETS`, or None; in no record.
         layout, convention, face_fov: How faces are written, see `cubediff.cubemaps.files.CubemapFormat`.
     """
 
@@ -113,10 +126,13 @@ class Options:
     guidance_scale: float = _option("guidance_scale", finite_number(), 3.5)
     image_guidance_scale: float | None = _option("image_guidance_scale", unset_or(finite_number()), None)
     guidance_rescale: float = _option("guidance_rescale", finite_number(0.0, 1.0), 0.0)
+    guidance_start: float = _option("guidance_start", finite_number(0.0, 1.0), 0.0)
+    guidance_stop: float = _option("guidance_stop", finite_number(0.0, 1.0), 1.0)
     negative_prompt: str | None = _option("negative_prompt", unset_or(text), None)
     paste_image: bool = _option("paste_image", boolean, False)
     panorama_height: int | None = _option("height", unset_or(integer(2, max(MAX_HEIGHTS.values()))), None)
     face_size: int | None = _option("face_size", unset_or(integer(8, MAX_FACE_SIZE)), None)
+    preset: str | None = _option("preset", unset_or(one_of(*PRESETS)), None)
     sampler: str | None = _option("sampler", unset_or(one_of(*SAMPLERS)), None)
     average_overlap: bool | None = _option("average_overlap", unset_or(boolean), None)
     format: str | None = _option("format", unset_or(one_of(*MAX_HEIGHTS)), None)
@@ -128,7 +144,7 @@ class Options:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the pipeline's call; the negative prompts of a batch are passed together."""
-        others = ("negative_prompt", "sampler", "format", "save_faces", *FACE_KEYS)
+        others = ("negative_prompt", "preset", "sampler", "format", "save_faces", *FACE_KEYS)
         return {key: value for key, value in vars(self).items() if key not in others}
 
 
@@ -167,7 +183,7 @@ def option_name(key: str) -> str:
 
 
 def parse_options(values: Mapping[str, object], name: Callable[[str], str], defaults: Options) -> Options:
-    """The options of a panorama.
+    """The options of a panorama: values that are given, then those of a preset that is given, then the defaults.
 
     Args:
         values: Values by `OPTION_KEYS`; other keys are ignored.
@@ -177,12 +193,19 @@ def parse_options(values: Mapping[str, object], name: Callable[[str], str], defa
     Raises:
         ValueError: If a value is invalid.
     """
+    if (preset := values.get("preset")) in PRESETS:
+        values = {**PRESETS[str(preset)], **values}
     changed: dict[str, Any] = {
         each.name: check_value(name(key), values[key], each.metadata["check"])
         for each in fields(Options)
         if (key := each.metadata["key"]) in values
     }
     options = replace(defaults, **changed)
+    if options.guidance_start > options.guidance_stop or options.guidance_start == 1:
+        raise ValueError(
+            f"{name('guidance_start')} is {options.guidance_start:g} and {name('guidance_stop')} "
+            f"{options.guidance_stop:g}: guidance must start before the last step, and not after it stops"
+        )
     if not options.save_faces and (ignored := [key for key in FACE_KEYS if key in values]):
         raise ValueError(f"{name(ignored[0])} says how faces are written: add {name('save_faces')}")
     format = options.format or "jpg"
@@ -205,6 +228,7 @@ class Execution:
         dtype: "bf16", "fp16" or "fp32"; "auto": bf16 on GPUs that have it, else fp32.
         offload: Keep in the GPU's memory only the model that is computing.
         vae_tiling: Encode and decode faces that are larger than the autoencoder's in tiles.
+        sequential_guidance: Predict the branches of guidance one after the other.
 
     Raises:
         ValueError: If the dtype is unknown.
@@ -215,6 +239,7 @@ class Execution:
     dtype: str = "auto"
     offload: bool = False
     vae_tiling: bool = False
+    sequential_guidance: bool = False
 
     def __post_init__(self) -> None:
         check_value("--dtype", self.dtype, one_of(*DTYPES))

@@ -19,7 +19,7 @@ from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.generation.devices import DTYPES, FaceSizes, memory_errors, resolve_dtype, usable_device
 from cubediff.generation.editing import edited_images
 from cubediff.generation.jobs import Job, raise_errors
-from cubediff.generation.options import Execution, Options
+from cubediff.generation.options import PRESETS, Execution, Options
 from cubediff.generation.outputs import EditedPanorama, write_generation
 from cubediff.generation.panoramas import open_panorama, read_canvas
 from cubediff.generation.photos import open_photo, photo_may_be_unseen
@@ -56,7 +56,8 @@ def generate(
     device = usable_device(execution.device)
     dtype = resolve_dtype(execution.dtype, device)
     with memory_errors(execution, device, dtype):
-        pipeline = load_for_generation(model, dtype=DTYPES[dtype])
+        pipeline = load_for_generation(model)
+        pipeline.cast_weights(DTYPES[dtype])
         if execution.offload:
             if device == "cpu":
                 print("--offload saves no memory on a CPU", file=sys.stderr)
@@ -75,7 +76,7 @@ def generate(
         if (sampler := jobs[0].options.sampler) is not None:
             use_sampler_(pipeline, sampler)
         with memory_errors(execution, device, dtype, _face_sizes(pipeline, jobs[0])), _naming(jobs):
-            images = _sample(pipeline, jobs)
+            images = _sample(pipeline, jobs, execution.sequential_guidance)
         # Without the number of the GPU that this process has been given: all of them write the same files.
         environment = {"dtype": dtype, **_environment(pipeline, execution.device or device.partition(":")[0])}
         for job, (panorama, faces) in zip(jobs, images, strict=True):
@@ -101,13 +102,16 @@ def _cubemap_format(options: Options) -> CubemapFormat | None:
 
 def _face_sizes(pipeline: CubePipeline, job: Job) -> FaceSizes:
     own = pipeline.backbone.sample_size * pipeline.backbone.latent_scale
-    return FaceSizes(job.options.face_size or own, own)
+    scales = (job.options.guidance_scale, job.options.image_guidance_scale or 1)
+    return FaceSizes(job.options.face_size or own, own, guided=any(scale > 1 for scale in scales))
 
 
 def _check_with_model(pipeline: CubePipeline, jobs: Sequence[Job]) -> None:
-    """Raises ValueError with all jobs whose faces have an impossible size, or whose photos cover no latent pixel."""
+    """Raises ValueError with all jobs whose faces have an impossible size, whose photos cover no latent pixel, or whose
+    preset has more steps than the model."""
     scale, errors = pipeline.backbone.latent_scale, list[str]()
     for job in jobs:
+        errors += _preset_errors(pipeline, job)
         size = _face_sizes(pipeline, job).used
         if size % scale:
             errors.append(f"{job.label('face_size')} must be a multiple of {scale}, got {size}")
@@ -120,6 +124,18 @@ def _check_with_model(pipeline: CubePipeline, jobs: Sequence[Job]) -> None:
                     f"{job.label('image')} covers no {scale} × {scale} pixels of a face: use a photo with a larger fov"
                 )
     raise_errors(errors)
+
+
+def _preset_errors(pipeline: CubePipeline, job: Job) -> list[str]:
+    """The message of a preset whose steps the model does not have."""
+    most, steps = int(pipeline.scheduler.config.num_train_timesteps), job.options.num_inference_steps
+    if job.options.preset is None or steps <= most:
+        return []
+    fitting = [name for name, values in PRESETS.items() if cast(int, values["steps"]) <= most]
+    choices = f"use {' or '.join(fitting)}, or set the steps" if fitting else "omit it, and set the steps"
+    return [
+        f"{job.label('preset')} {job.options.preset} takes {steps} steps and the model has {most} timesteps: {choices}"
+    ]
 
 
 @contextmanager
@@ -153,7 +169,7 @@ def _environment(pipeline: CubePipeline, device: str) -> dict[str, object]:
     }
 
 
-def _sample(pipeline: CubePipeline, jobs: Sequence[Job]) -> list[Images]:
+def _sample(pipeline: CubePipeline, jobs: Sequence[Job], sequential_guidance: bool) -> list[Images]:
     """Panorama and faces of each job of a batch."""
     images = [_images(job) for job in jobs]
     edited = jobs[0].panorama  # alone in its batch
@@ -165,6 +181,7 @@ def _sample(pipeline: CubePipeline, jobs: Sequence[Job]) -> list[Images]:
         # Noise is drawn on the CPU: a seed gives the same panorama on every device.
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         output_type="pil" if edited is None else "pt",
+        sequential_guidance=sequential_guidance,
         **jobs[0].options.arguments,
     )
     result = cast(CubeDiffOutput, output)  # return_dict is true

@@ -26,6 +26,7 @@ from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning
 from cubediff.models.finite import NonFiniteWeightsError, check_finite
 from cubediff.models.inputs import hidden_faces, input_channels, latent_mask, positions
+from cubediff.models.precision import cast_weights_
 from cubediff.pipelines.call import (
     NON_FINITE,
     CubeDiffOutput,
@@ -132,6 +133,13 @@ class CubePipeline(PipelineWithCard, ABC):
     def unfuse_qkv_projections(self) -> None:
         """Separates the projections again, as before saving the pipeline."""
         self.backbone.fuse_projections(False)
+
+    def cast_weights(self, dtype: torch.dtype) -> None:
+        """Casts the weights of all models for calls without autocast; GroupNorms over six faces keep theirs."""
+        backbone = self.backbone
+        plain_encoder = self.config.get("photo_encoding") == "face"  # its norms are plain while it encodes photos
+        for name, module in backbone.components().items():
+            cast_weights_(module, dtype, keep_norms=name == backbone.network_name or not plain_encoder)
 
     @staticmethod
     def complete_settings(
@@ -249,9 +257,8 @@ class CubePipeline(PipelineWithCard, ABC):
         backbone = self.backbone
         # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
         backbone.inflate_()
-        own, negative = encode_prompts(
-            backbone, (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds), truncate_prompts
-        )
+        prompts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        own, negative = encode_prompts(backbone, prompts, embeds, truncate_prompts)
         photos = None if image is None else photos_by_panorama(image)
         edits = Edits(photos, height, output_type)
         batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
@@ -267,10 +274,7 @@ class CubePipeline(PipelineWithCard, ABC):
         with backbone.constant_conditioning():
             sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta},
                              self.progress_bar, partial(callback, self), lambda: self.interrupt)  # fmt: skip
-        if output_type == "latent":
-            output: tuple[Panoramas, Faces] = None, sample
-        else:
-            output = self._decoded(sample, condition if paste_image else None, edits, output_type)
+        output = self._decoded(sample, condition if paste_image else None, edits, output_type)
         self.maybe_free_model_hooks()
         return CubeDiffOutput(*output) if return_dict else output
 
@@ -278,6 +282,8 @@ class CubePipeline(PipelineWithCard, ABC):
         self, sample: Tensor, pasted: Condition | None, edits: Edits, output_type: str
     ) -> tuple[Panoramas, Faces]:
         """Panoramas and faces of latents, with the pixels of `pasted` where it has photos."""
+        if output_type == "latent":
+            return None, sample
         faces = self.backbone.decode(sample)
         if pasted is not None and pasted.pixels is not None and pasted.covered is not None:
             mask = feather(pasted.covered, self.backbone.latent_scale).to(faces)

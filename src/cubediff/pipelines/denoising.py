@@ -37,7 +37,7 @@ class BranchInputs:
     conditioning: Conditioning
     clean: Tensor  # (R·B, 6, C, h, w)
     mask: Tensor  # (R·B, 6, 1, h, w)
-    hidden: Tensor | None  # (R·B, 6)
+    hidden: Tensor | None  # (R·B, 6), on the CPU
 
 
 @dataclass(frozen=True)

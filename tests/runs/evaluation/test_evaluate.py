@@ -21,6 +21,7 @@ from cubediff.evaluation.distances import frechet_distance, kernel_distance
 from cubediff.evaluation.extractors import EfficientNetLite0
 from cubediff.evaluation.results import read_results
 from cubediff.evaluation.views import PROTOCOLS, render_views
+from cubediff.generation.options import PRESETS
 from cubediff.generation.outputs import write_generation
 from cubediff.geometry import FACES
 from cubediff.runs.evaluation.run import evaluate
@@ -135,6 +136,20 @@ def test_distances_are_those_of_the_views_of_both_sets(evaluated: Path, referenc
     assert any("32 azimuth8 views" in warning for warning in record["warnings"])
     assert record["views"]["azimuth8"]["yaw_pitch_fov"] == [[[45.0 * turn, 0.0, 90.0] for turn in range(8)]]
     assert re.fullmatch("[0-9a-f]{64}", record["extractors"]["efficientnet_lite0"]["sha256"])
+
+
+def test_a_preset_sets_the_options_without_a_value(model: Path, reference: Path, tmp_path: Path) -> None:
+    metrics_only = ("extractors.efficientnet_lite0=false", "metrics=[overlap_rms]", "count=1")
+    run(tmp_path, f"pipeline={model}", f"reference={reference}", *metrics_only, "generate.preset=fast")
+    settings = metrics(tmp_path)["settings"]["generate"]
+    expected = {**PRESETS["fast"], "preset": "fast", "steps": 2}
+    assert {key: settings[key] for key in expected} == expected
+    (written,) = (tmp_path / "samples").glob("*/generation.json")
+    recorded = json.loads(written.read_text())
+    assert (recorded["num_inference_steps"], recorded["sampler"]) == (2, "dpm")
+    assert recorded["guidance_stop"] == expected["guidance_stop"]
+    refused("generate.preset must be one of fast", tmp_path / "other", f"pipeline={model}", f"reference={reference}",
+            "generate.preset=magic")  # fmt: skip
 
 
 def test_results_record_what_determines_them(evaluated: Path, model: Path) -> None:

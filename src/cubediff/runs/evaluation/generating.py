@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.evaluation.sets import PanoramaSet, Prompts, to_levels
 from cubediff.generation.command import Call, run
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import RECORD, Execution, Options, parse_options
+from cubediff.generation.options import PRESET_KEYS, RECORD, Execution, Options, parse_options
 from cubediff.generation.photos import PhotoFile
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.geometry.projections import equirect_to_cube
@@ -26,7 +27,7 @@ from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.text import redact
 
 CONDITIONS = ("text", "six_texts", "photo", "text_and_photo")
-_EXECUTION = ("batch", "dtype", "offload", "vae_tiling")
+_EXECUTION = ("batch", "dtype", "offload", "vae_tiling", "sequential_guidance")
 _POLL = 0.5  # seconds
 
 
@@ -67,12 +68,19 @@ def read_options(config: DictConfig) -> tuple[Options, Execution]:
     values = OmegaConf.to_container(config.generate, resolve=True)
     assert isinstance(values, dict)
     execution = {key: values.pop(key) for key in _EXECUTION}
-    given = {str(key): value for key, value in values.items()}
+    given = {str(key): value for key, value in values.items() if value is not None or key not in PRESET_KEYS}
     given.update(format="png", save_faces=True, face_fov=_fov(config.pipeline))
     options = parse_options(given, lambda key: f"generate.{key}", Options())
     if not isinstance(execution["batch"], int) or execution["batch"] < 1:
         raise ValueError(f"generate.batch={execution['batch']}: expected a positive integer")
     return options, Execution(device=config.device, **execution)
+
+
+def settings_used(config: DictConfig) -> dict[str, object]:
+    """The values of the keys `generate`; those without a value have that of the preset, or the default."""
+    options, _ = read_options(config)
+    used = {str(each.metadata["key"]): getattr(options, each.name) for each in fields(Options)}
+    return {str(key): used[key] if key in PRESET_KEYS else value for key, value in config.generate.items()}
 
 
 def _fov(model: str) -> float:

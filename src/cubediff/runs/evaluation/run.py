@@ -22,7 +22,7 @@ from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set, 
 from cubediff.evaluation.views import PROTOCOLS, ViewProtocol
 from cubediff.generation.devices import usable_device
 from cubediff.images.writing import encode_jpeg
-from cubediff.runs.evaluation.generating import generate_samples, model_record
+from cubediff.runs.evaluation.generating import generate_samples, model_record, settings_used
 from cubediff.runs.evaluation.measure import Evaluation, Settings
 from cubediff.runs.evaluation.settings import check_config, load_extractors, wanted_metrics
 from cubediff.runs.lock import lock_run
@@ -108,6 +108,8 @@ def _results(config: DictConfig, evaluation: Evaluation, networks: dict[str, tor
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     own = {key: value for key, value in container.items() if key not in ("cache", "output")}
+    if config.pipeline is not None:
+        own["generate"] = settings_used(config)
     sets = {"samples": samples, "reference": evaluation.originals}
     record: dict[str, object] = {
         **{key: None if each is None else _set_record(each, height) for key, each in sets.items()},
