@@ -26,7 +26,7 @@ MAX_FACE_FOV: Final = 150.0  # degrees; the centre of a wider face has hardly an
 MAX_HEIGHTS: Final = {"jpg": 32750, "png": 1 << 20, "webp": 8191}  # pixels, by file format: half of its largest width
 FACE_KEYS = ("layout", "convention", "face_fov")  # of `Options`
 PRESETS: Final[dict[str, dict[str, object]]] = {
-    "fast": {"sampler": "dpm", "steps": 8, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 0.75},
+    "fast": {"sampler": "dpm", "steps": 8, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 1.0},
     "balanced": {"sampler": "dpm", "steps": 20, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 1.0},
     "best": {"sampler": "ddim", "steps": 50, "guidance_scale": 3.5, "guidance_start": 0.0, "guidance_stop": 1.0},
 }
