@@ -96,12 +96,15 @@ def generate(
     guidance_start: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of the steps before which there is no guidance, for its time.", show_default="0"
+            min=0,
+            max=1,
+            help="Fraction of the steps at which guidance starts; others take less time.",
+            show_default="0",
         ),
     ] = None,
     guidance_stop: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of the steps after which there is none.", show_default="1"),
+        typer.Option(min=0, max=1, help="Fraction of the steps at which guidance stops.", show_default="1"),
     ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="Text that guidance leads away from, in place of no text.")

@@ -413,7 +413,7 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
         (("--prompt", "a", "--guidance-scale", "nan"), "--guidance-scale must be a finite number, got nan"),
         (("--prompt", "a", "--image", str(SAMPLES / "courtyard.jpg"), "--image-guidance-scale", "inf"), "inf"),
-        (("--prompt", "a", "--sampler", "magic"), "--sampler must be one of ddim, dpm, euler, got 'magic'"),
+        (("--prompt", "a", "--sampler", "magic"), "--sampler must be one of ddim, dpm, unipc, euler, got 'magic'"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "--fov must be between 0 and 180 degrees"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "use a photo with a larger fov"),
         (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),

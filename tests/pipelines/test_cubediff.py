@@ -695,7 +695,7 @@ def test_invalid_or_different_numbers_of_panoramas_raise(awake):
         sample(awake, latents=unit_noise(1, 5))
     with pytest.raises(ValueError, match="output_type='jpg': use one of pil, np, pt, latent"):
         sample(awake, output_type="jpg")
-    with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, euler"):
+    with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, unipc, euler"):
         use_sampler_(awake, "magic")
     with pytest.raises(ValueError, match="num_inference_steps=0: expected at least 1"):
         sample(awake, num_inference_steps=0)
