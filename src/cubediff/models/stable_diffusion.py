@@ -127,12 +127,13 @@ class StableDiffusion(Backbone):
             self._kept[id(conditioning)] = conditioning
             self._keep_text(id(conditioning))
         visible = None if cube.hidden is None else visible_faces(cube.hidden, inputs.device)
+        attention = {} if visible is None else {"cross_attention_kwargs": {"visible_faces": visible}}
         output: Tensor = self.unet(
             inputs,
             timesteps.repeat_interleave(6) if timesteps.ndim else timesteps,
             encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(self.unet.dtype),
             return_dict=False,
-            cross_attention_kwargs=None if visible is None else {"visible_faces": visible},
+            **attention,
         )[0]
         prediction: Tensor = output.unflatten(0, (-1, 6))
         return prediction.float()
