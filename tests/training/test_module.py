@@ -318,6 +318,8 @@ for image_drop in ("noise", "attention"):
             compile=compile,
         )
         module.encode_null_text()
+        if compile:
+            module.compile_()
         for place in range(3):
             seeds = [(place, index) for index in range(2)]
             module.compute_losses(batch, seeds)["losses"].mean().backward()

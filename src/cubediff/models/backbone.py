@@ -282,7 +282,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The network's repeated blocks, the units of gathering under FSDP."""
+        """The network's repeated blocks, the units of checkpointing, compilation and gathering under FSDP."""
+
+    def frozen_blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the frozen components that `model.compile` compiles."""
+        return []
 
     # --------------------------------------------------------------------------------------------- planning
 

@@ -6,7 +6,8 @@ gathers a block once for recomputation and backward pass.
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from types import MethodType
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,16 @@ def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: Checkpointing) -> None
     run = partial(checkpoint, use_reentrant=False)
     if mode == "selective":
         run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _ATTENTION))
+    checkpointed: dict[object, Callable[..., Tensor]] = {}
     for block in blocks:
-        block.forward = _checkpointed(block.forward, run)
+        forward = cast(MethodType, block.forward).__func__
+        if forward not in checkpointed:
+            checkpointed[forward] = _checkpointed(forward, run)
+        block.forward = MethodType(checkpointed[forward], block)
 
 
 def _checkpointed(forward: Callable[..., Tensor], run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(*args: object, **kwargs: object) -> Tensor:
-        return run(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+    def call(block: nn.Module, *args: object, **kwargs: object) -> Tensor:
+        return run(forward, block, *args, **kwargs) if torch.is_grad_enabled() else forward(block, *args, **kwargs)
 
     return call

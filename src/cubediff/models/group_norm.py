@@ -41,25 +41,59 @@ def cube_group_norm(
         faces = faces.contiguous()  # a view of its pixels in one dimension
     with no_autocast(faces.device):
         if torch.compiler.is_compiling():
-            return _formula(faces, groups, weight, bias, eps)
+            return _compiled(faces, groups, weight, bias, eps)
         return _eager(faces, groups, weight, bias, eps)
 
 
-def _formula(
-    faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
-) -> Float[Tensor, "n c *space"]:
-    """The norm as differentiable arithmetic."""
+class _Compiled(torch.autograd.Function):
+    """The norm as arithmetic that a compiler fuses with its neighbours: each pass reads activations once.
+
+    No size is B, which compiled code would be specialized to if it is 1. Statistics are (N, G), equal for the faces of
+    a panorama.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Float[Tensor, "n c *space"]:
+        values = _in_groups(faces, groups)
+        variances, means = torch.var_mean(values, (2, 3), correction=0)
+        mean = _panorama_means(means)
+        rstd = (_panorama_means(variances + (means - mean).square()) + eps).rsqrt()
+        ctx.save_for_backward(faces, mean, rstd, weight)
+        scale, offset = (parameter.to(values.dtype).view(groups, -1, 1) for parameter in (weight, bias))
+        normed = (values - mean[:, :, None, None]) * rstd[:, :, None, None] * scale + offset
+        return normed.to(faces.dtype).view(faces.shape)
+
+    @staticmethod
+    def backward(ctx: Any, by_result: Float[Tensor, "n c *space"]) -> tuple[Tensor | None, ...]:
+        faces, mean, rstd, weight = ctx.saved_tensors
+        values, gradient = (_in_groups(each, mean.shape[1]) for each in (faces, by_result))
+        normed = (values - mean[:, :, None, None]) * rstd[:, :, None, None]
+        totals, moments = gradient.sum(3), (gradient * normed).sum(3)
+        scale = weight.to(rstd.dtype).view(mean.shape[1], -1)
+        by_mean, by_deviation = (
+            _panorama_means((sums * scale).mean(2))[:, :, None, None] / values.shape[3] for sums in (totals, moments)
+        )
+        by_values = rstd[:, :, None, None] * (gradient * scale[..., None] - by_mean - normed * by_deviation)
+        by_weight, by_bias = (sums.sum(0).flatten().to(weight.dtype) for sums in (moments, totals))
+        return by_values.to(faces.dtype).view(faces.shape), None, by_weight, by_bias, None
+
+
+def _in_groups(faces: Float[Tensor, "n c *space"], groups: int) -> Float[Tensor, "n g k p"]:
     x = _flat(faces)
-    dtype, near_mean = arithmetic_dtype(x), _near_mean(x, groups)
-    values = (x.to(dtype) if near_mean is None else x - near_mean).unflatten(1, (groups, -1))
-    values = values.unflatten(0, (-1, len(FACES)))
-    variance, mean = torch.var_mean(values, (1, 3, 4), correction=0, keepdim=True)
-    scale, offset = (parameter.to(dtype).view(groups, -1, 1) for parameter in (weight, bias))
-    normed: Tensor = (values - mean) * (variance + eps).rsqrt() * scale + offset
-    return normed.to(x.dtype).flatten(2, 3).flatten(0, 1).view(faces.shape)
+    grouped: Tensor = x.to(arithmetic_dtype(x)).unflatten(1, (groups, -1))
+    return grouped
 
 
-class _CubeGroupNorm(torch.autograd.Function):
+def _panorama_means(values: Float[Tensor, "n g"]) -> Float[Tensor, "n g"]:
+    """Means over the faces of each panorama, for each of them."""
+    panorama = torch.arange(len(values), device=values.device) // len(FACES)
+    same = (panorama[:, None] == panorama)[:, :, None].to(values.dtype)
+    return (same * values).sum(1) / len(FACES)
+
+
+class _Eager(torch.autograd.Function):
     """The norm in few kernels, none of which copies or casts activations of 16 bits."""
 
     @staticmethod
@@ -103,7 +137,8 @@ class _CubeGroupNorm(torch.autograd.Function):
         return by_faces, None, by_weight, by_bias, None
 
 
-_eager: Callable[..., Tensor] = _CubeGroupNorm.apply
+_eager: Callable[..., Tensor] = _Eager.apply
+_compiled: Callable[..., Tensor] = _Compiled.apply
 
 
 def _flat(faces: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c p"]:

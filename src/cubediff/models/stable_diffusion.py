@@ -163,6 +163,9 @@ class StableDiffusion(Backbone):
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
 
+    def frozen_blocks(self) -> list[nn.Module]:
+        return [module for module in self.encoders.vae.modules() if isinstance(module, ResnetBlock2D)]
+
     # ---------------------------------------------------------------------------------------------- loading
 
     @staticmethod

@@ -211,7 +211,8 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     """
     rename_targets_(config)
     module, precision = _meta_module(config), canonical_precision(config.trainer)
-    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", precision, sharded=False)
+    counted_in = "bf16-mixed" if precision == "16-mixed" else precision  # see cuda_autocast
+    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", counted_in, sharded=False)
     backbone = module.backbone
     with ExitStack() as stack:
         stack.callback(positions.cache_clear)  # it caches fake tensors

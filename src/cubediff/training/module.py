@@ -26,6 +26,7 @@ from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.diffusion.objective import Example, Objective
 from cubediff.models.backbone import Conditioning, Trainable
 from cubediff.models.checkpointing import Checkpointing, checkpoint_blocks_
+from cubediff.models.compilation import can_compile, compile_blocks_
 from cubediff.models.encoders import same_fingerprint
 from cubediff.models.frozen import CastWeights
 from cubediff.models.inputs import latent_mask
@@ -107,7 +108,8 @@ class CubeDiffModule(L.LightningModule):
         warmup_steps: Optimizer steps of linear warm-up.
         trainable, lora_rank: See `select_trainable_`.
         gradient_checkpointing: Recompute activations in the backward pass, see `checkpoint_blocks_`.
-        compile: "regional" compiles the repeated blocks, once for all of them; None compiles nothing.
+        compile: "regional" compiles the blocks of the network and of the encoders, see `compile_blocks_`, where a
+            compiler is installed; None compiles nothing.
         channels_last: Store the network's weights in the channels_last memory format; None does so on a GPU.
         seed: Seed of noise, timesteps and condition dropout. They depend only on the seed and the panorama's sample
             index in the stream, not on the number of ranks, and a resumed run repeats none of them.
@@ -140,8 +142,7 @@ class CubeDiffModule(L.LightningModule):
         checkpoint_blocks_(self.backbone.blocks(), settings.gradient_checkpointing)
         if settings.compile not in (None, "regional"):
             raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
-        if settings.compile == "regional":
-            network.compile_repeated_blocks()
+        self.compiles = settings.compile == "regional"
         self.objective = objective
         pipeline.register_to_config(drops=[objective.drop_text, objective.drop_image, objective.drop_both])
         self.process = objective.noising(pipeline.scheduler)
@@ -179,6 +180,13 @@ class CubeDiffModule(L.LightningModule):
         if encoded_by is not None:
             self.backbone.release()
         self.adapt_to(device.type, str(self.trainer.precision), self.device_mesh is not None)
+        if self.compiles and can_compile(device.type):
+            self.compile_()
+
+    def compile_(self) -> None:
+        """Compiles the blocks of the network and of the encoders."""
+        self.compiles = False  # once
+        compile_blocks_([*self.backbone.blocks(), *self.backbone.frozen_blocks()])
 
     def adapt_to(self, device_type: str, precision: str, sharded: bool) -> None:
         """Stores the network as the device computes fastest, until `teardown`.
