@@ -39,8 +39,10 @@ def build_trainer(
     checkpointing = settings.get("enable_checkpointing")
     if checkpointing is None:
         checkpointing = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    benchmark = settings.get("benchmark")
     trainer: L.Trainer = build(
         settings,
+        benchmark=not settings.get("deterministic") if benchmark is None else benchmark,
         enable_checkpointing=checkpointing,
         precision=None if settings.get("precision") is None else canonical_precision(settings),
         _convert_="all",  # Lightning takes durations as plain dicts
