@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.decorators import mark_dynamic
+from torch._dynamo.decorators import maybe_mark_dynamic
 from torch._inductor import config as inductor
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils._config_module import ConfigModule
@@ -49,7 +49,7 @@ def _compiled(forward: Forward) -> Forward:
     def call(block: nn.Module, *args: object, **kwargs: object) -> Tensor:
         for tensor in (*args, *kwargs.values()):
             if isinstance(tensor, Tensor):
-                mark_dynamic(tensor, 0)
+                maybe_mark_dynamic(tensor, 0)  # not where panoramas attend to visible faces alone, in groups
         # By default the graph of one panorama, in which a size is 1, would be for one panorama alone.
         with cast(ConfigModule, symbolic_shapes).patch("backed_size_oblivious", True):
             return run(block, *args, **kwargs)
