@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from cubediff.models.checkpointing import CHECKPOINTING, Checkpointing, checkpoint_blocks_
 from cubediff.pipelines.loading import tiny_random
 from cubediff.training.fsdp import apply_fsdp, gather_to_rank_zero
 
@@ -26,11 +27,13 @@ def gradients_of(network: nn.Module) -> list[Tensor]:
     return [p.grad for p in network.parameters() if p.grad is not None]
 
 
-def test_in_bf16_outputs_and_gradients_are_those_of_autocast(mesh: DeviceMesh) -> None:
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_in_bf16_outputs_and_gradients_are_those_of_autocast(mesh: DeviceMesh, checkpointing: Checkpointing) -> None:
     """Norms are gathered in float32, other weights in the dtype that autocast converts them to."""
     pipeline = tiny_random()
     plain = awaken_(pipeline.unet).train()
     pipeline.unet = sharded = copy.deepcopy(plain)
+    checkpoint_blocks_(pipeline.backbone.blocks(), checkpointing)
     apply_fsdp(sharded, pipeline.backbone.blocks(), mesh, torch.bfloat16)
     dtypes: dict[str, set[torch.dtype]] = {}
     for layer in sharded.modules():

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import SAC_IGNORED_OPS, checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = bool | Literal["selective"]
 CHECKPOINTING: tuple[Checkpointing, ...] = (False, "selective", True)
@@ -23,6 +23,10 @@ _ATTENTION = [
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
 ]
+_PROFILING = {
+    torch.ops.profiler._record_function_enter_new.default,
+    torch.ops.profiler._record_function_exit._RecordFunction,
+}
 
 
 def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: Checkpointing) -> None:
@@ -37,6 +41,8 @@ def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: Checkpointing) -> None
         return
     run = partial(checkpoint, use_reentrant=False)
     if mode == "selective":
+        # FSDP's hooks of norms inside a block record them for the profiler, in the backward pass at other places.
+        SAC_IGNORED_OPS.update(_PROFILING)
         run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _ATTENTION))
     checkpointed: dict[object, Callable[..., Tensor]] = {}
     for block in blocks:

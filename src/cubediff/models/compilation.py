@@ -20,7 +20,7 @@ Forward = Callable[..., Tensor]
 _MOST_GRAPHS = 64  # of a kind of block: sizes of faces, modes, dtypes
 
 
-def compile_blocks_(blocks: Iterable[nn.Module]) -> None:
+def compile_blocks_(blocks: Iterable[nn.Module], fullgraph: bool = True) -> None:
     """Compiles the forward passes of blocks, in place.
 
     Blocks of one class whose parameters have equal shapes share their graphs: one for each size of the faces, and for
@@ -29,22 +29,23 @@ def compile_blocks_(blocks: Iterable[nn.Module]) -> None:
 
     Args:
         blocks: The blocks, none inside another; with `checkpoint_blocks_` applied before.
+        fullgraph: Whether each block must be one graph. FSDP's hooks of the norms inside a block divide it.
 
     Raises:
-        torch._dynamo.exc.Unsupported: In the first call of a block that cannot be compiled as one graph.
+        torch._dynamo.exc.Unsupported: In the first call of a block that must be one graph and cannot.
     """
     compiled: dict[object, Forward] = {}
     for block in blocks:
         forward = cast(MethodType, block.forward).__func__
         kind = forward, *((name, parameter.shape) for name, parameter in block.named_parameters())
         if kind not in compiled:
-            compiled[kind] = _compiled(forward)
+            compiled[kind] = _compiled(forward, fullgraph)
         block.forward = MethodType(compiled[kind], block)
 
 
-def _compiled(forward: Forward) -> Forward:
+def _compiled(forward: Forward, fullgraph: bool) -> Forward:
     compile_ = cast(Callable[..., Forward], torch.compile)  # its annotations lack the last two options
-    run = compile_(forward, fullgraph=True, dynamic=False, isolate_recompiles=True, recompile_limit=_MOST_GRAPHS)
+    run = compile_(forward, fullgraph=fullgraph, dynamic=False, isolate_recompiles=True, recompile_limit=_MOST_GRAPHS)
 
     def call(block: nn.Module, *args: object, **kwargs: object) -> Tensor:
         for tensor in (*args, *kwargs.values()):

@@ -186,7 +186,8 @@ class CubeDiffModule(L.LightningModule):
     def compile_(self) -> None:
         """Compiles the blocks of the network and of the encoders."""
         self.compiles = False  # once
-        compile_blocks_([*self.backbone.blocks(), *self.backbone.frozen_blocks()])
+        blocks = [*self.backbone.blocks(), *self.backbone.frozen_blocks()]
+        compile_blocks_(blocks, fullgraph=self.device_mesh is None)
 
     def adapt_to(self, device_type: str, precision: str, sharded: bool) -> None:
         """Stores the network as the device computes fastest, until `teardown`.
