@@ -11,7 +11,12 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from support.awake import awaken_
 from torch import Tensor, nn
 
-from cubediff.models.attention import BackendAttnProcessor, constant_text, fuse_projections_
+from cubediff.models.attention import (
+    BackendAttnProcessor,
+    constant_text,
+    fuse_projections_,
+    set_attention_backend_,
+)
 from cubediff.models.inflation import CubeAttnProcessor, inflate_
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.trainable import select_trainable_
@@ -93,6 +98,19 @@ def test_the_attention_backend_is_that_of_set_attention_backend(network: nn.Modu
     assert {p._attention_backend for p in network.attn_processors.values()} == {"_native_math"}
     network.reset_attention_backend()
     assert {p._attention_backend for p in network.attn_processors.values()} == {None}
+
+
+@pytest.mark.usefixtures("reset_backend")
+def test_a_backend_that_does_not_fit_is_refused_with_those_that_do() -> None:
+    unet = tiny_random().unet
+    with pytest.raises(ValueError, match="attention_backend=fastest: on a device of type cuda, use one of native, "):
+        set_attention_backend_(unet, "fastest", "cuda")
+    with pytest.raises(ValueError, match=r"of type cpu, use one of native, _native_flash, _native_math$"):
+        set_attention_backend_(unet, "_native_cudnn", "cpu")
+    with pytest.raises(ValueError, match=r"attention_backend=flash: Flash Attention .*install"):
+        set_attention_backend_(unet, "flash", "cuda")
+    set_attention_backend_(unet, "_native_math", "cpu")
+    assert {p._attention_backend for p in unet.attn_processors.values()} == {"_native_math"}
 
 
 def projections(network: nn.Module) -> Counter[str]:

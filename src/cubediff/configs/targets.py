@@ -44,6 +44,7 @@ ADDED: dict[str, object] = {
     "data.jpeg_scaling": True,
     "data.retry_minutes": 10,
     "data.stages": None,
+    "model.attention_backend": None,
     "model.objective.process": None,
     "model.objective.timesteps": None,
     "model.objective.weighting": None,

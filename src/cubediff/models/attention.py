@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +20,10 @@ from cubediff.geometry.conventions import FACES
 from cubediff.models.visible_faces import Group, VisibleFaces, check_no_mask
 
 KeysAndValues = tuple[Tensor, Tensor]
+
+# Those of diffusers that compute gradients, install no code from the Hub, and are exact; on a CPU the first three.
+BACKENDS = ("native", "_native_flash", "_native_math", "_native_efficient", "_native_cudnn", "flash", "xformers")
+_ON_CPU = BACKENDS[:3]
 
 
 class BackendAttnProcessor:
@@ -135,6 +140,27 @@ def _of_other_faces(tokens: Float[Tensor, "n q c"]) -> Float[Tensor, "n r c"]:
     faces = tokens.unflatten(0, (-1, len(FACES))).unbind(1)
     others = [torch.cat([*faces[:face], *faces[face + 1 :]], 1) for face in range(len(FACES))]
     return torch.stack(others, 1).flatten(0, 1)
+
+
+def set_attention_backend_(network: ModelMixin, backend: str, device_type: str) -> None:
+    """Makes a network's attention use a backend of diffusers.
+
+    Args:
+        network: The network.
+        backend: One of `BACKENDS`.
+        device_type: The device that the network computes on, such as "cuda".
+
+    Raises:
+        ValueError: If the backend is unknown, does not run on the device, or its package is not installed.
+    """
+    fitting = _ON_CPU if device_type == "cpu" else BACKENDS
+    if backend not in fitting:
+        raise ValueError(f"model.attention_backend={backend}: on a device of type {device_type}, use one of "
+                         f"{', '.join(fitting)}")  # fmt: skip
+    try:
+        network.set_attention_backend(backend)
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"model.attention_backend={backend}: {error}") from error
 
 
 @contextmanager

@@ -270,6 +270,7 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     pipeline_settings = cast(dict[str, object], settings.pop("pipeline"))
     options = cast(Options, {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")})
     options["compile"] = None  # its small effect on saved activations is not worth compiling
+    options["attention_backend"] = None  # that of the GPU, which this device may lack
     pipeline = meta_pipeline(str(pipeline_settings.pop("_target_")), pipeline_settings)
     # "attention" hides faces by draws, which fake tensors do not hold; a step that hides none computes the most.
     pipeline.register_to_config(image_drop="noise")

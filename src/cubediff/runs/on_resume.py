@@ -31,6 +31,7 @@ ON_RESUME: dict[str, OnResume] = {
     "model.gradient_checkpointing": _IRRELEVANT,
     "model.compile": _IRRELEVANT,
     "model.channels_last": _IRRELEVANT,
+    "model.attention_backend": _IRRELEVANT,
     "data._target_": _ANNOUNCED,
     "data.path": _IRRELEVANT,  # the checksums of its manifests are announced
     "data.weights": _ANNOUNCED,

@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.diffusion.objective import Example, Objective
+from cubediff.models.attention import set_attention_backend_
 from cubediff.models.backbone import Conditioning, Trainable
 from cubediff.models.checkpointing import Checkpointing, checkpoint_blocks_
 from cubediff.models.compilation import can_compile, compile_blocks_
@@ -70,6 +71,7 @@ class Options(TypedDict, total=False):
     gradient_checkpointing: Checkpointing
     compile: Literal["regional"] | None
     channels_last: bool | None
+    attention_backend: str | None
     seed: int
 
 
@@ -82,6 +84,7 @@ class _Settings:
     gradient_checkpointing: Checkpointing = False
     compile: Literal["regional"] | None = None
     channels_last: bool | None = None
+    attention_backend: str | None = None
     seed: int = 0
 
 
@@ -111,6 +114,7 @@ class CubeDiffModule(L.LightningModule):
         compile: "regional" compiles the blocks of the network and of the encoders, see `compile_blocks_`, where a
             compiler is installed; None compiles nothing.
         channels_last: Store the network's weights in the channels_last memory format; None does so on a GPU.
+        attention_backend: One of `cubediff.models.attention.BACKENDS`; None for torch's choice.
         seed: Seed of noise, timesteps and condition dropout. They depend only on the seed and the panorama's sample
             index in the stream, not on the number of ranks, and a resumed run repeats none of them.
 
@@ -138,6 +142,7 @@ class CubeDiffModule(L.LightningModule):
         }
         setattr(self, self.backbone.network_name, network.train())  # its name starts the keys of checkpoints
         self.channels_last = settings.channels_last
+        self.attention_backend = settings.attention_backend
         self.cast_weights: dict[str, CastWeights] = {}
         checkpoint_blocks_(self.backbone.blocks(), settings.gradient_checkpointing)
         if settings.compile not in (None, "regional"):
@@ -197,6 +202,8 @@ class CubeDiffModule(L.LightningModule):
             precision: The Trainer's; in 16 bits frozen weights are cast once, see `CastWeights`.
             sharded: Whether FSDP casts the network's weights, which it needs in one dtype.
         """
+        if self.attention_backend is not None:
+            set_attention_backend_(self.network, self.attention_backend, device_type)
         if self.channels_last or (self.channels_last is None and device_type == "cuda"):
             self.network.to(memory_format=torch.channels_last)
         if precision in _DTYPES and not self.cast_weights:
