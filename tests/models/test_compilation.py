@@ -4,6 +4,7 @@ Compiled code runs in processes of its own, since jaxtyping cannot check shapes 
 """
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,9 +84,9 @@ assert abs(losses["regional"] - losses[None]) < 1e-3 * losses[None], losses
 def test_nothing_is_compiled_after_the_first_step_validation_and_sample(
     tmp_path: Path, backend: str, precision: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, backend, precision], cwd=tmp_path, capture_output=True, text=True, timeout=1200
-    )
+    command = [sys.executable, "-c", RUN, backend, precision]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
 
