@@ -4,22 +4,13 @@ import copy
 
 import pytest
 import torch
-from support.awake import awaken_
+from support.awake import awake_pipeline
 from torch import nn
 
-from cubediff import CubeDiffPipeline, Photo
+from cubediff import Photo
 from cubediff.models.inflation import CubeGroupNorm
-from cubediff.pipelines.loading import tiny_random
 
 PHOTO = Photo(torch.linspace(-1, 1, 32).expand(3, 32, 32), fov=80.0)
-
-
-def awake(**options: object) -> CubeDiffPipeline:
-    pipeline = tiny_random(**options)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -29,7 +20,7 @@ def test_norms_over_six_faces_keep_their_weights_and_all_others_are_cast(
     dtype: torch.dtype, photo_encoding: str, sync_group_norm: bool
 ) -> None:
     """An encoder whose norms are plain while it encodes a photo has all of its weights in that dtype."""
-    pipeline = awake(photo_encoding=photo_encoding, sync_group_norm=sync_group_norm)
+    pipeline = awake_pipeline(photo_encoding=photo_encoding, sync_group_norm=sync_group_norm)
     components = pipeline.backbone.components()
     before = {name: copy.deepcopy(module) for name, module in components.items()}
     pipeline.cast_weights(dtype)
@@ -62,7 +53,7 @@ def test_the_kept_weights_are_in_the_results() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"sync_group_norm": False, "photo_encoding": "face"}], ids=["own", "public"])
 def test_panoramas_in_bfloat16_differ_by_rounding(options: dict[str, object]) -> None:
-    pipeline = awake(**options)
+    pipeline = awake_pipeline(**options)
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         pipeline.cast_weights(dtype)

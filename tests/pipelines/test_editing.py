@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.awake import awaken_
+from support.awake import awake_pipeline
 from support.image_files import DISPLAY_P3, icc
 from support.pictures import SAMPLES, picture
 from torch import Tensor
@@ -24,7 +24,6 @@ from cubediff.models.backbone import CubeInput
 from cubediff.models.inputs import latent_mask
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines.editing import composite
-from cubediff.pipelines.loading import tiny_random
 
 ROWS, COLUMNS = 96, 192
 PITCH = 90 - (np.arange(ROWS) + 0.5)[:, None] / ROWS * 180 + np.zeros((1, COLUMNS))
@@ -37,11 +36,7 @@ STRIP = np.abs(YAW - 60) < 20
 @pytest.fixture(scope="module")
 def pipeline() -> CubeDiffPipeline:
     """A pipeline whose weights are random, so that condition, prompt and noise all have an effect."""
-    pipeline = tiny_random()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return awake_pipeline()
 
 
 def scene(dtype: type = np.uint8, seed: int = 0) -> np.ndarray:

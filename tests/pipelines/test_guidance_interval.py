@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import diffusers
 import pytest
 import torch
-from support.awake import awaken_
+from support.awake import awake_pipeline
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline, Photo
@@ -15,7 +15,6 @@ from cubediff.diffusion.schedulers import SCHEDULERS, convert_scheduler
 from cubediff.models.backbone import CubeInput
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler
-from cubediff.pipelines.loading import tiny_random
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of schedulers in diffusers
 
@@ -23,17 +22,9 @@ PHOTO = Photo(torch.linspace(-1, 1, 32).expand(3, 32, 32), fov=80.0)
 BOTH = {"image": PHOTO, "image_guidance_scale": 1.5, "guidance_rescale": 0.5}
 
 
-def awake(**options: object) -> CubeDiffPipeline:
-    pipeline = tiny_random(**options)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.fixture(scope="module")
 def pipeline() -> CubeDiffPipeline:
-    return awake()
+    return awake_pipeline()
 
 
 def noise(count: int = 1) -> Tensor:
@@ -127,7 +118,7 @@ def test_sampling_in_an_interval_is_that_of_a_loop_over_branches(pipeline: CubeD
 @pytest.mark.parametrize("image_drop", ["noise", "attention"])
 @pytest.mark.parametrize("options", [{}, {"image": PHOTO}, BOTH], ids=["text", "text_and_photo", "two_scales"])
 def test_branches_one_after_the_other_differ_by_rounding(image_drop: str, options: dict[str, object]) -> None:
-    pipeline = awake(image_drop=image_drop)
+    pipeline = awake_pipeline(image_drop=image_drop)
     options = {**options, "latents": noise(2), "guidance_start": 0.2, "negative_prompt": "people"}
     together, sequential = (sample(pipeline, **options, sequential_guidance=each) for each in (False, True))
     torch.testing.assert_close(sequential, together, rtol=0, atol=2e-4)
@@ -136,7 +127,7 @@ def test_branches_one_after_the_other_differ_by_rounding(image_drop: str, option
 @pytest.mark.parametrize("cross_attention", ["per_face", "joint"])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_kept_texts_change_nothing(cross_attention: str, sequential: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = awake(cross_attention=cross_attention)
+    pipeline = awake_pipeline(cross_attention=cross_attention)
     options = {"guidance_start": 0.2, "guidance_stop": 0.8, "sequential_guidance": sequential}
     kept = sample(pipeline, **options)
     monkeypatch.setattr(StableDiffusion, "constant_conditioning", lambda _: nullcontext())

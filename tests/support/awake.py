@@ -5,6 +5,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from cubediff import CubeDiffPipeline
+from cubediff.pipelines.loading import tiny_random
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -23,3 +26,12 @@ def awaken_(module: ModuleT, seed: int = 0) -> ModuleT:
         else:
             parameter.add_(0.2 * draw)
     return module
+
+
+def awake_pipeline(**options: object) -> CubeDiffPipeline:
+    """A small pipeline, all of whose models are awake, without a progress bar; the options of `tiny_random`."""
+    pipeline = tiny_random(**options)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        awaken_(part)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -11,18 +11,14 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cubediff.generate import app
-from cubediff.pipelines.loading import tiny_random
-from support.awake import awaken_
+from support.awake import awake_pipeline
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 
 
 def save_model(folder: Path) -> Path:
     """Saves a CubeDiff folder whose weights are random, so that prompt, photo and seed all have an effect."""
-    pipeline = tiny_random()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        awaken_(part)
-    pipeline.save_pretrained(folder)
+    awake_pipeline().save_pretrained(folder)
     return folder
 
 
