@@ -50,6 +50,14 @@ def faces_in_convolutions(counter: OperationCounter, size: int) -> set[int]:
     return {image[0] for image, kernel, *_ in shapes if image[2] == size and kernel[2] == 3}
 
 
+def in_float64(vae: AutoencoderKL, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of six faces, the faces that the whole network decodes in float64, and their moments."""
+    exact = copy.deepcopy(vae).double()
+    latents = normal(6, 4, size, size)
+    faces = exact.decode(latents.double()).sample
+    return latents, faces, exact.encode(faces).latent_dist.parameters
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("sync_group_norm", [True, False])
 @pytest.mark.parametrize(("number", "size"), [(1, 6), (2, 11), (3, 7)])
@@ -57,10 +65,7 @@ def test_faces_and_latents_of_chunks_are_those_of_the_whole_network(
     number: int, size: int, sync_group_norm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = small_vae(sync_group_norm)
-    exact = copy.deepcopy(vae).double()
-    latents = normal(6, 4, size, size)
-    faces = exact.decode(latents.double()).sample
-    moments = exact.encode(faces).latent_dist.parameters
+    latents, faces, moments = in_float64(vae, size)
     limit_to(number, 8 * size, monkeypatch)
     with OperationCounter() as decoding:
         assert (decode(vae, latents) - faces).abs().max() < 1e-5 < 1e-1 < faces.std()
@@ -77,10 +82,7 @@ def test_faces_and_latents_of_strips_are_those_of_the_whole_network(
     size: int, tile: int, sync_group_norm: bool
 ) -> None:
     vae = small_vae(sync_group_norm)
-    exact = copy.deepcopy(vae).double()
-    latents = normal(6, 4, size, size)
-    faces = exact.decode(latents.double()).sample
-    moments = exact.encode(faces).latent_dist.parameters
+    latents, faces, moments = in_float64(vae, size)
     tiled(vae, tile)
     assert (decode(vae, latents) - faces).abs().max() < 1e-5 < 1e-1 < faces.std()
     assert (encode(vae, faces.float()) - moments).abs().max() < 1e-5 < 1e-1 < moments.std()
