@@ -86,17 +86,16 @@ class Plain:
         unet.set_attn_processor({name: self.attend if ".attn1." in name else processors[name] for name in processors})
 
     def attend(self, attn: nn.Module, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        """Attention over the tokens of six faces; those of the front face are no keys where they are hidden."""
-        tokens = hidden_states.flatten(0, 1)
+        """Attention over the tokens of each panorama; those of the front face are no keys where they are hidden."""
+        tokens = hidden_states.view(-1, 6 * hidden_states.shape[1], hidden_states.shape[2])
         query, key, value = (
-            layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(0, 1)[None]
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
+            layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
         mask = None
         if self.front_hidden:
-            mask = torch.zeros(len(tokens), len(tokens))
+            mask = torch.zeros(2 * tokens.shape[1:2])
             mask[:, : hidden_states.shape[1]] = -torch.inf
-        mixed = F.scaled_dot_product_attention(query, key, value, mask)[0].transpose(0, 1).flatten(1)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
         return attn.to_out[0](mixed).view_as(hidden_states)
 
     def encode(self, prompts: list[str]) -> Tensor:

@@ -122,7 +122,8 @@ class StableDiffusion(Backbone):
 
     def predict(self, cube: CubeInput, timesteps: Tensor, conditioning: Conditioning) -> Float[Tensor, "b 6 c h w"]:
         latents = torch.where(cube.mask.bool(), cube.clean, cube.noisy)
-        inputs = unet_input(latents, cube.mask, cube.positions).to(self.unet.dtype)
+        dtype = self.unet.dtype  # once, because diffusers looks for it in every module
+        inputs = unet_input(latents, cube.mask, cube.positions).to(dtype)
         if self._keep_text is not None:
             self._kept[id(conditioning)] = conditioning
             self._keep_text(id(conditioning))
@@ -131,7 +132,7 @@ class StableDiffusion(Backbone):
         output: Tensor = self.unet(
             inputs,
             timesteps.repeat_interleave(6) if timesteps.ndim else timesteps,
-            encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(self.unet.dtype),
+            encoder_hidden_states=conditioning[TEXT].flatten(0, 1).to(dtype),
             return_dict=False,
             **attention,
         )[0]
