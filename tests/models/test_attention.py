@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import AttnProcessor2_0
 from support.awake import awaken_
@@ -103,14 +104,31 @@ def test_the_attention_backend_is_that_of_set_attention_backend(network: nn.Modu
 @pytest.mark.usefixtures("reset_backend")
 def test_a_backend_that_does_not_fit_is_refused_with_those_that_do() -> None:
     unet = tiny_random().unet
-    with pytest.raises(ValueError, match="attention_backend=fastest: on a device of type cuda, use one of native, "):
+    with pytest.raises(
+        ValueError, match=r"attention_backend=fastest: on a device of type cuda, .* use one of native, "
+    ):
         set_attention_backend_(unet, "fastest", "cuda")
-    with pytest.raises(ValueError, match=r"of type cpu, use one of native, _native_flash, _native_math$"):
+    with pytest.raises(ValueError, match=r"of type cpu, .* use one of native, _native_flash, _native_math$"):
         set_attention_backend_(unet, "_native_cudnn", "cpu")
     with pytest.raises(ValueError, match=r"attention_backend=flash: Flash Attention .*install"):
         set_attention_backend_(unet, "flash", "cuda")
     set_attention_backend_(unet, "_native_math", "cpu")
     assert {p._attention_backend for p in unet.attn_processors.values()} == {"_native_math"}
+
+
+@pytest.mark.usefixtures("reset_backend")
+def test_cudnn_is_refused_for_heads_that_it_has_no_kernel_for() -> None:
+    def unet(heads: int) -> UNet2DConditionModel:
+        blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+        sizes = {"block_out_channels": (160,), "cross_attention_dim": 8, "layers_per_block": 1}
+        return UNet2DConditionModel(**blocks, **sizes, norm_num_groups=4, attention_head_dim=heads)
+
+    message = (
+        r"heads of 160 channels, use one of native, _native_flash, _native_math, _native_efficient, flash, xformers$"
+    )
+    with pytest.raises(ValueError, match=message):
+        set_attention_backend_(unet(heads=1), "_native_cudnn", "cuda")
+    set_attention_backend_(unet(heads=2), "_native_cudnn", "cuda")
 
 
 def projections(network: nn.Module) -> Counter[str]:

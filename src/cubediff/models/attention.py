@@ -24,6 +24,8 @@ KeysAndValues = tuple[Tensor, Tensor]
 # Those of diffusers that compute gradients, install no code from the Hub, and are exact; on a CPU the first three.
 BACKENDS = ("native", "_native_flash", "_native_math", "_native_efficient", "_native_cudnn", "flash", "xformers")
 _ON_CPU = BACKENDS[:3]
+# In training: `check_cudnn_tensor_shapes` and `check_cudnn_d256_bprop_head_dim` of torch's sdp_utils.cpp.
+_LARGEST_CUDNN_HEAD = 128
 
 
 class BackendAttnProcessor:
@@ -151,12 +153,20 @@ def set_attention_backend_(network: ModelMixin, backend: str, device_type: str) 
         device_type: The device that the network computes on, such as "cuda".
 
     Raises:
-        ValueError: If the backend is unknown, does not run on the device, or its package is not installed.
+        ValueError: If the backend is unknown, does not run on the device, takes no heads of the network's size, or if
+            its package is not installed.
     """
-    fitting = _ON_CPU if device_type == "cpu" else BACKENDS
+    head = max(layer.inner_dim // layer.heads for layer in network.modules() if isinstance(layer, Attention))
+    fitting = [
+        name
+        for name in (_ON_CPU if device_type == "cpu" else BACKENDS)
+        if not (name == "_native_cudnn" and head > _LARGEST_CUDNN_HEAD)
+    ]
     if backend not in fitting:
-        raise ValueError(f"model.attention_backend={backend}: on a device of type {device_type}, use one of "
-                         f"{', '.join(fitting)}")  # fmt: skip
+        raise ValueError(
+            f"model.attention_backend={backend}: on a device of type {device_type}, with attention heads of {head} "
+            f"channels, use one of {', '.join(fitting)}"
+        )
     try:
         network.set_attention_backend(backend)
     except (RuntimeError, ImportError) as error:
