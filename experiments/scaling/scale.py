@@ -21,21 +21,20 @@ from cubediff.configs import CONFIG_DIR
 from cubediff.data.streaming.order import Order
 from cubediff.planning.cost import cost
 from cubediff.planning.gpus import GPUS
+from cubediff.planning.roofline import REACHED_LINK, seconds_by_kind
 
 TRAINABLE = ("attention", "lora", "full")
 SHOWN = (("attention", "ddp"), ("lora", "ddp"), ("full", "ddp"), ("attention", "fsdp"), ("full", "fsdp"))
 NUMBERS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH = 64  # panoramas per step on up to 64 GPUs, as in the paper
-CHECKPOINTING = "model.gradient_checkpointing=true"
-MICRO = 2  # panoramas of a micro-batch; with more than 64 GPUs a step is one micro-batch on each
+MICRO = 1  # panoramas of a micro-batch; on more than 64 GPUs a step is GROWN panoramas on each
+GROWN = 2
 BUCKET = 25 * 2**20  # bytes of a DDP gradient bucket, the default
 HALF = 2  # bytes of a bf16 weight, as FSDP gathers them under bf16-mixed; gradients are reduced in float32
 
-RATES = {"L4": GPUS["L4"].bf16, "H100": GPUS["H100-SXM"].bf16}
+SPECS = {"L4": GPUS["L4"], "H100": GPUS["H100-SXM"]}
 
 # Assumed, not measured.
-UTILISATION = 0.4  # of the GPU's dense bf16 rate
-REACHED = 0.7  # share of a link's bandwidth that is reached
 HOP = 10e-6  # latency of a message from one GPU to the next, in seconds
 PANORAMAS, PANORAMA = 48_000, 500e3  # number of them as in the paper; bytes of one as in conf/plan.yaml
 SHARD, SHUFFLE = 256, 1024  # in panoramas, the defaults of cubediff prepare and data.shuffle_buffer
@@ -83,35 +82,40 @@ def seconds(machine: Machine, devices: int, sent: float, messages: int) -> float
     takes 2 log2(devices) hops.
     """
     rate = machine.link if devices <= machine.gpus else min(machine.link, machine.network)
-    return sent / (rate * REACHED) + messages * 2 * math.ceil(math.log2(devices)) * HOP
+    return sent / (rate * REACHED_LINK) + messages * 2 * math.ceil(math.log2(devices)) * HOP
 
 
-def counts() -> dict[str, dict[str, float]]:
-    """Parameters, bytes and FLOPs per panorama of SD 1.5, by trainable parameters."""
-    counted = {}
+def counts() -> dict[str, dict[str, Any]]:
+    """Parameters, bytes, and FLOPs and seconds per panorama of SD 1.5, by trainable parameters."""
+    counted: dict[str, dict[str, Any]] = {}
     for trainable in TRAINABLE:
         with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-            words = ["experiment=sd15_l4x4", f"model.trainable={trainable}", f"data.batch_size={MICRO}", CHECKPOINTING]
-            one = cost(compose("plan", overrides=words), MICRO)
+            words = ["experiment=sd15_l4x4", f"model.trainable={trainable}", f"data.batch_size={MICRO}"]
+            config = compose("plan", overrides=words)
+        one = cost(config, MICRO)
         counted[trainable] = {
             "parameters": one.parameters,
             "trained": one.trained,
             "gradients": one.gradients,
             "checkpoint": one.checkpoint,
             "flops": one.flops / MICRO,
+            "seconds": {
+                name: sum(seconds_by_kind(one.operations, gpu, config.trainer.precision).values()) / MICRO
+                for name, gpu in SPECS.items()
+            },
         }
     return counted
 
 
-def steps(counted: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def steps(counted: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A training step for each machine, trainable parameters, number of GPUs and strategy."""
     rows = []
     for machine in MACHINES:
         for trainable, of in counted.items():
             for devices in NUMBERS:
-                each = max(BATCH // devices, 1) if devices <= BATCH else MICRO
+                each = BATCH // devices if devices <= BATCH else GROWN
                 micro_batches = math.ceil(each / MICRO)
-                compute = each * of["flops"] / (RATES[machine.gpu] * UTILISATION)
+                compute = each * of["seconds"][machine.gpu]
                 buckets = math.ceil(of["gradients"] / BUCKET)
                 for strategy in ("ddp", "fsdp"):
                     if strategy == "ddp":
