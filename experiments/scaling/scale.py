@@ -100,7 +100,8 @@ def counts() -> dict[str, dict[str, Any]]:
             "checkpoint": one.checkpoint,
             "flops": one.flops / MICRO,
             "seconds": {
-                name: sum(seconds_by_kind(one.operations, gpu, config.trainer.precision).values()) / MICRO
+                name: sum(seconds_by_kind(one.operations + one.rendering, gpu, config.trainer.precision).values())
+                / MICRO
                 for name, gpu in SPECS.items()
             },
         }

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.losses import losses_of
 from support.runs import composed
 from support.step_memory import BATCH, TINY, module_and_batch
 from torch import Tensor, nn
 
+from cubediff.configs import build
 from cubediff.models import chunked_vae
 from cubediff.planning.cost import cost
 from cubediff.planning.gpus import GIB
+from cubediff.planning.operations import OperationCounter
 from cubediff.planning.report import plan
 from cubediff.training.module import CubeDiffModule
 
@@ -158,7 +161,22 @@ def test_training_on_latents_excludes_the_encoders_memory_and_operations() -> No
     captions = whole.flops - whole.encode_flops - cached.flops
     assert 0 < captions < 0.2 * whole.flops
     assert cached.weights == whole.weights
+    assert cached.rendering == ()
     assert 0 < cached.step_peak < whole.step_peak
+
+
+def test_rendering_is_counted_as_the_data_module_renders() -> None:
+    config = composed(*TINY)
+    data = build(config.data)
+    panorama = torch.randint(0, 256, (1, 3, data.panorama_height, 2 * data.panorama_height), dtype=torch.uint8)
+    batch = {"panorama": panorama, "yaw": torch.zeros(1), "prompts": [("",) * 6], "key": ["a"], "cameras": [None]}
+    data.on_after_batch_transfer(batch, 0)
+    with OperationCounter() as counter:
+        data.on_after_batch_transfer(batch, 0)
+    planned = [(one.name, one.bytes) for one in cost(config, 1).rendering]
+    real = [(one.name, one.bytes) for one in counter.operations]
+    assert real[3 : 3 + len(planned)] == planned  # the three before make floats in [−1, 1]
+    assert len(real) - len(planned) == 4  # the one after clamps
 
 
 def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:

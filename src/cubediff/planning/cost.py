@@ -21,6 +21,8 @@ from cubediff.configs import build, to_plain
 from cubediff.configs.targets import rename_targets_
 from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
+from cubediff.geometry.conventions import face_rays, rotation_matrix
+from cubediff.geometry.projections import equirect_to_cube
 from cubediff.models.inputs import positions
 from cubediff.pipelines.loading import meta_pipeline
 from cubediff.planning.counting import AllocationCounter, to_fake_parameters_
@@ -53,6 +55,7 @@ class Counted:
         step_peak: The same of loss and backward; gradients that are kept between micro-batches are excluded.
         operations: The kernels of loss and backward, encoding included.
         encode_flops: Floating-point operations of encoding the faces.
+        rendering: The kernels that render the faces, before the step; none if batches are encoded already.
     """
 
     batch: int
@@ -67,6 +70,7 @@ class Counted:
     step_peak: int
     operations: tuple[Operation, ...]
     encode_flops: float
+    rendering: tuple[Operation, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Cost:
     reserve: int  # of CUDA and NCCL
     encode_flops: float
     operations: tuple[Operation, ...]  # kernels of loss and backward, encoding included
+    rendering: tuple[Operation, ...]  # kernels that render the faces, before the step
     checkpoint: int  # bytes of a checkpoint, of all devices' parameters
     exported: int  # bytes of the exported network
 
@@ -193,6 +198,7 @@ def spread(config: DictConfig, counted: Counted, parallelism: Parallelism) -> Co
         reserve=int(reserve),
         encode_flops=counted.encode_flops,
         operations=counted.operations,
+        rendering=counted.rendering,
         checkpoint=full + optimizer + ema,
         exported=4 * counted.parameters,
     )
@@ -213,10 +219,16 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     module, precision = _meta_module(config), canonical_precision(config.trainer)
     counted_in = "bf16-mixed" if precision == "16-mixed" else precision  # see cuda_autocast
     module.adapt_to("cuda" if is_for_gpu(config) else "cpu", counted_in, sharded=False)
-    backbone = module.backbone
+    backbone, on_gpu = module.backbone, is_for_gpu(config)
     with ExitStack() as stack:
-        stack.callback(positions.cache_clear)  # it caches fake tensors
+        for function in (
+            positions,
+            face_rays,
+        ):  # fake tensors must neither stay in these caches nor meet real ones there
+            function.cache_clear()
+            stack.callback(function.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        rendering = _rendering(config, batch, on_gpu)
         for component in backbone.components().values():
             to_fake_parameters_(component)
         stack.enter_context(cuda_autocast(precision))
@@ -243,7 +255,6 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
             counter.in_backward = True
             loss.backward()
 
-        on_gpu = is_for_gpu(config)
         encode_peak, encoding = _run(lambda _: encode(), on_gpu)
         decode_peak, _ = _run(lambda _: decode(), on_gpu)
         step_peak, operations = _run(step, on_gpu)
@@ -261,6 +272,7 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
             step_peak=step_peak,
             operations=tuple(operations),
             encode_flops=sum(one.flops for one in encoding),
+            rendering=tuple(rendering),
         )
 
 
@@ -277,12 +289,31 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
 
 
+def _is_cached(config: DictConfig) -> bool:
+    """Whether the config's data module reads latents."""
+    return getattr(get_class(config.data._target_), "content", "panoramas") == "latents"
+
+
+def _rendering(config: DictConfig, batch: int, on_gpu: bool) -> list[Operation]:
+    """The kernels that render the faces of a batch's panoramas; conditioning photos are not counted."""
+    if _is_cached(config):
+        return []
+    height = OmegaConf.select(config, "data.panorama_height") or 2 * config.face_size
+    panorama, yaw = torch.empty(batch, 3, height, 2 * height), torch.empty(batch)
+
+    def render() -> None:
+        equirect_to_cube(panorama, config.face_size, config.fov, rotation=rotation_matrix(yaw), mode="bicubic")
+
+    render()  # the first batch of a run also computes `face_rays`
+    return _run(lambda _: render(), on_gpu)[1]
+
+
 def _batch(config: DictConfig, module: CubeDiffModule, batch: int) -> tuple[Batch, Tensor | None]:
     """A batch of the config's data module, and its faces; none if its batches are encoded already."""
     faces, prompts = module.backbone.example(batch, config.face_size)
     keys = [str(index) for index in range(batch)]
     cubes = CubeBatch(faces=faces, yaw=torch.zeros(batch), prompts=prompts, key=keys)
-    if getattr(get_class(config.data._target_), "content", "panoramas") != "latents":
+    if not _is_cached(config):
         return cubes, faces
     first = CubeBatch(faces=faces[:1], yaw=torch.zeros(1), prompts=prompts[:1], key=keys[:1])
     example = module.example(first)

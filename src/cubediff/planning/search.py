@@ -114,7 +114,9 @@ def step_seconds(
     """
     precision = canonical_precision(config.trainer)
     kinds = seconds_by_kind(cost.operations, gpu, precision)
-    micro = sum(kinds.values())
+    micro = sum(kinds.values())  # rendering overlaps with no communication
+    if cost.rendering:
+        kinds["rendering"] = sum(seconds_by_kind(cost.rendering, gpu, precision).values())
     if parallelism.shards > 1:
         weights = cost.exported / (1 if precision == "32-true" else 2)
         moved = 2 * gather_seconds(weights, parallelism.devices, gpu)
