@@ -49,6 +49,7 @@ ADDED: dict[str, object] = {
     "model.objective.timesteps": None,
     "model.objective.weighting": None,
     "model.pipeline.config": None,
+    "model.pipeline.conv_padding": None,
     "model.pipeline.inflate": None,
     "model.pipeline.revision": None,
     "model.pipeline.variant": None,

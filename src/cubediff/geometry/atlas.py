@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from cubediff.geometry import sampling
@@ -121,17 +121,22 @@ def atlas_grid(face: Tensor, column: Tensor, row: Tensor, size: int, margin: int
     return torch.stack([x, y], -1) * 2 - 1
 
 
+def border_directions(size: int, fov: float, margin: int) -> tuple[Bool[Tensor, "6 e e"], Float[Tensor, "n 3"]]:
+    """The padding of faces by `margin` pixels: its pixels in the padded faces, and their directions in float64."""
+    edge = size + 2 * margin
+    wide = math.degrees(2 * math.atan(tan_half(fov) * edge / size))
+    around = torch.ones(6, edge, edge, dtype=torch.bool)
+    around[:, margin:-margin, margin:-margin] = False
+    return around, face_directions(edge, wide, torch.float64)[around]
+
+
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def border_grid(
     size: int, fov: float, margin: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Float[Tensor, "1 i j 2"]]:
     """The padding of the faces in the atlas: indices of its pixels, and the grid of their directions on other faces."""
-    edge = size + 2 * margin
-    wide = math.degrees(2 * math.atan(tan_half(fov) * edge / size))
-    around = torch.ones(6, edge, edge, dtype=torch.bool)
-    around[:, margin:-margin, margin:-margin] = False
-    rays = face_directions(edge, wide, torch.float64)[around]
+    around, rays = border_directions(size, fov, margin)
     face, _, column, row = nearest_faces(rays, size, tan_half(fov))
     grid = atlas_grid(face[0], column[0].clamp(0, size - 1), row[0].clamp(0, size - 1), size, margin)
     indices = around.flatten().nonzero()[:, 0]

@@ -4,6 +4,8 @@ diffusers stores activations contiguously at two places, which undoes the channe
 around them, and divides each residual block's output by a factor that is 1. The values are the same.
 """
 
+from types import MethodType
+
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float
@@ -14,9 +16,16 @@ def keep_memory_format_(module: nn.Module) -> None:
     """Replaces the classes of the residual and transformer blocks inside a UNet or a VAE, in place."""
     for child in module.modules():
         if type(child) is ResnetBlock2D and is_plain(child):
-            child.__class__ = _ResnetBlock2D
+            change_class_(child, _ResnetBlock2D)
         elif type(child) is Transformer2DModel and child.is_input_continuous:
-            child.__class__ = _Transformer2DModel
+            change_class_(child, _Transformer2DModel)
+
+
+def change_class_(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Makes a module one of another class, in place; its parameters stay."""
+    module.__class__ = kind
+    if "_old_forward" in vars(module):  # accelerate's hooks hold the method that they wrap
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
 
 
 def is_plain(block: ResnetBlock2D) -> bool:

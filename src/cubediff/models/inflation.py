@@ -6,8 +6,7 @@ stock diffusers models. Faces are folded into the batch as (B·6, …), panorama
 
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,13 +14,24 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cubediff.geometry.conventions import FACES
+from cubediff.geometry.conventions import FACE_FOV, FACES
 from cubediff.models.attention import BackendAttnProcessor, PooledAttnProcessor
-from cubediff.models.blocks import keep_memory_format_
+from cubediff.models.blocks import change_class_, keep_memory_format_
 from cubediff.models.group_norm import cube_group_norm
+from cubediff.models.padding import pad_convolutions_
 from cubediff.models.visible_faces import Group, VisibleFaces, check_no_mask
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class InflationOptions(TypedDict, total=False):
+    """The options of `inflate_`."""
+
+    sync_group_norm: bool
+    cross_attention: str
+    inflate: str
+    conv_padding: str
+    fov: float
 
 
 def _by_panorama(faces: Tensor) -> Tensor:
@@ -138,9 +148,7 @@ def sync_group_norm_(module: ModuleT, enabled: bool = True) -> ModuleT:
     old, new = (nn.GroupNorm, CubeGroupNorm) if enabled else (CubeGroupNorm, nn.GroupNorm)
     for child in module.modules():
         if type(child) is old:
-            child.__class__ = new
-            if "_old_forward" in vars(child):  # accelerate's hooks hold the method that they wrap
-                vars(child)["_old_forward"] = MethodType(new.forward, child)
+            change_class_(child, new)
     return module
 
 
@@ -149,6 +157,8 @@ def inflate_(
     sync_group_norm: bool = True,
     cross_attention: str = "per_face",
     inflate: str = "all",
+    conv_padding: str = "zeros",
+    fov: float = FACE_FOV,
 ) -> UNet2DConditionModel:
     """Makes the self-attention of a UNet attend to all six faces, in place; it then takes batches of B·6 faces.
 
@@ -160,6 +170,9 @@ def inflate_(
         inflate: The self-attention at the full resolution of the latents, which takes most of the time: "all" (to all
             faces, as in the paper and at the other resolutions), "below_top" (of each face to itself) or "pooled_top"
             (to the face itself and to means of 2 × 2 keys of the others).
+        conv_padding: What convolutions see beyond the border of a face: "zeros", as in the paper, or "faces" (the
+            neighbouring faces, see `pad_faces`; the network must be trained with it).
+        fov: Field of view of the faces, in degrees; for conv_padding="faces".
 
     Returns:
         The UNet.
@@ -170,6 +183,7 @@ def inflate_(
     for name, value, choices in (
         ("cross_attention", cross_attention, ("per_face", "joint")),
         ("inflate", inflate, ("all", "below_top", "pooled_top")),
+        ("conv_padding", conv_padding, ("zeros", "faces")),
     ):
         if value not in choices:
             raise ValueError(f"{name}={value!r}: use {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
@@ -198,6 +212,7 @@ def inflate_(
     if any(unet.attn_processors[name] is not processor for name, processor in processors.items()):
         unet.set_attn_processor(processors)
     keep_memory_format_(unet)
+    pad_convolutions_(unet, fov if conv_padding == "faces" else None)
     return sync_group_norm_(unet, sync_group_norm)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict, Unpack, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from cubediff.models.attention import constant_text, fuse_projections_
 from cubediff.models.backbone import Backbone, Conditioning, CubeInput, Trainable, execution_device
 from cubediff.models.encoders import FrozenEncoders
-from cubediff.models.inflation import inflate_, widen_conv_in_
+from cubediff.models.inflation import InflationOptions, inflate_, widen_conv_in_
 from cubediff.models.inputs import input_channels, unet_input
 from cubediff.models.presets import PRESETS, ModelConfigs
 from cubediff.models.tokenizer import byte_tokenizer
@@ -41,7 +41,7 @@ class StableDiffusion(Backbone):
 
     Args:
         vae, text_encoder, tokenizer, unet: Stock components of a Stable Diffusion pipeline.
-        sync_group_norm, cross_attention, inflate: See `inflate_`.
+        **inflation: The options of `inflate_`.
     """
 
     network_name = "unet"
@@ -53,15 +53,11 @@ class StableDiffusion(Backbone):
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
-        sync_group_norm: bool = True,
-        cross_attention: str = "per_face",
-        inflate: str = "all",
+        **inflation: Unpack[InflationOptions],
     ) -> None:
         self.unet = unet
         self.encoders = FrozenEncoders(vae, text_encoder, tokenizer)
-        self.sync_group_norm = sync_group_norm
-        self.cross_attention = cross_attention
-        self.inflate = inflate
+        self.inflation = inflation
         self._keep_text: Callable[[Hashable], None] | None = None  # within `constant_conditioning`
         self._kept: dict[int, Conditioning] = {}  # by their ids, which stay theirs as long as they live
 
@@ -71,8 +67,7 @@ class StableDiffusion(Backbone):
         return {"unet": self.unet, "vae": self.encoders.vae, "text_encoder": self.encoders.text_encoder}
 
     def inflate_(self) -> None:
-        # FrozenEncoders synchronizes the VAE's norms.
-        inflate_(self.unet, self.sync_group_norm, self.cross_attention, self.inflate)
+        inflate_(self.unet, **self.inflation)  # FrozenEncoders synchronizes the VAE's norms
 
     def fresh_network(self, weights: Mapping[str, Tensor]) -> ModelMixin:
         unet = UNet2DConditionModel.from_config(self.unet.config)

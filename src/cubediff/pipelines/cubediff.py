@@ -36,6 +36,7 @@ class Settings(TypedDict, total=False):
     sync_group_norm: bool | None
     cross_attention: str | None
     inflate: str | None
+    conv_padding: str | None
     image_drop: str | None
     drops: Sequence[float] | None
     photo_encoding: str | None
@@ -49,6 +50,7 @@ DEFAULTS = Settings(
     sync_group_norm=True,
     cross_attention="per_face",
     inflate="all",
+    conv_padding="zeros",
     image_drop="noise",
     drops=None,
     photo_encoding="cube",
@@ -63,6 +65,7 @@ OPENCUBEDIFF = Settings(
     sync_group_norm=False,
     cross_attention="per_face",
     inflate="all",
+    conv_padding="zeros",
     image_drop="attention",
     photo_encoding="face",
     average_overlap=False,
@@ -77,7 +80,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             channels for latents, positions and mask.
         fov: Field of view of the faces, degrees.
         position_encoding, position_samples: See `position_map`.
-        sync_group_norm, cross_attention, inflate: See `inflate_`.
+        sync_group_norm, cross_attention, inflate, conv_padding: See `inflate_`.
         image_drop: See `Objective.loss`.
         drops: Shares of training panoramas without text, without image, and without both; None if unknown.
         photo_encoding: "cube": the six faces that a photo lies on are encoded together; "face": each is encoded alone,
@@ -108,6 +111,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         sync_group_norm: bool | None = None,
         cross_attention: str | None = None,
         inflate: str | None = None,
+        conv_padding: str | None = None,
         image_drop: str | None = None,
         drops: Sequence[float] | None = None,
         photo_encoding: str | None = None,
@@ -121,6 +125,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             sync_group_norm=sync_group_norm,
             cross_attention=cross_attention,
             inflate=inflate,
+            conv_padding=conv_padding,
             image_drop=image_drop,
             drops=None if drops is None else list(drops),
             photo_encoding=photo_encoding,
@@ -141,9 +146,11 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             self.text_encoder,
             self.tokenizer,
             self.unet,
-            self.config.sync_group_norm,
-            self.config.cross_attention,
-            self.config.inflate,
+            sync_group_norm=self.config.sync_group_norm,
+            cross_attention=self.config.cross_attention,
+            inflate=self.config.inflate,
+            conv_padding=self.config.conv_padding,
+            fov=self.config.fov,
         )
 
     @classmethod

@@ -99,7 +99,7 @@ def load_pipeline(
         revision: Branch, tag or commit of a Hub id.
         config: The folder or Hub id with the configs and the tokenizer of a single file, see `from_2d`.
         **options: Settings of the pipeline (fov, position_encoding, position_samples, sync_group_norm,
-            cross_attention, inflate, image_drop). A CubeDiff folder says those that are None or left out.
+            cross_attention, inflate, conv_padding, image_drop). A CubeDiff folder says those that are None or left out.
             photo_encoding and average_overlap, on which training does not depend, replace the folder's.
 
     Raises:
