@@ -1,7 +1,7 @@
 """The training objective against float64 formulas, with a UNet whose output the test defines."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -9,9 +9,9 @@ import torch
 from support.awake import awaken_
 from torch import Tensor, nn
 
-from cubediff.diffusion.objective import ConditionDropout, Example, Losses, Objective
+from cubediff.diffusion.objective import ConditionDropout, Example, Losses, Objective, overlap_error
 from cubediff.diffusion.random import draw, host_generators
-from cubediff.geometry import position_map
+from cubediff.geometry import face_directions, position_map
 from cubediff.models.backbone import Conditioning
 from cubediff.models.inputs import front_mask, input_channels, positions, unet_input
 from cubediff.models.tiny import sd_scheduler
@@ -369,3 +369,34 @@ def test_an_unsupported_prediction_type_raises():
 def test_an_unknown_position_encoding_raises():
     with pytest.raises(ValueError, match="position_encoding='polar': use one of uv, uv_pi, xyz"):
         input_channels(4, "polar")
+
+
+# ------------------------------------------------------------------------------------------------ overlaps
+
+
+def test_the_overlap_term_is_the_mean_square_of_the_difference_between_the_errors_of_neighbouring_faces() -> None:
+    latents = torch.randn(2, 6, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    offsets = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0, -1.0])  # of the errors; that of the front is masked
+    shifted = offsets.view(1, 6, 1, 1, 1)
+    unet = FakeUNet(lambda x, t: (true_target(x, t, latents, "epsilon") + shifted).float())
+    plain, weighted = (
+        loss(unet, replace(KEEP, overlap_weight=weight), latents=latents, text=TEXT[:2]).losses for weight in (0.0, 0.1)
+    )
+    opposite = {0: 2, 2: 0, 1: 3, 3: 1, 4: 5, 5: 4}  # front and back, right and left, up and down
+    pairs = [(a, b) for a in range(6) for b in range(6) if b not in (a, opposite[a])]
+    expected = sum(float(offsets[a] - offsets[b]) ** 2 for a, b in pairs) / len(pairs)  # all edges are equally long
+    torch.testing.assert_close(plain, offsets[1:].square().mean().expand(2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(weighted - plain, torch.tensor(0.1 * expected).expand(2), rtol=1e-3, atol=0)
+
+
+def test_errors_that_are_a_function_of_the_direction_agree() -> None:
+    errors = face_directions(32, 100.0).movedim(-1, 1)[None]
+    assert overlap_error(errors, 100.0).item() < 1e-6
+    assert overlap_error(errors.roll(1, 1), 100.0).item() > 0.1
+
+
+def test_an_overlap_term_without_an_overlap_is_refused() -> None:
+    with pytest.raises(ValueError, match="overlap by a pixel or more; those of 8 latent pixels and 95° do not"):
+        loss(FakeUNet(), replace(KEEP, overlap_weight=0.1))
+    with pytest.raises(ValueError, match="overlap_weight=-1"):
+        replace(KEEP, overlap_weight=-1.0)

@@ -45,6 +45,7 @@ ADDED: dict[str, object] = {
     "data.retry_minutes": 10,
     "data.stages": None,
     "model.attention_backend": None,
+    "model.objective.overlap_weight": 0.0,
     "model.objective.process": None,
     "model.objective.timesteps": None,
     "model.objective.weighting": None,

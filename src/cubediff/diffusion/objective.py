@@ -18,6 +18,9 @@ from cubediff.diffusion.processes import GaussianDiffusion, NoisingProcess
 from cubediff.diffusion.random import Generators, draw, host_generators
 from cubediff.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from cubediff.diffusion.weightings import LossWeighting, MinSNR
+from cubediff.geometry.atlas import needs_border
+from cubediff.geometry.conventions import FACE_FOV
+from cubediff.geometry.overlap import sample_overlaps
 from cubediff.models.backbone import Conditioning, CubeInput, to_device_async
 from cubediff.models.inputs import front_mask, hidden_faces
 
@@ -40,6 +43,7 @@ class Example:
         positions: Position channels.
         clean: Clean latents of the condition, used where `mask` is 1; None for the front face of `latents`.
         mask: 1 on latent pixels of the condition; None for the front face.
+        fov: Field of view of the faces, in degrees.
     """
 
     latents: Float[Tensor, "b 6 c h w"]
@@ -48,6 +52,7 @@ class Example:
     positions: Float[Tensor, "6 p h w"]
     clean: Float[Tensor, "b 6 c h w"] | None = None
     mask: Float[Tensor, "b 6 1 h w"] | None = None
+    fov: float = FACE_FOV
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Objective:
         timesteps: Draws the timesteps; None for uniform ones.
         process: Creates the noising process from the pipeline's scheduler; None for Gaussian diffusion.
         weighting: Weights the losses by timestep; None for equal weights.
+        overlap_weight: Weight of `overlap_error`, by which faces err alike where they overlap; 0 for none.
 
     Raises:
         ValueError: If a value is out of range, or a component is given together with its short form.
@@ -100,8 +106,11 @@ class Objective:
     timesteps: TimestepSampler | None = None
     process: Callable[[SchedulerMixin], NoisingProcess] | None = None
     weighting: LossWeighting | None = None
+    overlap_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.overlap_weight < 0:
+            raise ValueError(f"overlap_weight={self.overlap_weight}: expected 0 (none) or a positive weight")
         shares = (self.drop_text, self.drop_image, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
@@ -172,8 +181,35 @@ class Objective:
         cube = CubeInput(noisy, clean, mask, example.positions, hidden)
         prediction = backbone.predict(cube, timesteps, example.conditioning.where(dropout.text, example.null))
         weight = (1 - mask).expand_as(latents)
-        error = (prediction - target).square() * weight
-        losses = error.flatten(1).sum(1) / weight.flatten(1).sum(1)
+        error = (prediction - target) * weight
+        losses = error.square().flatten(1).sum(1) / weight.flatten(1).sum(1)
+        if self.overlap_weight:
+            losses = losses + self.overlap_weight * overlap_error(error, example.fov)
         if (weighting := self._weighting) is not None:
             losses = weighting(losses, timesteps, process)
         return Losses(losses, timesteps, dropout)
+
+
+def overlap_error(errors: Float[Tensor, "b 6 c h w"], fov: float) -> Float[Tensor, " b"]:
+    """Mean squared difference between the errors of two faces in the directions that both see.
+
+    Latents of a real panorama differ between faces where they overlap, because each face projects the scene in its own
+    way. So the errors shall agree, not the latents. The network that minimizes the mean squared error alone minimizes
+    this as well.
+
+    Args:
+        errors: Prediction less target, 0 where the condition is known.
+        fov: Field of view of the faces, in degrees.
+
+    Raises:
+        ValueError: If no pixel centre of a face lies between pixel centres of another one.
+    """
+    size = errors.shape[-1]
+    if needs_border(size, fov):
+        raise ValueError(
+            f"overlap_weight needs faces that overlap by a pixel or more; those of {size} latent pixels and {fov:g}° "
+            "do not: set overlap_weight=0, or a larger face_size or fov"
+        )
+    samples = sample_overlaps(errors, fov)
+    squares = (samples.own - samples.other).square().mean(1)
+    return (squares * samples.inside).sum(1) / samples.inside.sum()

@@ -358,6 +358,7 @@ class CubeDiffModule(L.LightningModule):
             conditioning=conditioning.map(Tensor.float),
             null=self.null_text.map(Tensor.float),
             positions=self.pipeline.positions(latents.shape[-1], latents.device),
+            fov=self.pipeline.config.fov,
             **condition,
         )
 
