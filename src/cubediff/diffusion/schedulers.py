@@ -67,13 +67,14 @@ def convert_scheduler(
 
     Args:
         scheduler: The scheduler whose config is used.
-        settings: Settings of the config to replace.
+        settings: Settings of the config to replace, and those of `noise_settings`.
         kind: The class of the result; by default that of `scheduler`.
 
     Raises:
         ValueError: If the class has no such setting, or zero terminal SNR is combined with epsilon prediction.
     """
     kind = kind or type(scheduler)
+    settings = noise_settings(scheduler, settings)
     if unknown := sorted(set(settings) - set(inspect.signature(kind).parameters)):
         raise ValueError(f"a {kind.__name__} has no settings {', '.join(unknown)}")
     config = {**scheduler.config, **settings}
@@ -82,6 +83,34 @@ def convert_scheduler(
                          "contains no information about the image")  # fmt: skip
     config.pop("_use_default_values", None)  # else from_config replaces the values by the new class's defaults
     return cast(SchedulerMixin, kind.from_config(config))
+
+
+def noise_settings(scheduler: SchedulerMixin, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings of a scheduler in which `snr_factor` is replaced by the betas that it means.
+
+    Args:
+        scheduler: A scheduler whose config has the noise schedule of Stable Diffusion.
+        settings: Settings. `snr_factor` multiplies the signal-to-noise ratio of every timestep (simple diffusion,
+            arXiv 2301.11093, section 3.1): below 1 there is more noise, as suits large images, above 1 less, as suits
+            small ones.
+
+    Raises:
+        ValueError: If the factor is not positive.
+    """
+    given = dict(settings)
+    if (factor := given.pop("snr_factor", None)) is None:
+        return given
+    if not (isinstance(factor, int | float) and factor > 0):
+        raise ValueError(f"snr_factor={factor!r}: expected a positive number; 1 leaves the noise schedule as it is")
+    given["trained_betas"] = None
+    if factor != 1:
+        config = {**scheduler.config, **given, "rescale_betas_zero_snr": False}  # it comes after trained_betas
+        config.pop("_use_default_values", None)
+        kept = 1 - DDIMScheduler.from_config(config).betas.double()
+        signal = kept.cumprod(0)
+        shifted = factor * signal / (factor * signal + 1 - signal)
+        given["trained_betas"] = (1 - shifted / torch.cat([shifted.new_ones(1), shifted[:-1]])).tolist()
+    return given
 
 
 def use_sampler_(pipeline: PipelineT, name: str) -> PipelineT:

@@ -1,6 +1,7 @@
 """Loads pipelines: by the class of a model folder, as the start of a training run, or without weights."""
 
 import inspect
+import reprlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from typing_extensions import Unpack
 
-from cubediff.diffusion.schedulers import convert_scheduler
+from cubediff.diffusion.schedulers import convert_scheduler, noise_settings
 from cubediff.models.single_file import SingleFile
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
@@ -118,10 +119,12 @@ def load_pipeline(
     replaced = {name: given.pop(name) for name in _SAMPLING_SETTINGS if name in given}
     pipeline = kind.from_pretrained(path, **files, **replaced)
     differing = {k: (pipeline.config[k], v) for k, v in given.items() if pipeline.config[k] != v}
-    noise_schedule = pipeline.scheduler.config
-    differing |= {k: (noise_schedule[k], v) for k, v in (scheduler or {}).items() if noise_schedule[k] != v}
+    noise_schedule, wanted = pipeline.scheduler.config, noise_settings(pipeline.scheduler, scheduler or {})
+    differing |= {k: (noise_schedule[k], v) for k, v in wanted.items() if noise_schedule[k] != v}
     if differing:
-        settings = ", ".join(f"{k}={theirs!r}, not {ours!r}" for k, (theirs, ours) in differing.items())
+        settings = ", ".join(
+            f"{k}={reprlib.repr(theirs)}, not {reprlib.repr(ours)}" for k, (theirs, ours) in differing.items()
+        )
         raise ValueError(f"{path} was trained with {settings}: use the same options, or start from a 2D model")
     return pipeline
 
