@@ -1,0 +1,135 @@
+"""Trains and evaluates variants of cubediff_tiny at a small budget, one after the other or several at once.
+
+    python experiments/ablations/screen.py SHARDS PANORAMAS OUTPUT [--steps N] [--seeds N …] [--jobs N]
+        [--variants NAME …]
+
+Every variant starts from the same 2D weights and trains with one thread on latents that `cubediff cache` encoded. The
+same command again continues; a finished part is not repeated. Writes OUTPUT/metrics.json and prints the table.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ZERO_SNR = "objective=zero_snr"
+# Overrides of `cubediff train experiment=cubediff_tiny`. All but the first three have zero terminal SNR.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "epsilon, the paper's objective": (),
+    "epsilon, Min-SNR": ("objective=min_snr",),
+    "velocity": ("objective=v_prediction",),
+    "velocity, zero SNR": (ZERO_SNR,),
+    "4 × SNR": (ZERO_SNR, "variant=less_noise"),
+    "1/4 × SNR": (ZERO_SNR, "variant=more_noise"),
+    "neighbours as padding": (ZERO_SNR, "variant=face_padding"),
+    "overlap term 0.1": (ZERO_SNR, "model.objective.overlap_weight=0.1"),
+    "overlap term 1": (ZERO_SNR, "model.objective.overlap_weight=1.0"),
+    "xyz positions": (ZERO_SNR, "variant=xyz"),
+    "norms per face": (ZERO_SNR, "variant=plain_unet_norm"),
+    "joint cross-attention": (ZERO_SNR, "variant=joint_cross_attention"),
+    "attention below the top": (ZERO_SNR, "model.pipeline.inflate=below_top"),
+    "attention pooled at the top": (ZERO_SNR, "model.pipeline.inflate=pooled_top"),
+    "attention layers trained": (ZERO_SNR, "model.trainable=attention"),
+    "faces of 90°": (ZERO_SNR, "fov=90"),
+    "faces of 100°": (ZERO_SNR, "fov=100"),
+    "faces of 110°": (ZERO_SNR, "fov=110"),
+    "faces of 118°": (ZERO_SNR, "fov=118"),
+}
+METRICS = ("overlap_rms", "step_beyond_overlap", "sharpness", "retrieval_psnr")
+CONDITIONS = ("text", "photo")
+Measured = dict[str, dict[str, dict[str, float]]]  # by condition, metric and field of metrics.json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, metavar="SHARDS")
+    parser.add_argument("panoramas", type=Path, metavar="PANORAMAS")
+    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=1, help="variants that train at the same time")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    for fov in sorted({fov_of(name) for name in args.variants}):
+        cached(args, fov)
+    runs = [(name, seed) for name in args.variants for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        measured = list(pool.map(lambda run: measure(args, *run), runs))
+    rows = [{"variant": name, "seed": seed, **found} for (name, seed), found in zip(runs, measured, strict=True)]
+    (args.output / "metrics.json").write_text(json.dumps({"steps": args.steps, "runs": rows}, indent=1) + "\n")
+    print(table(runs, measured))
+
+
+def fov_of(variant: str) -> str:
+    """The variant's field of view in degrees, which its latents depend on."""
+    return next((word.removeprefix("fov=") for word in VARIANTS[variant] if word.startswith("fov=")), "95")
+
+
+def cached(args: argparse.Namespace, fov: str) -> Path:
+    """The latents of a field of view: 12 random rotations of every panorama."""
+    latents: Path = args.output / f"latents_{fov}"
+    if not (latents / "manifest.json").is_file():
+        words = (f"fov={fov}", f"data.path={args.shards}", f"cache.output={latents}", "cache.turns=12")
+        run("cache", "experiment=cubediff_tiny", *words)
+    return latents
+
+
+def measure(args: argparse.Namespace, variant: str, seed: int) -> Measured:
+    """Trains and evaluates one variant with one seed; returns the metrics by condition."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in variant)
+    folder: Path = args.output / f"{args.steps}_steps" / f"{name}_{seed}"
+    latents = cached(args, fov_of(variant))
+    if not (folder / "export" / "model_index.json").is_file():
+        run(
+            "train",
+            "experiment=cubediff_tiny",
+            *("data=latents", f"data.path={latents}", "data.num_workers=0"),
+            *(f"trainer.max_steps={args.steps}", f"seed={seed}", f"run_dir={folder}", "callbacks.samples=null"),
+            *VARIANTS[variant],
+        )
+    found: Measured = {}
+    for condition in CONDITIONS:
+        output = folder / condition
+        if not (output / "metrics.json").is_file():
+            run(
+                "evaluate",
+                *(f"pipeline={folder}/export", f"reference={args.panoramas}", f"output={output}"),
+                *(f"condition={condition}", f"metrics=[{','.join(METRICS)}]", f"cache={args.output}/cache"),
+                *("generate.steps=25", "generate.batch=5", "generate.average_overlap=false"),
+            )
+        found[condition] = json.loads((output / "metrics.json").read_text())["metrics"]
+    return found
+
+
+def run(command: str, *words: str) -> None:
+    """Runs `python -m cubediff.COMMAND` with one thread; exits with its messages if it fails."""
+    process = subprocess.run(
+        [sys.executable, "-m", f"cubediff.{command}", *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        raise SystemExit(f"{command} {' '.join(words)}\n{process.stderr[-4000:]}")
+    print(f"{command} {' '.join(words)}", file=sys.stderr, flush=True)
+
+
+def table(runs: list[tuple[str, int]], measured: list[Measured]) -> str:
+    """A row for every run."""
+    columns = [(condition, metric) for condition in CONDITIONS for metric in METRICS]
+    titles = " | ".join(f"{metric}, {condition}" for condition, metric in columns)
+    lines = [f"| variant | seed | {titles} |", "|---" * (2 + len(columns)) + "|"]
+    for (variant, seed), found in zip(runs, measured, strict=True):
+        values = " | ".join(f"{found[condition][metric]['value']:.3f}" for condition, metric in columns)
+        lines.append(f"| {variant} | {seed} | {values} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
