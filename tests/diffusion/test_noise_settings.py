@@ -49,7 +49,7 @@ def test_the_folder_stores_the_schedule_and_another_one_is_refused(tmp_path: Pat
         load_pipeline(tmp_path / "model", scheduler={"snr_factor": 1.0})
 
 
-@pytest.mark.parametrize("factor", [0, -1.0, "large"])
+@pytest.mark.parametrize("factor", [0, -1.0, float("inf"), float("nan"), "large"])
 def test_a_factor_that_is_not_positive_is_refused(factor: object) -> None:
     with pytest.raises(ValueError, match="expected a positive number; 1 leaves the noise schedule as it is"):
         noise_settings(sd_scheduler(), {"snr_factor": factor})

@@ -179,6 +179,13 @@ def test_rendering_is_counted_as_the_data_module_renders() -> None:
     assert len(real) - len(planned) == 4  # the one after clamps
 
 
+@pytest.mark.parametrize("words", [("variant=face_padding",), ("model.objective.overlap_weight=1.0",)])
+def test_options_whose_constants_need_data_are_counted(words: tuple[str, ...]) -> None:
+    plain, option = (cost(composed(*TINY, "face_size=256", *more), 1) for more in ((), words))
+    assert option.flops == plain.flops
+    assert sum(one.bytes for one in option.operations) > sum(one.bytes for one in plain.operations)
+
+
 def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:
     exact, mixed = (cost(composed(*FULL, f"trainer.precision={p}"), 2) for p in ("32-true", "bf16-mixed"))
     assert exact.gradients == mixed.gradients

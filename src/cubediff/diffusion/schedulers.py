@@ -1,6 +1,7 @@
 """Noise schedules and samplers (CubeDiff, section 5, samples with DDIM)."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import wraps
@@ -100,7 +101,7 @@ def noise_settings(scheduler: SchedulerMixin, settings: Mapping[str, object]) ->
     given = dict(settings)
     if (factor := given.pop("snr_factor", None)) is None:
         return given
-    if not (isinstance(factor, int | float) and factor > 0):
+    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
         raise ValueError(f"snr_factor={factor!r}: expected a positive number; 1 leaves the noise schedule as it is")
     given["trained_betas"] = None
     if factor != 1:

@@ -22,6 +22,8 @@ from cubediff.configs.targets import rename_targets_
 from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.geometry.conventions import face_rays, rotation_matrix
+from cubediff.geometry.overlap import sample_overlaps
+from cubediff.geometry.padding import pad_faces
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.models.inputs import positions
 from cubediff.pipelines.loading import meta_pipeline
@@ -220,6 +222,7 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     counted_in = "bf16-mixed" if precision == "16-mixed" else precision  # see cuda_autocast
     module.adapt_to("cuda" if is_for_gpu(config) else "cpu", counted_in, sharded=False)
     backbone, on_gpu = module.backbone, is_for_gpu(config)
+    _compute_constants(config, config.face_size // backbone.latent_scale)
     with ExitStack() as stack:
         for function in (
             positions,
@@ -287,6 +290,15 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     # "attention" hides faces by draws, which fake tensors do not hold; a step that hides none computes the most.
     pipeline.register_to_config(image_drop="noise")
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
+
+
+def _compute_constants(config: DictConfig, size: int) -> None:
+    """Fills the caches of geometry on latents of `size` pixels and less, whose indices fake tensors cannot compute."""
+    if OmegaConf.select(config, "model.pipeline.conv_padding") == "faces":
+        for level in range(size.bit_length()):
+            pad_faces(torch.zeros(6, 1, size >> level, size >> level), config.fov)
+    if OmegaConf.select(config, "model.objective.overlap_weight"):
+        sample_overlaps(torch.zeros(1, 6, 1, size, size), config.fov)
 
 
 def _is_cached(config: DictConfig) -> bool:
