@@ -98,7 +98,7 @@ def test_trained_gradients_are_reduced_once_a_step_and_not_once_a_micro_batch(
 
 
 def test_a_step_agrees_with_a_calculation_by_hand() -> None:
-    """Attention training on 16 L4: 64 panoramas are two micro-batches of two on each GPU.
+    """Attention training on 16 L4: 64 panoramas are four micro-batches on each GPU, as long as the plan has it.
 
     The ring passes between nodes at 50 Gb/s, of which 70 % is reached.
     """
@@ -108,9 +108,10 @@ def test_a_step_agrees_with_a_calculation_by_hand() -> None:
         if (r["machine"], r["trainable"], r["devices"], r["strategy"]) == ("L4", "attention", 16, "ddp")
     ]
     of = METRICS["counts"]["attention"]
-    assert (row["panoramas"], row["micro_batches"]) == (64, 2)
+    assert (row["panoramas"], row["micro_batches"]) == (64, 4)
     assert row["sent"] == 2 * 15 * of["gradients"] / 16
-    assert row["compute_s"] == pytest.approx(4 * of["flops"] / (0.4 * 121e12))
+    assert row["compute_s"] == pytest.approx(4 * of["seconds"]["L4"])
+    assert 0.2 < of["flops"] / of["seconds"]["L4"] / 121e12 < 0.4  # of the peak rate
     assert row["communication_s"] == pytest.approx(row["sent"] / (0.7 * 6.25e9), rel=0.01)
 
 

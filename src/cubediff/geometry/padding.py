@@ -48,7 +48,7 @@ def pad_faces(faces: Float[Tensor, "b6 c s t"], fov: float, margin: int = 1) -> 
 
     Example:
         >>> faces = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 4, 4)
-        >>> pad_faces(faces, fov=90.0)[0, 0, 2].tolist()  # face 0, between faces 3 and 1
+        >>> pad_faces(faces, fov=90.0)[0, 0, 2].round().tolist()  # face 0, between faces 3 and 1
         [3.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
     count, _, height, width = faces.shape

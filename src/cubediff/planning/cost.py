@@ -220,16 +220,12 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     rename_targets_(config)
     module, precision = _meta_module(config), canonical_precision(config.trainer)
     counted_in = "bf16-mixed" if precision == "16-mixed" else precision  # see cuda_autocast
-    module.adapt_to("cuda" if is_for_gpu(config) else "cpu", counted_in, sharded=False)
     backbone, on_gpu = module.backbone, is_for_gpu(config)
+    module.adapt_to("cuda" if on_gpu else "cpu", counted_in, sharded=False)
     _compute_constants(config, config.face_size // backbone.latent_scale)
     with ExitStack() as stack:
-        for function in (
-            positions,
-            face_rays,
-        ):  # fake tensors must neither stay in these caches nor meet real ones there
-            function.cache_clear()
-            stack.callback(function.cache_clear)
+        _clear_caches()
+        stack.callback(_clear_caches)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         rendering = _rendering(config, batch, on_gpu)
         for component in backbone.components().values():
@@ -290,6 +286,12 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     # "attention" hides faces by draws, which fake tensors do not hold; a step that hides none computes the most.
     pipeline.register_to_config(image_drop="noise")
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)
+
+
+def _clear_caches() -> None:
+    """Empties the caches where fake tensors must neither stay nor meet real ones."""
+    for function in (positions, face_rays):
+        function.cache_clear()
 
 
 def _compute_constants(config: DictConfig, size: int) -> None:

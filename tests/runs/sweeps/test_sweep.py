@@ -304,6 +304,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.pipeline.scheduler.rescale_betas_zero_snr": True,
         "model.pipeline.scheduler.timestep_spacing": "trailing",
     },
+    "less_noise": {"model.pipeline.scheduler.snr_factor": 4.0},
+    "more_noise": {"model.pipeline.scheduler.snr_factor": 0.25},
+    "face_padding": {"model.pipeline.conv_padding": "faces"},
     "min_snr": {"model.objective.min_snr_gamma": 5.0},
     "value_output": {"model.trainable": "value_output"},
     "lora": {"model.trainable": "lora"},
@@ -342,7 +345,10 @@ def test_the_export_of_a_variant_has_its_settings(variant: str, tmp_path: Path) 
     loaded = CubeDiffPipeline.from_pretrained(tmp_path)
     for key, value in VARIANTS[variant].items():
         _, _, name = key.partition("model.pipeline.")
-        if name.startswith("scheduler."):
+        if name == "scheduler.snr_factor":
+            assert len(loaded.scheduler.config.trained_betas) == 1000
+            assert torch.equal(loaded.scheduler.alphas_cumprod, module.pipeline.scheduler.alphas_cumprod)
+        elif name.startswith("scheduler."):
             assert loaded.scheduler.config[name.removeprefix("scheduler.")] == value
         elif name:
             assert loaded.config[name] == value
