@@ -51,7 +51,7 @@ def main() -> None:
     old = args.old.resolve()
     commit = subprocess.run(["git", "-C", str(old), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     print(f"torch {torch.__version__}, one thread, {args.rounds} rounds; OLD is {commit.stdout.strip() or old}")
-    print("| case | program | seconds | other / ours | quartiles |\n|---|---|---|---|---|")
+    print("| case | program | seconds | / ours (quartiles) | / ours, compiled |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if any(case.startswith("train") for case in args.only):
@@ -109,13 +109,14 @@ def compare(case: str, commands: dict[str, list[str]], rounds: int) -> None:
         worker.wait()
     if "matmul" in laps:
         share(case, laps)
-    for name in [name for name in commands if name != "matmul"]:
-        line = f"| {case} | {name} | {statistics.median(laps[name]):.3f} | "
-        for ours in ("ours", "ours, compiled"):
-            if ours in laps and name != ours:
-                ratios = [a / b for a, b in zip(laps[name], laps[ours], strict=True)]
-                low, median, high = statistics.quantiles(ratios, n=4)
-                print(f"{line}{median:.3f} of {ours} | {low:.3f} to {high:.3f} |", flush=True)
+    for name, seconds in laps.items():
+        cells = [_ratio(seconds, laps[other]) if other in laps else "" for other in ("ours", "ours, compiled")]
+        print(f"| {case} | {name} | {statistics.median(seconds):.3f} | {' | '.join(cells)} |", flush=True)
+
+
+def _ratio(other: list[float], ours: list[float]) -> str:
+    low, median, high = statistics.quantiles([a / b for a, b in zip(other, ours, strict=True)], n=4)
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
 
 
 def share(case: str, laps: dict[str, list[float]]) -> None:
