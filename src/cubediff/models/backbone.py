@@ -306,9 +306,8 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Disables autocast for a device's tensors where it is enabled; not every device has it."""
-    is_enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if is_enabled else nullcontext()
+    """Disables autocast for a device's tensors; not every device has it."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def to_device_async(values: Tensor, device: torch.device) -> Tensor:
