@@ -33,6 +33,11 @@ def check_faces(faces: Tensor, fov: float, overlap: str) -> None:
         raise ValueError(f"faces must be (B, 6, C, S, S), not {tuple(faces.shape)}")
     if overlap not in ("blend", "crop"):
         raise ValueError(f"unknown overlap {overlap!r}: use 'blend' or 'crop'")
+    check_coverage(fov)
+
+
+def check_coverage(fov: float) -> None:
+    """Raises ValueError unless six faces with a field of view cover the sphere."""
     if not 90 <= fov < 180:
         raise ValueError(f"fov is {fov}°: six faces cover the sphere with at least 90°, and must stay below 180°")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cubediff.geometry.atlas import border_directions, nearest_faces
+from cubediff.geometry.atlas import border_directions, check_coverage, nearest_faces
 from cubediff.geometry.conventions import FACES, tan_half
 
 
@@ -54,8 +54,7 @@ def pad_faces(faces: Float[Tensor, "b6 c s t"], fov: float, margin: int = 1) -> 
     count, _, height, width = faces.shape
     if count % len(FACES) or height != width:
         raise ValueError(f"expected square faces (B·6, C, S, S), got {tuple(faces.shape)}")
-    if not 90 <= fov < 180:
-        raise ValueError(f"fov is {fov}°: six faces cover the sphere with at least 90°, and must stay below 180°")
+    check_coverage(fov)
     taps = _taps(height, fov, margin, faces.device)
     cubes = faces.unflatten(0, (-1, len(FACES)))
     sources = cubes[:, taps.source_faces, :, taps.source_rows, taps.source_columns]  # (4, 6·N, B, C)

@@ -222,7 +222,7 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
     counted_in = "bf16-mixed" if precision == "16-mixed" else precision  # see cuda_autocast
     backbone, on_gpu = module.backbone, is_for_gpu(config)
     module.adapt_to("cuda" if on_gpu else "cpu", counted_in, sharded=False)
-    _compute_constants(config, config.face_size // backbone.latent_scale)
+    _compute_constants(module, config.face_size // backbone.latent_scale)
     with ExitStack() as stack:
         _clear_caches()
         stack.callback(_clear_caches)
@@ -294,13 +294,14 @@ def _clear_caches() -> None:
         function.cache_clear()
 
 
-def _compute_constants(config: DictConfig, size: int) -> None:
+def _compute_constants(module: CubeDiffModule, size: int) -> None:
     """Fills the caches of geometry on latents of `size` pixels and less, whose indices fake tensors cannot compute."""
-    if OmegaConf.select(config, "model.pipeline.conv_padding") == "faces":
+    settings = module.pipeline.config
+    if settings.get("conv_padding") == "faces":
         for level in range(size.bit_length()):
-            pad_faces(torch.zeros(6, 1, size >> level, size >> level), config.fov)
-    if OmegaConf.select(config, "model.objective.overlap_weight"):
-        sample_overlaps(torch.zeros(1, 6, 1, size, size), config.fov)
+            pad_faces(torch.zeros(6, 1, size >> level, size >> level), settings.fov)
+    if module.objective.overlap_weight:
+        sample_overlaps(torch.zeros(1, 6, 1, size, size), settings.fov)
 
 
 def _is_cached(config: DictConfig) -> bool:
