@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cubediff.configs import build
 from cubediff.models import chunked_vae
+from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.cost import cost
 from cubediff.planning.gpus import GIB
 from cubediff.planning.operations import OperationCounter
@@ -184,6 +185,15 @@ def test_options_whose_constants_need_data_are_counted(words: tuple[str, ...]) -
     plain, option = (cost(composed(*TINY, "face_size=256", *more), 1) for more in ((), words))
     assert option.flops == plain.flops
     assert sum(one.bytes for one in option.operations) > sum(one.bytes for one in plain.operations)
+
+
+def test_padding_that_a_folder_says_is_counted(tmp_path: Path) -> None:
+    tiny_random(conv_padding="faces").save_pretrained(tmp_path / "model")
+    words = ("model=tiny", f"model.pipeline.path={tmp_path / 'model'}", *TINY[1:], "face_size=256")
+    folder, stated = (cost(composed(*words, *more), 1) for more in ((), ("variant=face_padding",)))
+    plain = cost(composed(*TINY, "face_size=256"), 1)
+    assert sum(one.bytes for one in folder.operations) > sum(one.bytes for one in plain.operations)
+    assert folder.operations == stated.operations
 
 
 def test_under_autocast_products_are_in_bf16_and_norms_in_float32_as_on_a_gpu() -> None:
