@@ -106,6 +106,15 @@ def test_every_convolution_of_the_unet_is_in_channels_last(use_linear_projection
     assert not all(all(each) for each in theirs.values())
 
 
+@pytest.mark.parametrize("use_linear_projection", [False, True])
+def test_the_blocks_of_a_contiguous_unet_return_contiguous_tensors(use_linear_projection: bool) -> None:
+    model = inflate_(unet(use_linear_projection))
+    found = formats(model, sizes=[3])
+    predict(model, LATENTS)
+    assert len(found) >= 15
+    assert [name for name, each in found.items() if any(each)] == []
+
+
 def test_every_large_convolution_of_the_autoencoder_is_in_channels_last() -> None:
     vae = sync_group_norm_(autoencoder()).to(memory_format=torch.channels_last)
     keep_memory_format_(vae)

@@ -60,4 +60,4 @@ class _Transformer2DModel(Transformer2DModel):
         faces: Tensor = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last
         if not self.use_linear_projection:
             faces = self.proj_out(faces)
-        return faces + residual
+        return residual + faces  # in the format of the first

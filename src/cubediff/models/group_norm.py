@@ -3,7 +3,8 @@
 `torch.nn.functional.group_norm` needs a panorama's faces next to each other, as (B, C, 6·H, W); on CUDA it needs them
 stored contiguously, and autocast gives it a float32 copy. Here, sums over the pixels of each face and channel give the
 statistics in float32, and one kernel applies them while it reads and writes the activations in their own dtype and
-memory format. When compiled, the norm is plain arithmetic, which the compiler fuses with its neighbours.
+memory format. When compiled, the norm is plain arithmetic, which the compiler fuses with its neighbours. Contiguous
+float32 on a CPU is left to torch.
 
 Legend: B panoramas, N = B·6 faces, C channels, G groups of K = C / G channels, P pixels of a face.
 """
@@ -13,6 +14,7 @@ from math import gcd
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -42,7 +44,22 @@ def cube_group_norm(
     with no_autocast(faces.device):
         if torch.compiler.is_compiling():
             return _compiled(faces, groups, weight, bias, eps)
+        if faces.device.type == "cpu" and faces.dtype is arithmetic_dtype(faces) and faces.is_contiguous():
+            return _by_torch(faces, groups, weight, bias, eps)
         return _eager(faces, groups, weight, bias, eps)
+
+
+def _by_torch(
+    faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> Float[Tensor, "n c *space"]:
+    """torch's norm of contiguous faces: on a CPU it is about twice as fast as `_Eager`, although it copies them.
+
+    Values are shifted near zero first, because it loses precision where the mean is larger than the deviation.
+    """
+    x = _flat(faces)
+    panoramas = (x - _near_mean(x, groups)).unflatten(0, (-1, len(FACES))).transpose(1, 2)  # (B, C, 6, P)
+    normed = F.group_norm(panoramas, groups, weight, bias, eps)
+    return normed.transpose(1, 2).reshape(x.shape).view(faces.shape)
 
 
 class _Compiled(torch.autograd.Function):
@@ -101,7 +118,7 @@ class _Eager(torch.autograd.Function):
         ctx: Any, faces: Float[Tensor, "n c *space"], groups: int, weight: Tensor, bias: Tensor, eps: float
     ) -> Float[Tensor, "n c *space"]:
         x = _flat(faces)
-        near_mean = _near_mean(x, groups)
+        near_mean = None if x.dtype is not arithmetic_dtype(x) else _near_mean(x, groups)
         values = x if near_mean is None else x - near_mean
         result = torch.empty_like(faces)
         sums = channel_sums(values, work=_flat(result))
@@ -110,7 +127,7 @@ class _Eager(torch.autograd.Function):
         scale = rstd * weight.to(rstd.dtype).view(groups, -1)
         offset = torch.addcmul(bias.to(rstd.dtype).view(groups, -1), mean, scale, value=-1)
         ctx.save_for_backward(faces, near_mean, mean, rstd, weight)
-        _add_product(_per_face(offset, x), values, _per_face(scale, x), out=_flat(result))
+        torch.addcmul(_per_face(offset, x), values, _per_face(scale, x), out=_flat(result))
         return result
 
     @staticmethod
@@ -123,35 +140,22 @@ class _Eager(torch.autograd.Function):
             values = x if near_mean is None else x - near_mean
             work = torch.empty_like(x, dtype=rstd.dtype)
             zero = rstd.new_zeros(1, 1, 1)
-            _add_product(zero, gradient, values, out=work)
+            torch.addcmul(zero, gradient, values, out=work)
             total, product = _by_group(torch.stack([gradient.sum(2, dtype=rstd.dtype), work.sum(2)]), groups)
             moment = torch.addcmul(product, mean, total, value=-1) * rstd  # of the normalized values
             scale = rstd * weight.to(rstd.dtype).view(groups, -1)
             by_total, by_moment = _group_means(torch.stack([total, moment]) * scale, pixels)
             slope = -by_moment * rstd
             offset = torch.addcmul(-by_total, slope, mean, value=-1)
-            _add_product(_per_face(offset, x), values, _per_face(slope, x), out=work)
+            torch.addcmul(_per_face(offset, x), values, _per_face(slope, x), out=work)
             by_faces = torch.empty_like(faces)
-            _add_product(work, gradient, _per_face(scale, x), out=_flat(by_faces))
+            torch.addcmul(work, gradient, _per_face(scale, x), out=_flat(by_faces))
         by_weight, by_bias = (sums.sum((0, 1)).flatten().to(weight.dtype) for sums in (moment, total))
         return by_faces, None, by_weight, by_bias, None
 
 
 _eager: Callable[..., Tensor] = _Eager.apply
 _compiled: Callable[..., Tensor] = _Compiled.apply
-
-
-def _add_product(
-    addend: Float[Tensor, "#n #c #p"], left: Float[Tensor, "n c p"], right: Float[Tensor, "n c #p"], out: Tensor
-) -> None:
-    """Writes addend + left · right, computed in the addend's dtype.
-
-    It is one kernel, but two in float32 on CPUs, where `addcmul` of broadcast arguments takes several times as long.
-    """
-    if out.device.type == "cpu" and out.dtype is left.dtype is addend.dtype:
-        torch.mul(left, right, out=out).add_(addend)
-    else:
-        torch.addcmul(addend, left, right, out=out)
 
 
 def _flat(faces: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c p"]:
@@ -163,11 +167,9 @@ def arithmetic_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _near_mean(x: Float[Tensor, "n c p"], groups: int) -> Float[Tensor, "n c 1"] | None:
+def _near_mean(x: Float[Tensor, "n c p"], groups: int) -> Float[Tensor, "n c 1"]:
     """The mean of a few values of each group, subtracted before sums are taken, which lose precision where the mean is
-    larger than the deviation; None in 16 bits, whose own rounding loses more."""
-    if x.dtype is not arithmetic_dtype(x):
-        return None
+    larger than the deviation."""
     return _per_face(_group_means(_by_group(x[:, :, 0].detach(), groups), 1), x)
 
 
