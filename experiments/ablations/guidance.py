@@ -32,8 +32,10 @@ from cubediff.evaluation import measures
 from cubediff.evaluation.consistency import value_of
 from cubediff.evaluation.intervals import paired_difference
 from cubediff.evaluation.results import read_results
+from cubediff.models.backbone import Backbone
 from cubediff.models.inflation import CubeAttnProcessor
 from cubediff.pipelines import denoising
+from cubediff.pipelines.denoising import BranchInputs, DenoisingInputs
 from cubediff.runs.evaluation.run import evaluate
 
 METRICS = ("overlap_rms", "colour_step", "step_beyond_overlap", "sharpness", "retrieval_psnr")
@@ -45,7 +47,9 @@ _predict: Predict = denoising._predict
 def _per_face_attention() -> AbstractContextManager[object]:
     inflated = CubeAttnProcessor.__call__
 
-    def attend(self: CubeAttnProcessor, attn: object, hidden: Tensor, text: Tensor | None = None, **more: object) -> Tensor:
+    def attend(
+        self: CubeAttnProcessor, attn: object, hidden: Tensor, text: Tensor | None = None, **more: object
+    ) -> Tensor:
         return inflated(self, attn, hidden, text, **more) if text is not None else self.inner(attn, hidden)
 
     return patch.object(CubeAttnProcessor, "__call__", attend)
@@ -61,7 +65,9 @@ def per_face_branch(weight: float) -> Predict:
     return predict
 
 
-def projected(backbone: object, scaled: Tensor, t: Tensor, call: object, inputs: denoising.DenoisingInputs) -> tuple[Tensor]:
+def projected(
+    backbone: Backbone, scaled: Tensor, t: Tensor, call: BranchInputs, inputs: DenoisingInputs
+) -> tuple[Tensor]:
     """The guided noise prediction whose clean latents are guided; the scheduler predicts noise."""
     unconditioned, conditioned = _predict(backbone, scaled, t, call, inputs)
     step = int((inputs.scheduler.timesteps == t).nonzero()[0])
@@ -112,7 +118,8 @@ def cell(metric: str, reference: Tensor, terms: Tensor) -> dict[str, float]:
     """A metric's value, and its difference from the reference with the 95 % interval over panoramas."""
     kind = measures.metric(metric)
     difference = paired_difference(kind, reference, terms)
-    return {"value": value_of(kind, terms), "difference": difference.value, "low": difference.low, "high": difference.high}
+    value = value_of(kind, terms)
+    return {"value": value, "difference": difference.value, "low": difference.low, "high": difference.high}
 
 
 def main() -> None:
