@@ -119,6 +119,9 @@ def generate(
             show_default="as the model folder says",
         ),
     ] = None,
+    gain_correction: Annotated[
+        bool, typer.Option("--gain-correction", help="Scale colours so that faces agree where they overlap.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the initial noise.")] = 0,
     height: Annotated[
         int | None,
@@ -207,6 +210,7 @@ def generate(
                 "face_size": face_size,
                 "format": format,
                 "average_overlap": average_overlap,
+                "gain_correction": gain_correction,
                 "save_faces": save_faces,
                 **{key: value for key, value in without_default.items() if value is not None},
             },

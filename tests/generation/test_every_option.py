@@ -45,6 +45,7 @@ SAMPLING: dict[str, tuple[object, dict[str, object]]] = {
     "height": (60, {}),
     "face_size": (96, {}),
     "average_overlap": (True, {}),
+    "gain_correction": (True, {}),
     "seed": (3, {}),
     "sampler": ("euler", {}),
 }

@@ -112,7 +112,7 @@ class Options:
     Attributes:
         num_inference_steps: Denoising steps.
         guidance_scale, image_guidance_scale, guidance_rescale, guidance_start, guidance_stop, negative_prompt,
-            paste_image, average_overlap: See `CubePipeline.__call__`.
+            paste_image, average_overlap, gain_correction: See `CubePipeline.__call__`.
         panorama_height: In pixels; None: twice the face size.
         face_size: In pixels; None: that of the model.
         sampler: One of `SAMPLERS`; None: the model's own scheduler.
@@ -135,6 +135,7 @@ class Options:
     preset: str | None = _option("preset", unset_or(one_of(*PRESETS)), None)
     sampler: str | None = _option("sampler", unset_or(one_of(*SAMPLERS)), None)
     average_overlap: bool | None = _option("average_overlap", unset_or(boolean), None)
+    gain_correction: bool = _option("gain_correction", boolean, False)
     format: str | None = _option("format", unset_or(one_of(*MAX_HEIGHTS)), None)
     save_faces: bool = _option("save_faces", boolean, False)
     layout: str = _option("layout", one_of(*LAYOUTS, *LAYOUT_ALIASES), "faces")

@@ -10,6 +10,7 @@ from cubediff.utils.lazy import lazy_attributes
 if TYPE_CHECKING:
     from cubediff.geometry.conventions import FACE_ORDERS, face_directions, position_map, reorder_faces, rotation_matrix
     from cubediff.geometry.faces import FACE_FOV, FACES
+    from cubediff.geometry.gains import correct_gains
     from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
     from cubediff.geometry.projections import cube_to_equirect, equirect_to_cube
 
@@ -17,6 +18,7 @@ __all__ = [
     "FACES",
     "FACE_FOV",
     "FACE_ORDERS",
+    "correct_gains",
     "cube_to_equirect",
     "equirect_to_cube",
     "equirect_to_perspective",
@@ -34,6 +36,7 @@ if not TYPE_CHECKING:
             "FACES": "cubediff.geometry.faces",
             "FACE_FOV": "cubediff.geometry.faces",
             "FACE_ORDERS": "cubediff.geometry.conventions",
+            "correct_gains": "cubediff.geometry.gains",
             "cube_to_equirect": "cubediff.geometry.projections",
             "equirect_to_cube": "cubediff.geometry.projections",
             "equirect_to_perspective": "cubediff.geometry.perspective",

@@ -19,6 +19,7 @@ from torch import Tensor
 from cubediff.diffusion.guidance import Branch, Guidance, make_guidance, warn_untrained_conditions
 from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import sampling_scheduler
+from cubediff.geometry.gains import correct_gains
 from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.geometry.projections import cube_to_equirect
@@ -194,6 +195,7 @@ class CubePipeline(PipelineWithCard, ABC):
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         sequential_guidance: bool = False,
+        gain_correction: bool = False,
     ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
         """Generates panoramas.
 
@@ -241,6 +243,8 @@ class CubePipeline(PipelineWithCard, ABC):
                 alone, which saves the time of the others.
             sequential_guidance: Predict the branches of guidance one after the other: the activations of one branch
                 are in memory at a time. Results differ by rounding.
+            gain_correction: Multiply the decoded faces by gains that make their colours agree where they overlap, see
+                `correct_gains`; faces that show a photo keep their colours.
 
         Returns:
             Panoramas and faces.
@@ -250,17 +254,15 @@ class CubePipeline(PipelineWithCard, ABC):
             FloatingPointError: If a latent is not finite after a step, or a pixel at the end.
         """
         check_call(output_type, num_inference_steps, num_images_per_prompt, eta)
-        height = panorama_size(height, width, panorama_height)
         callback = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         scheduler = sampling_scheduler(self.scheduler, num_inference_steps, timesteps, sigmas)
         self._interrupt = False
         backbone = self.backbone
-        # Again, because pipeline.unet = another and enable_attention_slicing() leave an uninflated network.
-        backbone.inflate_()
+        backbone.inflate_()  # again: pipeline.unet = another and enable_attention_slicing() leave an uninflated network
         prompts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
         own, negative = encode_prompts(backbone, prompts, embeds, truncate_prompts)
         photos = None if image is None else photos_by_panorama(image)
-        edits = Edits(photos, height, output_type)
+        edits = Edits(photos, panorama_size(height, width, panorama_height), output_type)
         batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
         has_text = prompt is not None or prompt_embeds is not None
         has_photo = any(isinstance(each, Photo) for own in photos or () for each in own)
@@ -270,21 +272,32 @@ class CubePipeline(PipelineWithCard, ABC):
         noise = self._noise(backbone, batch, latent_size(backbone, face_size, latents), latents, generator)
         texts = branch_texts(guidance, repeat_rows(own, batch), repeat_rows(negative, batch))
         condition = self._condition(backbone, photos, noise)
+        fixed = self._fixed_gains(condition) if gain_correction else None
         inputs = self._inputs(scheduler, guidance, texts, condition, average_overlap, sequential_guidance)
         with backbone.constant_conditioning():
             sample = denoise(backbone, noise, condition, inputs, {"generator": generator, "eta": eta},
                              self.progress_bar, partial(callback, self), lambda: self.interrupt)  # fmt: skip
-        output = self._decoded(sample, condition if paste_image else None, edits, output_type)
+        output = self._decoded(sample, fixed, condition if paste_image else None, edits, output_type)
         self.maybe_free_model_hooks()
         return CubeDiffOutput(*output) if return_dict else output
 
+    def _fixed_gains(self, condition: Condition) -> Tensor:
+        """The faces (B, 6) whose gain is not corrected."""
+        if self.config.fov <= 90:
+            raise ValueError(f"gain_correction=True with faces of {self.config.fov:g}°, which do not overlap: use "
+                             "gain_correction=False, or a model whose fov is above 90°")  # fmt: skip
+        return condition.mask.flatten(2).amax(2).bool()
+
     def _decoded(
-        self, sample: Tensor, pasted: Condition | None, edits: Edits, output_type: str
+        self, sample: Tensor, fixed: Tensor | None, pasted: Condition | None, edits: Edits, output_type: str
     ) -> tuple[Panoramas, Faces]:
-        """Panoramas and faces of latents, with the pixels of `pasted` where it has photos."""
+        """Panoramas and faces of latents: with the pixels of `pasted` where it has photos, and with corrected gains if
+        `fixed` (B, 6) says which faces keep theirs."""
         if output_type == "latent":
             return None, sample
         faces = self.backbone.decode(sample)
+        if fixed is not None:
+            faces = correct_gains(faces / 2 + 0.5, self.config.fov, fixed) * 2 - 1
         if pasted is not None and pasted.pixels is not None and pasted.covered is not None:
             mask = feather(pasted.covered, self.backbone.latent_scale).to(faces)
             faces = torch.lerp(faces, pasted.pixels.to(faces), mask)
