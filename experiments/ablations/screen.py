@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ZERO_SNR = "objective=zero_snr"
+PLAIN_VAE = "model.pipeline.sync_vae_group_norm=false"
 # Overrides of `cubediff train experiment=cubediff_tiny`. All but the first three have zero terminal SNR.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "epsilon, the paper's objective": (),
@@ -30,6 +31,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "overlap term 1": (ZERO_SNR, "model.objective.overlap_weight=1.0"),
     "xyz positions": (ZERO_SNR, "variant=xyz"),
     "norms per face": (ZERO_SNR, "variant=plain_unet_norm"),
+    "autoencoder's norms per face": (ZERO_SNR, PLAIN_VAE),
+    "all norms per face": (ZERO_SNR, "variant=plain_unet_norm", PLAIN_VAE),
     "joint cross-attention": (ZERO_SNR, "variant=joint_cross_attention"),
     "attention below the top": (ZERO_SNR, "model.pipeline.inflate=below_top"),
     "attention pooled at the top": (ZERO_SNR, "model.pipeline.inflate=pooled_top"),
@@ -55,8 +58,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="variants that train at the same time")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    for fov in sorted({fov_of(name) for name in args.variants}):
-        cached(args, fov)
+    for name in args.variants:
+        cached(args, name)
     runs = [(name, seed) for name in args.variants for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         measured = list(pool.map(lambda run: measure(args, *run), runs))
@@ -65,17 +68,13 @@ def main() -> None:
     print(table(runs, measured))
 
 
-def fov_of(variant: str) -> str:
-    """The variant's field of view in degrees, which its latents depend on."""
-    return next((word.removeprefix("fov=") for word in VARIANTS[variant] if word.startswith("fov=")), "95")
-
-
-def cached(args: argparse.Namespace, fov: str) -> Path:
-    """The latents of a field of view: 12 random rotations of every panorama."""
-    latents: Path = args.output / f"latents_{fov}"
+def cached(args: argparse.Namespace, variant: str) -> Path:
+    """The latents that a variant trains on: 12 random rotations of every panorama."""
+    words = [word for word in VARIANTS[variant] if word.startswith("fov=") or word == PLAIN_VAE]
+    latents: Path = args.output / "_".join(["latents", *(word.rpartition("=")[2] for word in words)])
     if not (latents / "manifest.json").is_file():
-        words = (f"fov={fov}", f"data.path={args.shards}", f"cache.output={latents}", "cache.turns=12")
-        run("cache", "experiment=cubediff_tiny", *words)
+        shards = (f"data.path={args.shards}", f"cache.output={latents}", "cache.turns=12")
+        run("cache", "experiment=cubediff_tiny", *shards, *words)
     return latents
 
 
@@ -83,7 +82,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> Measured:
     """Trains and evaluates one variant with one seed; returns the metrics by condition."""
     name = "".join(letter if letter.isalnum() else "_" for letter in variant)
     folder: Path = args.output / f"{args.steps}_steps" / f"{name}_{seed}"
-    latents = cached(args, fov_of(variant))
+    latents = cached(args, variant)
     if not (folder / "export" / "model_index.json").is_file():
         run(
             "train",

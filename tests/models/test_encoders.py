@@ -50,6 +50,21 @@ def cubes() -> Tensor:
 
 
 @torch.no_grad()
+def test_without_synchronized_norms_faces_pass_through_the_stock_vae(stock_vae: AutoencoderKL, cubes: Tensor) -> None:
+    pipeline = tiny_random()
+    plain = FrozenEncoders(copy.deepcopy(stock_vae), pipeline.text_encoder, pipeline.tokenizer, sync_group_norm=False)
+    synced = FrozenEncoders(copy.deepcopy(stock_vae), pipeline.text_encoder, pipeline.tokenizer)
+    expected = stock_vae.encode(cubes[0]).latent_dist.mean * SCALING
+    for latents in (plain.encode(cubes), plain.encode_each(cubes), synced.encode_each(cubes)):
+        assert (latents[0] - expected).abs().max() < 1e-5
+    assert (synced.encode(cubes)[0] - expected).abs().max() > 1e-2
+    faces = stock_vae.decode(expected / SCALING).sample.clamp(-1, 1)
+    assert (plain.decode(expected[None])[0] - faces).abs().max() < 1e-5
+    assert (synced.decode(expected[None])[0] - faces).abs().max() > 1e-2
+    assert plain.fingerprint() != synced.fingerprint()
+
+
+@torch.no_grad()
 def test_latents_of_six_equal_faces_are_the_stock_posterior_mean_times_the_scaling_factor(encoders, stock_vae, cubes):
     face = cubes[0, :1]
     expected = stock_vae.encode(face).latent_dist.mean * SCALING

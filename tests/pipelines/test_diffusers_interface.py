@@ -24,6 +24,7 @@ OTHERS = {
     "position_encoding": "uv_pi",
     "position_samples": "corners",
     "sync_group_norm": False,
+    "sync_vae_group_norm": False,
     "cross_attention": "joint",
     "inflate": "below_top",
     "image_drop": "attention",

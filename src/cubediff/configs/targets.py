@@ -53,6 +53,7 @@ ADDED: dict[str, object] = {
     "model.pipeline.conv_padding": None,
     "model.pipeline.inflate": None,
     "model.pipeline.revision": None,
+    "model.pipeline.sync_vae_group_norm": None,
     "model.pipeline.variant": None,
     **{
         f"trainer.{name}": None

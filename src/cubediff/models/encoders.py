@@ -35,11 +35,18 @@ class FrozenEncoders:
     """A VAE and a text encoder with its tokenizer; neither is trained.
 
     A plain class, not an nn.Module, so that a LightningModule that holds it neither trains nor checkpoints it.
+
+    Args:
+        vae, text_encoder, tokenizer: Components of a Stable Diffusion pipeline.
+        sync_group_norm: Synchronize the GroupNorms of the VAE over the six faces of a panorama.
     """
 
-    def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, sync_group_norm: bool = True
+    ) -> None:
+        self.sync_group_norm = sync_group_norm
         keep_memory_format_(vae)
-        vae = sync_group_norm_(vae).requires_grad_(False).eval()
+        vae = sync_group_norm_(vae, sync_group_norm).requires_grad_(False).eval()
         self.vae = vae.to(memory_format=torch.channels_last)  # the fastest format for convolutions, on CPU and GPU
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
@@ -52,24 +59,28 @@ class FrozenEncoders:
             "text_encoder": {key: getattr(self.text_encoder.config, key, None) for key in _TEXT_SETTINGS},
             "tokenizer": _describe(self.tokenizer),
         }
+        if not self.sync_group_norm:  # not in the fingerprints of earlier versions
+            settings["sync_group_norm"] = False
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{fingerprint(self.vae.state_dict(), self.text_encoder.state_dict())}-{digest}"
 
     @torch.no_grad()
-    def encode(self, faces: Float[Tensor, "b 6 3 s s"], sync_group_norm: bool = True) -> Float[Tensor, "b 6 c h w"]:
+    def encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         """Latents (posterior mean × scaling factor, float32) of faces in [−1, 1]; one panorama at a time.
 
-        Large faces pass through the VAE in chunks, see `chunked_vae`. Without `sync_group_norm` each face is encoded as
-        the stock VAE does.
+        Large faces pass through the VAE in chunks, see `chunked_vae`.
         """
-        if not sync_group_norm:
-            sync_group_norm_(self.vae, enabled=False)
-            try:
-                return self._encode(faces)
-            finally:
-                sync_group_norm_(self.vae)
         with self._autocast():
             return self._encode(faces)
+
+    @torch.no_grad()
+    def encode_each(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
+        """Latents as those of `encode`, but each face is encoded as the stock VAE does."""
+        sync_group_norm_(self.vae, enabled=False)
+        try:
+            return self._encode(faces)
+        finally:
+            sync_group_norm_(self.vae, self.sync_group_norm)
 
     def _encode(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
         faces = faces.to(self.vae.dtype)
@@ -90,7 +101,8 @@ class FrozenEncoders:
         torch's own group norm on CUDA, which runs where norms are not synchronized, needs it.
         """
         has_16_bits = self.vae.dtype in (torch.bfloat16, torch.float16)
-        return no_autocast(execution_device(self.vae)) if has_16_bits else nullcontext()
+        is_needless = has_16_bits and self.sync_group_norm
+        return no_autocast(execution_device(self.vae)) if is_needless else nullcontext()
 
     @contextmanager
     def _cubes(self) -> Iterator[None]:

@@ -41,6 +41,7 @@ class StableDiffusion(Backbone):
 
     Args:
         vae, text_encoder, tokenizer, unet: Stock components of a Stable Diffusion pipeline.
+        sync_vae_group_norm: See `FrozenEncoders`.
         **inflation: The options of `inflate_`.
     """
 
@@ -53,10 +54,11 @@ class StableDiffusion(Backbone):
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
+        sync_vae_group_norm: bool = True,
         **inflation: Unpack[InflationOptions],
     ) -> None:
         self.unet = unet
-        self.encoders = FrozenEncoders(vae, text_encoder, tokenizer)
+        self.encoders = FrozenEncoders(vae, text_encoder, tokenizer, sync_vae_group_norm)
         self.inflation = inflation
         self._keep_text: Callable[[Hashable], None] | None = None  # within `constant_conditioning`
         self._kept: dict[int, Conditioning] = {}  # by their ids, which stay theirs as long as they live
@@ -95,7 +97,7 @@ class StableDiffusion(Backbone):
         return self.encoders.encode(faces)
 
     def encode_each(self, faces: Float[Tensor, "b 6 3 s s"]) -> Float[Tensor, "b 6 c h w"]:
-        return self.encoders.encode(faces, sync_group_norm=False)
+        return self.encoders.encode_each(faces)
 
     def decode(self, latents: Float[Tensor, "b 6 c h w"]) -> Float[Tensor, "b 6 3 s s"]:
         return self.encoders.decode(latents)

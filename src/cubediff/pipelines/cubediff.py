@@ -34,6 +34,7 @@ class Settings(TypedDict, total=False):
     position_encoding: str | None
     position_samples: str | None
     sync_group_norm: bool | None
+    sync_vae_group_norm: bool | None
     cross_attention: str | None
     inflate: str | None
     conv_padding: str | None
@@ -48,6 +49,7 @@ DEFAULTS = Settings(
     position_encoding="uv",
     position_samples="centers",
     sync_group_norm=True,
+    sync_vae_group_norm=True,
     cross_attention="per_face",
     inflate="all",
     conv_padding="zeros",
@@ -63,6 +65,7 @@ OPENCUBEDIFF = Settings(
     position_encoding="uv_pi",
     position_samples="corners",
     sync_group_norm=False,
+    sync_vae_group_norm=True,
     cross_attention="per_face",
     inflate="all",
     conv_padding="zeros",
@@ -81,6 +84,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         fov: Field of view of the faces, degrees.
         position_encoding, position_samples: See `position_map`.
         sync_group_norm, cross_attention, inflate, conv_padding: See `inflate_`.
+        sync_vae_group_norm: Whether the GroupNorms of the VAE span six faces, as in the paper.
         image_drop: See `Objective.loss`.
         drops: Shares of training panoramas without text, without image, and without both; None if unknown.
         photo_encoding: "cube": the six faces that a photo lies on are encoded together; "face": each is encoded alone,
@@ -116,6 +120,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
         drops: Sequence[float] | None = None,
         photo_encoding: str | None = None,
         average_overlap: bool | None = None,
+        sync_vae_group_norm: bool | None = None,
     ) -> None:
         super().__init__()
         given = Settings(
@@ -123,6 +128,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             position_encoding=position_encoding,
             position_samples=position_samples,
             sync_group_norm=sync_group_norm,
+            sync_vae_group_norm=sync_vae_group_norm,
             cross_attention=cross_attention,
             inflate=inflate,
             conv_padding=conv_padding,
@@ -146,6 +152,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             self.text_encoder,
             self.tokenizer,
             self.unet,
+            self.config.sync_vae_group_norm,
             sync_group_norm=self.config.sync_group_norm,
             cross_attention=self.config.cross_attention,
             inflate=self.config.inflate,

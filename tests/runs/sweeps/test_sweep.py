@@ -306,6 +306,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "less_noise": {"model.pipeline.scheduler.snr_factor": 4.0},
     "more_noise": {"model.pipeline.scheduler.snr_factor": 0.25},
+    "plain_vae_norm": {"model.pipeline.sync_vae_group_norm": False},
     "face_padding": {"model.pipeline.conv_padding": "faces"},
     "min_snr": {"model.objective.min_snr_gamma": 5.0},
     "value_output": {"model.trainable": "value_output"},
