@@ -54,7 +54,7 @@ class FrozenEncoders:
 
     def fingerprint(self) -> str:
         """SHA-256 over both models' weights in float32, and after a dash over their settings and the tokenizer."""
-        settings = {
+        settings: dict[str, object] = {
             "vae": {key: self.vae.config.get(key) for key in _VAE_SETTINGS},
             "text_encoder": {key: getattr(self.text_encoder.config, key, None) for key in _TEXT_SETTINGS},
             "tokenizer": _describe(self.tokenizer),
