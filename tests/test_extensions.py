@@ -1,39 +1,40 @@
-"""Another package adds a data source, a callback, a loss weighting and a backbone, one file each, and every command
-works with them."""
+"""Another package adds a data source, a callback, a loss weighting and a backbone, the files of examples/, and all
+commands work with them."""
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pytest
+from diffusers import DDIMScheduler
 from PIL import Image
 from support.processes import python
 
 from cubediff.configs import CONFIG_DIR
 from cubediff.data import create_example_dataset
 
-EXTENSION = Path(__file__).parent / "support/extension"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = ("model=toy", "trainer=cpu", "data.batch_size=1", "data.num_workers=0")
 STEPS = ("trainer.max_steps=3", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1")
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed package: modules, a config, and the entry points of its distribution."""
+    """The installed package: modules, configs, and the entry points of its distribution."""
     folder = tmp_path_factory.mktemp("site")
-    for module in EXTENSION.glob("*.py"):
-        shutil.copy(module, folder)
-    (folder / "conf/model").mkdir(parents=True)
-    shutil.copy(EXTENSION / "toy.yaml", folder / "conf/model")
+    for name in ("csv_source", "panorama_losses", "p2_weighting", "toy_backbone"):
+        shutil.copy(EXAMPLES / f"{name}.py", folder)
+    shutil.copytree(EXAMPLES / "conf", folder / "conf")
     info = folder / "toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cubediff.backbones]\ntoy = toy_backbone:ToyPipeline\n[cubediff.sources]\narrays = toy_source:ArrayFolder\n"
+        "[cubediff.backbones]\ntoy = toy_backbone:ToyPipeline\n[cubediff.sources]\ntable = csv_source:CsvTable\n"
     )
     return folder
 
@@ -47,39 +48,52 @@ def cubediff(package: Path, *words: object, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def shards(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    (folder / "arrays").mkdir()
-    for path in sorted(create_example_dataset(6, folder / "images", size=(64, 128)).glob("*.[jp][pn]g")):
-        with Image.open(path) as image:
-            np.save(folder / "arrays" / f"{path.stem}.npy", np.asarray(image.convert("RGB")))
-    cubediff(package, "prepare", folder / "arrays", folder / "shards", "--source", "arrays", cwd=folder)
+    images = create_example_dataset(6, folder / "images", size=(64, 128))
+    rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
+    with (images / "panoramas.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["file", "caption"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    cubediff(package, "prepare", images, folder / "shards", "--source", "table", cwd=folder)
     assert json.loads((folder / "shards/manifest.json").read_text())["samples"] == 6
     return folder / "shards"
 
 
-def train(package: Path, folder: Path, *words: object) -> tuple[Path, dict[int, list[float]]]:
-    """A run with the extension's model, callback and loss weighting: its folder, and the losses of each rank."""
+class Loss(NamedTuple):
+    """The loss of a panorama in a step; batches are of one panorama."""
+
+    timestep: int
+    value: float
+
+
+def train(package: Path, folder: Path, *words: object) -> tuple[Path, dict[int, list[Loss]]]:
+    """A run with the package's model, callback and loss weighting: its folder, and the losses of each rank."""
     run, losses = folder / "run", folder / "losses"
-    losses.mkdir()
-    callback = f"+callbacks.losses={{_target_:toy_callback.LossFile,folder:{losses}}}"
-    config = ("--config-dir", package / "conf")
+    callback = f"+callbacks.losses={{_target_:panorama_losses.PanoramaLosses,folder:{losses}}}"
+    config = ("--config-dir", package / "conf", "objective=p2")
     cubediff(package, "train", *config, *MODEL, *STEPS, f"run_dir={run}", callback, *words, cwd=folder)
-    each = {int(file.stem.removeprefix("rank")): file for file in losses.glob("rank*.txt")}
-    return run, {rank: [float(line) for line in file.read_text().split()] for rank, file in each.items()}
+    each: dict[int, list[Loss]] = {}
+    for file in losses.iterdir():
+        with file.open(newline="") as lines:
+            rows = csv.DictReader(lines)
+            rank = int(file.stem.removeprefix("losses_rank"))
+            each[rank] = [Loss(int(row["timestep"]), float(row["loss"])) for row in rows]
+    return run, each
 
 
-def weighting(factor: float) -> str:
-    return f"model.objective.weighting={{_target_:toy_weighting.Constant,factor:{factor}}}"
+def weighting(gamma: float) -> str:
+    return f"model.objective.weighting.gamma={gamma}"
 
 
 @pytest.fixture(scope="module")
-def trained(package: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    """A run of one process, and its losses."""
-    run, losses = train(package, tmp_path_factory.mktemp("trained"), f"data.path={shards}", weighting(1.0))
+def trained(package: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Loss]]:
+    """A run of one process, and its losses, which are not weighted."""
+    run, losses = train(package, tmp_path_factory.mktemp("trained"), f"data.path={shards}", weighting(0.0))
     return run, losses[0]
 
 
 def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
-    package: Path, trained: tuple[Path, list[float]], tmp_path: Path
+    package: Path, trained: tuple[Path, list[Loss]], tmp_path: Path
 ) -> None:
     run, losses = trained
     assert len(losses) == 3
@@ -99,14 +113,17 @@ def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_an_extension_trains_on_two_ranks_of_the_launcher(
-    package: Path, shards: Path, trained: tuple[Path, list[float]], tmp_path: Path
+    package: Path, shards: Path, trained: tuple[Path, list[Loss]], tmp_path: Path
 ) -> None:
     """The first panorama of rank 0 is that of one process, so its loss shows that the weighting acts."""
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2")
-    _, losses = train(package, tmp_path, f"data.path={shards}", weighting(3.0), *devices)
+    _, losses = train(package, tmp_path, f"data.path={shards}", weighting(2.0), *devices)
     assert {rank: len(each) for rank, each in losses.items()} == {0: 3, 1: 3}
     assert losses[0] != losses[1]
-    assert losses[0][0] == pytest.approx(3 * trained[1][0], rel=1e-5)
+    first, unweighted = losses[0][0], trained[1][0]
+    alpha_bar = float(DDIMScheduler().alphas_cumprod[first.timestep])
+    assert first.timestep == unweighted.timestep
+    assert first.value == pytest.approx(unweighted.value * (1 - alpha_bar) ** 2, rel=1e-4)  # 1 / (1 + SNR) = 1 - ᾱ
 
 
 @pytest.mark.slow

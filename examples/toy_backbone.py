@@ -1,4 +1,19 @@
-"""A backbone of another package: a two-layer transformer on latents that are downscaled pixels."""
+r"""A backbone: a small transformer on downscaled pixels in place of Stable Diffusion.
+
+It implements `cubediff.models.backbone.Backbone` and `cubediff.pipelines.base.CubePipeline`, and
+`examples/conf/model/toy.yaml` makes it a choice of the group `model`. From the repository's folder:
+
+    cubediff prepare data/samples experiments/runs/shards --captions data/samples/captions.jsonl
+    PYTHONPATH=examples cubediff train --config-dir examples/conf model=toy trainer.max_steps=20 data.batch_size=4 \
+        data.num_workers=0 data.path=experiments/runs/shards run_dir=experiments/runs/toy
+    PYTHONPATH=examples python -c "from toy_backbone import ToyPipeline as Toy; \
+        Toy.from_pretrained('experiments/runs/toy/export')('a hall').panoramas[0].save('experiments/runs/toy.jpg')"
+
+The other commands, such as `cubediff generate`, find the pipeline if an installed package registers it:
+
+    [project.entry-points."cubediff.backbones"]
+    toy = "toy_backbone:ToyPipeline"
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
