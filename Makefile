@@ -38,7 +38,7 @@ test-slow: $(INSTALLED) ## run the tests that take minutes: a wheel in a clean e
 lint: $(INSTALLED) ## check style with ruff, spelling with codespell and types with mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m codespell_lib *.md Makefile benchmarks conf data/README.md data/samples/captions.jsonl docs experiments src tests
+	$(PY) -m codespell_lib *.md Makefile benchmarks conf data/README.md data/samples/captions.jsonl docs examples experiments src tests
 	$(PY) -m mypy
 
 bench: $(INSTALLED) ## benchmark the projections against py360convert and cv2.remap; benchmarks/README.md lists more
@@ -46,7 +46,7 @@ bench: $(INSTALLED) ## benchmark the projections against py360convert and cv2.re
 
 clean: ## remove caches, wheels and the demo; keep .venv and other runs
 	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO)
-	find src tests conf -name __pycache__ -prune -exec rm -rf {} +
+	find src tests examples conf -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes after the lock, so that its own dependencies are verified too. It and its CUDA libraries are not, because they
 # differ by index.
