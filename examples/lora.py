@@ -40,9 +40,9 @@ def main(shards: str, output: str, checkpoint: str | None = None) -> None:
         base, face_size = str(save_random_weights(folder / "random_weights")), 64
     overrides = [
         *("model=sd15", f"model.pipeline.path={base}", f"face_size={face_size}"),
-        *("model.trainable=lora", "model.lora_rank=8", "model.optimizer.lr=1e-3", f"trainer.max_steps={STEPS}"),
+        *("model.trainable=lora", "model.lora_rank=8", "model.optimizer.lr=1e-3", "model.warmup_steps=0"),
         *(f"data.path={shards}", "data.batch_size=2", "data.num_workers=0", f"run_dir={folder / 'run'}"),
-        "callbacks.samples.count=0",
+        *(f"trainer.max_steps={STEPS}", "callbacks.samples.count=0"),
     ]
     if code := subprocess.run([sys.executable, "-m", "cubediff", "train", *overrides]).returncode:
         sys.exit(code)
@@ -53,7 +53,7 @@ def main(shards: str, output: str, checkpoint: str | None = None) -> None:
     generator = torch.Generator().manual_seed(1)
     result = pipeline("an empty dance hall", num_inference_steps=10, generator=generator)
     result.panoramas[0].save(folder / "panorama.png")
-    print(f"saved {folder / 'panorama.png'}")
+    print(f"saved {folder / 'panorama.png'} with the adapters {pipeline.get_active_adapters()}")
 
 
 if __name__ == "__main__":

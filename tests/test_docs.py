@@ -23,6 +23,7 @@ PAGES = sorted(
         README,
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / name for name in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+        ROOT / "examples/README.md",
         *(ROOT / "experiments").glob("*/README.md"),
     ]
 )
@@ -53,7 +54,13 @@ REPLACED = (
 )
 SOURCES = sorted(
     path
-    for folder, pattern in (("src", "*.py"), ("src", "*.html"), ("conf", "*.yaml"))
+    for folder, pattern in (
+        ("src", "*.py"),
+        ("src", "*.html"),
+        ("conf", "*.yaml"),
+        ("examples", "*.py"),
+        ("examples", "*.yaml"),
+    )
     for path in (ROOT / folder).rglob(pattern)
 )
 
@@ -137,7 +144,7 @@ def test_other_commands_start_files_and_targets_that_exist() -> None:
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     code = " ".join(re.findall(r"`([^`\n]+)`", text))
-    for name in re.findall(r"(?<![\w/])(?:benchmarks|conf|docs|src/cubediff|tests)/[\w./-]*", code):
+    for name in re.findall(r"(?<![\w/])(?:benchmarks|conf|docs|examples|src/cubediff|tests)/[\w./-]*", code):
         assert (ROOT / name).exists(), f"{page} names {name}"
 
 

@@ -24,6 +24,7 @@ def test_adapter_of_the_public_layout_is_trained_loaded_and_generates(checkout: 
         name for name, value in weights.items() if ".attn1." in name and ".lora_B.weight" in name and value.any()
     ]
     assert len(changed) > 8
+    assert "with the adapters ['samples']" in printed
 
     def generate(folder: str) -> np.ndarray:
         pipeline = CubeDiffPipeline.from_pretrained(output / folder)
@@ -34,7 +35,5 @@ def test_adapter_of_the_public_layout_is_trained_loaded_and_generates(checkout: 
 
     with Image.open(output / "panorama.png") as image:
         panorama = np.asarray(image, int)
-    exported, initial = generate("run/export"), generate("random_weights")
-    print(np.abs(panorama - exported).max(), np.abs(panorama - initial).max(), np.abs(panorama - initial).mean())
-    assert np.abs(panorama - exported).max() <= 2  # levels
-    assert np.abs(panorama - initial).max() > 10
+    assert np.abs(panorama - generate("run/export")).max() <= 2  # levels
+    assert np.abs(panorama - generate("random_weights")).mean() > 5

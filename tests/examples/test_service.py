@@ -91,7 +91,7 @@ def test_documented_requests_are_accepted(address: str) -> None:
         (422, "greater than or equal to 0", b"", {"prompt": "a hall", "seed": -1}),
         (400, "shorten it", b"", {"prompt": "word " * 150}),
         (400, "not an image", b"no image", {"prompt": "a hall"}),
-        (400, "unreadable", PHOTO[:-3000], {"prompt": "a hall"}),
+        (400, "truncated", PHOTO[:-3000], {"prompt": "a hall"}),
         (413, "send a smaller one", bytes(20_000_001), {"prompt": "a hall"}),
     ],
 )
