@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint docs bench clean
 
 PYTHON ?= python3#    interpreter to create .venv with
 PROMPT ?= Dewy grass meadow at sunrise with strong golden sun and long shadows
@@ -40,6 +40,11 @@ lint: $(INSTALLED) ## check style with ruff, spelling with codespell and types w
 	$(PY) -m ruff format --check .
 	$(PY) -m codespell_lib *.md Makefile benchmarks conf data/README.md data/samples/captions.jsonl docs examples experiments src tests
 	$(PY) -m mypy
+
+docs: $(INSTALLED) ## build the documentation site in build/docs; warnings are errors
+	rm -rf build/docs
+	$(PY) -m sphinx -W --keep-going -n -q -c docs -d build/doctrees . build/docs
+	@echo "open $(CURDIR)/build/docs/index.html in a browser"
 
 bench: $(INSTALLED) ## benchmark the projections against py360convert and cv2.remap; benchmarks/README.md lists more
 	$(PY) benchmarks/projections.py

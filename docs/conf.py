@@ -1,0 +1,34 @@
+"""Sphinx's configuration of the documentation site, which `make docs` builds.
+
+The source folder is the repository, so that a relative link leads to the same page on GitHub and in the site. The site
+loads nothing from a network.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the extension site_reference
+
+project = "cubediff"
+html_title = "cubediff"
+html_show_copyright = False
+html_theme = "furo"
+html_extra_path = ["site"]  # index.html, which leads to the root document
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+
+root_doc = "docs/index"
+include_patterns = [
+    "*.md",
+    "data/README.md",
+    "docs/**",
+    "experiments/*/README.md",
+]
+# docs/index.md includes docs/README.md, the list of pages on GitHub. The other folders are not searched for pages.
+exclude_patterns = ["docs/README.md", ".*", "build", "data/[!R]*", "dist", "experiments/runs", "src", "tests"]
+
+myst_heading_anchors = 4  # as GitHub's
+nb_execution_mode = "off"
+highlight_language = "bash"  # of blocks without a language
+
+default_role = "code"  # `name` in docstrings
+autodoc_member_order = "bysource"
