@@ -14,7 +14,7 @@ html_title = "cubediff"
 html_show_copyright = False
 html_theme = "furo"
 html_extra_path = ["site"]  # index.html, which leads to the root document
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_reference"]
 
 root_doc = "docs/index"
 include_patterns = [
@@ -30,5 +30,14 @@ myst_heading_anchors = 4  # as GitHub's
 nb_execution_mode = "off"
 highlight_language = "bash"  # of blocks without a language
 
-default_role = "code"  # `name` in docstrings
+default_role = "py:obj"  # `name` in docstrings: a link where the name is documented
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # Lightning's hooks are documented by Lightning
+maximum_signature_line_length = 88
+# Without a network there are no inventories of other projects. py:obj is the role of all code in docstrings. The rest of
+# the names are types of arguments that are documented with the argument.
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),
+    ("py:.*", r"(?!cubediff\.).*"),
+    ("py:class", r"cubediff\..*(Options|Settings|Decoder|Canvas|PhotoCamera|Progress|T)"),
+]

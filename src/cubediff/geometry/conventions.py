@@ -97,7 +97,7 @@ def rotation_matrix(
         roll: Clockwise rotation as the viewer sees it, in degrees.
 
     Returns:
-        Matrices (*, 3, 3) that map directions in the viewer's frame to directions in the world.
+        Matrices (…, 3, 3) that map directions in the viewer's frame to directions in the world.
 
     Example:
         >>> front = torch.tensor([0.0, 0.0, 1.0])

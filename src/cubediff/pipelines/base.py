@@ -207,7 +207,7 @@ class CubePipeline(PipelineWithCard, ABC):
                 [0, 1]. A list of images is a batch, one per panorama, and so are a tensor (B, 3, H, W) and an array
                 (B, H, W, 3). Several photos of one panorama are a list of `Photo`; those of several panoramas are
                 lists of images in a list. A `Panorama` is edited: the result has its size and its kept pixels; a list
-                of `Panorama` is a batch, a `Panorama` and `Photo`s are for one. None for no image.
+                of `Panorama` is a batch, a `Panorama` with a `Photo` or several is for one. None for no image.
             num_inference_steps: Denoising steps, from 1 to the number of training timesteps.
             guidance_scale: Guidance scale; 1 and below turns guidance off. The unconditional branch has neither text
                 nor image.

@@ -136,7 +136,8 @@ def tiny_random(
 
     Args:
         seed: Of the random weights.
-        scheduler, **options: As for `CubeDiffPipeline.from_2d`.
+        scheduler: As for `CubeDiffPipeline.from_2d`.
+        **options: As for `CubeDiffPipeline.from_2d`.
 
     Example:
         >>> tiny_random().unet.config.in_channels

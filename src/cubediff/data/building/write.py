@@ -127,7 +127,7 @@ def build_shards(
 ) -> Manifest:
     """Builds a dataset of tar shards from a source of panoramas.
 
-    Writes {train,val}-*.tar, manifest.json, index.jsonl, rejected.jsonl, duplicates.jsonl and report.html. The samples
+    Writes `train-*.tar` and `val-*.tar`, manifest.json, index.jsonl, rejected.jsonl, duplicates.jsonl and report.html. The samples
     {key}.jpg + {key}.json are shuffled by hash; scenes and near-duplicates stay on one side of the split. Until all is
     done, work is kept in `output`/.building and the rest of `output` is not touched. The same call resumes an
     interrupted build.

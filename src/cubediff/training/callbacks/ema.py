@@ -21,7 +21,7 @@ from cubediff.training.module import CubeDiffModule
 class UNetEMA(Callback):
     """Exponential moving average (EMA) of the UNet's trainable weights, in float32.
 
-    Validation, samples and the export use the EMA weights. Logs optim/ema_distance, |EMA − weights| / |weights|.
+    Validation, samples and the export use the EMA weights. Logs `optim/ema_distance`, `|EMA − weights| / |weights|`.
 
     Args:
         decay: Decay per optimizer step, in [0, 1]; it warms up as (1 + step) / (10 + step) until it reaches this value.
