@@ -1,8 +1,9 @@
-"""Makes the pictures of the documentation: python docs/figures.py [strip] [editing] [cube] [viewer]
+"""Makes the pictures of the documentation: python docs/figures.py [strip] [editing] [cube] [overlap] [viewer]
 
 strip: a real panorama, and two that the small demo model generates from its caption and from its front face.
 editing: two real panoramas, one without its nadir and one without a strip, and the demo model's repainting of them.
 cube: the axes, the face order and the unfolded faces, drawn with the functions of cubediff.geometry.
+overlap: two neighbouring faces, and how many faces see each direction of a panorama.
 viewer: a screenshot of the viewer page in headless Chromium, which must be on the PATH.
 """
 
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline, Panorama
-from cubediff.geometry import FACES, equirect_to_cube, face_directions
+from cubediff.geometry import FACE_FOV, FACES, equirect_to_cube, face_directions
 from cubediff.geometry.photos import Photo
 from cubediff.pages.viewer import write_viewer
 
@@ -88,6 +89,33 @@ def editing() -> None:
         for column, half in enumerate((Image.fromarray(masked), edited.panoramas[0])):
             sheet.paste(half, (column * (512 + 12), row * (256 + 12)))
     sheet.save(IMAGES / "editing.jpg", quality=90)
+
+
+def overlap() -> None:
+    """Writes overlap.jpg: two neighbouring faces with the strip that both show, and the number of faces that see each
+    direction of the panorama."""
+    size, gap = 256, 12
+    shown, reach = panorama(UNFOLDED), np.tan(np.radians(FACE_FOV / 2))
+    faces = equirect_to_cube(shown[None], size, FACE_FOV)[0]
+    sheet = Image.new("RGB", (2 * size + gap, 2 * size + 2 * gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    border = size / 2 * (1 + np.tan(np.radians(90 - FACE_FOV / 2)) / reach)  # of the other face, in pixels
+    for column, (name, line) in enumerate((("front", border), ("right", size - border))):
+        left = column * (size + gap)
+        sheet.paste(image(faces[FACES.index(name)]), (left, 0))
+        draw.line([(left + line, 0), (left + line, size)], fill=COLOURS["right"], width=2)
+        draw.text((left + size / 2, 20), name, fill="white", font=font(20), anchor="mm", stroke_width=2, stroke_fill=INK)
+    rows, columns = shown.shape[1:]
+    yaw = ((torch.arange(columns) + 0.5) / columns - 0.5) * 2 * torch.pi
+    pitch = (0.5 - (torch.arange(rows) + 0.5) / rows)[:, None] * torch.pi
+    flat = pitch.cos()
+    directions = torch.stack([flat * yaw.sin(), pitch.sin().expand(rows, columns), flat * yaw.cos()]).abs()
+    nearest = directions.sort(0).values  # the largest component is that of the face whose axis is nearest
+    seen_by = 1 + sum((nearest[2] <= reach * nearest[i]).float() for i in (0, 1))
+    brightness = (seen_by + 1) / 4
+    sphere = image((shown + 1) * brightness - 1).resize((2 * size + gap, size + gap), Image.Resampling.LANCZOS)
+    sheet.paste(sphere, (0, size + gap))
+    sheet.save(IMAGES / "overlap.jpg", quality=88)
 
 
 def project(points: np.ndarray) -> np.ndarray:
@@ -178,5 +206,5 @@ def viewer() -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or ("strip", "editing", "cube", "viewer"):
-        {"strip": strip, "editing": editing, "cube": cube, "viewer": viewer}[name]()
+    for name in sys.argv[1:] or ("strip", "editing", "cube", "overlap", "viewer"):
+        {"strip": strip, "editing": editing, "cube": cube, "overlap": overlap, "viewer": viewer}[name]()

@@ -5,9 +5,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import typer
@@ -18,10 +19,12 @@ from cubediff.training.logged_metrics import LOSS_GROUPS, logged_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs/tutorial.md"
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted(
     [
         README,
-        *(ROOT / "docs").glob("*.md"),
+        *DOCS,
         *(ROOT / name for name in ("data/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
         ROOT / "examples/README.md",
         *(ROOT / "experiments").glob("*/README.md"),
@@ -31,6 +34,8 @@ IMAGES = sorted((ROOT / "docs/images").iterdir())
 IMAGE_LIMIT = 300_000  # bytes
 README_LIMIT = 150  # lines
 PARAGRAPH_LIMIT = 4  # lines of a README paragraph
+NO_RUN_LIMIT = 15  # blocks that carry a marker `<!-- no-run: REASON -->`
+FEW_STEPS = {"train": ["trainer.max_steps=2", "callbacks.samples.steps=1"], "generate": ["--steps", "2"]}
 HYDRA = ("train", "plan", "cache", "evaluate")
 TYPER = {
     "prepare": ("cubediff.prepare", "app"),
@@ -65,23 +70,32 @@ SOURCES = sorted(
 )
 
 
-def blocks(page: Path, language: str = "") -> list[str]:
+class Block(NamedTuple):
+    """A fenced block of a page, and why it cannot run: the REASON of a comment `<!-- no-run: REASON -->` above it."""
+
+    no_run: str
+    language: str
+    code: str
+
+
+def blocks(page: Path, language: str = "") -> list[Block]:
     """The fenced blocks of a page in a language; without one, shell commands."""
     text = page.read_text(encoding="utf-8")
-    fenced = re.findall(r"^```(.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for info, block in fenced if info == language]
+    fence = r"(?:^<!-- no-run: (.*?) -->\n)?^```(.*?)\n(.*?)^```$"
+    found = [Block(*groups) for groups in re.findall(fence, text, re.MULTILINE | re.DOTALL)]
+    return [block for block in found if block.language == language]
 
 
-def command_lines(page: Path) -> list[list[str]]:
+def command_lines(shell: Iterable[Block]) -> list[list[str]]:
     """The words of each shell command, continued lines joined; lines that expand shell variables are not parsed."""
-    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in shell for line in block.code.replace("\\\n", " ").splitlines()]
     parsed = [shlex.split(part, comments=True) for line in lines if "$" not in line for part in line.split(" && ")]
     return [words for words in parsed if words]
 
 
-def project_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """The commands of this project on a page, as the name of the subcommand and its arguments."""
-    for words in command_lines(page):
+def project_commands(shell: Iterable[Block]) -> Iterator[tuple[str, list[str]]]:
+    """The commands of this project in shell blocks, as the name of the subcommand and its arguments."""
+    for words in command_lines(shell):
         words = words[next((i for i, word in enumerate(words) if "=" not in word or word.startswith("-")), 0) :]
         if words[0] == "torchrun":
             words = ["python", *words[words.index("-m") :]]
@@ -94,12 +108,19 @@ def project_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             yield name.replace("_", "-"), arguments
 
 
-COMMAND_LINES = [(page, *command) for page in PAGES for command in project_commands(page)]
+COMMAND_LINES = [(page, *command) for page in PAGES for command in project_commands(blocks(page))]
 
 
 def test_pages_hold_commands_of_every_subcommand() -> None:
     assert {name.split()[0] for _, name, _ in COMMAND_LINES} == set(COMMANDS)
     assert len(COMMAND_LINES) > 40
+
+
+def compose(name: str, arguments: list[str]) -> None:
+    """Composes the config of a Hydra command; of a sweep, that of its first job."""
+    plain = [argument for argument in arguments if argument not in ("-m", "--help") and "…" not in argument]
+    first_of_each = [re.sub(r"^([^\[]*?=[^,\[]+),.*", r"\1", argument) for argument in plain]
+    composed(*first_of_each, name=name)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +130,7 @@ def test_pages_hold_commands_of_every_subcommand() -> None:
 )
 def test_command_parses(page: Path, name: str, arguments: list[str]) -> None:
     if name in HYDRA:
-        plain = [argument for argument in arguments if argument not in ("-m", "--help") and "…" not in argument]
-        first_of_each = [re.sub(r"^([^\[]*?=[^,\[]+),.*", r"\1", argument) for argument in plain]
-        composed(*first_of_each, name=name)
+        compose(name, arguments)
     elif "--help" not in arguments:
         if name == "example":
             app = typer.Typer()
@@ -125,7 +144,7 @@ def test_command_parses(page: Path, name: str, arguments: list[str]) -> None:
 def test_other_commands_start_files_and_targets_that_exist() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for page in PAGES:
-        for words in command_lines(page):
+        for words in command_lines(blocks(page)):
             words = words[next((i for i, word in enumerate(words) if "=" not in word), 0) :]
             if words[0] == "make":
                 assert words[1] in targets, f"{page}: make {words[1]}"
@@ -223,38 +242,70 @@ def test_monitoring_describes_every_metric() -> None:
     assert groups == named
 
 
+def test_blocks_that_cannot_run_are_few_and_their_overrides_compose() -> None:
+    marked = [(page, block) for page in PAGES for block in (*blocks(page), *blocks(page, "python")) if block.no_run]
+    for page, block in marked:
+        print(f"{page.relative_to(ROOT)}: not run, {block.no_run}:\n{block.code}")
+        assert len(block.no_run.split()) > 2, f"{page} gives no reason: {block}"
+        for name, arguments in project_commands([block] if not block.language else []):
+            if name in HYDRA:
+                compose(name, arguments)
+    assert 3 < len(marked) <= NO_RUN_LIMIT
+    markers = sum(page.read_text(encoding="utf-8").count("<!-- no-run") for page in PAGES)
+    assert markers == len(marked), "a marker stands directly above a fence: <!-- no-run: REASON -->"
+
+
+def run_commands(page: Path, folder: Path) -> set[str]:
+    """Runs the commands of a page that belong to this project, with few steps and in the order of the page.
+
+    Blocks that are marked `no-run` and commands with placeholders are left out.
+
+    Returns:
+        The names of the commands.
+    """
+    (folder / "data").symlink_to(ROOT / "data")
+    (folder / "experiments/runs").mkdir(parents=True)
+    for name in ("cubediff_tiny", "tiny_sd"):
+        (folder / "experiments" / name).symlink_to(ROOT / "experiments" / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = set()
+    for name, arguments in project_commands(block for block in blocks(page) if not block.no_run):
+        if is_runnable(arguments):
+            command = [sys.executable, "-m", "cubediff", *name.split(), *arguments, *FEW_STEPS.get(name, [])]
+            subprocess.run(command, cwd=folder, env=environment, check=True)
+            ran.add(name)
+    return ran
+
+
+def run_python(page: Path, folder: Path) -> None:
+    """Runs the Python blocks of a page with few steps, but those that are marked `no-run`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for block in blocks(page, "python"):
+        if not block.no_run:
+            code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", block.code)
+            subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
+
+
 @pytest.mark.slow
 def test_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """Every command of the README that belongs to this project, with few steps, in the order of the page."""
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    (tmp_path / "experiments/runs").mkdir(parents=True)
-    for name in ("cubediff_tiny", "tiny_sd"):
-        (tmp_path / "experiments" / name).symlink_to(ROOT / "experiments" / name)
-    few_steps = {
-        "train": ["trainer.max_steps=2", "callbacks.samples.steps=1"],
-        "generate": ["--steps", "2"],
-    }
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = []
-    for name, arguments in project_commands(README):
-        if is_runnable(arguments):
-            command = [sys.executable, "-m", "cubediff", *name.split(), *arguments, *few_steps.get(name, [])]
-            subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-            ran.append(name)
     commands = {"prepare", "prepare check", "train", "generate", "evaluate", "convert", "view", "plan", "example"}
-    assert set(ran) == commands
-    for code in blocks(README, "python"):
-        code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert run_commands(README, tmp_path) == commands
+    run_python(README, tmp_path)
     for folder in ("out/text", "out/photo", "out/first"):
         assert (tmp_path / folder / "panorama.jpg").is_file()
         assert (tmp_path / folder / "viewer.html").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    assert run_commands(TUTORIAL, tmp_path) == {"generate", "example", "prepare", "prepare check", "train"}
+    for folder in ("out/text", "out/photo", "out/first"):
+        assert (tmp_path / folder / "panorama.jpg").is_file()
+    assert (tmp_path / "experiments/runs/first/logs/metrics.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_python_examples_of_the_docs_run(page: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ROOT / "data")
-    for code in blocks(page, "python"):
-        code = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code)
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    run_python(page, tmp_path)
