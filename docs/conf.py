@@ -34,8 +34,8 @@ default_role = "py:obj"  # `name` in docstrings: a link where the name is docume
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # Lightning's hooks are documented by Lightning
 maximum_signature_line_length = 88
-# Without a network there are no inventories of other projects. py:obj is the role of all code in docstrings. The rest of
-# the names are types of arguments that are documented with the argument.
+# Without a network there are no inventories of other projects. py:obj is the role of all code in docstrings. The other
+# names are types of arguments that are documented with the argument.
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:.*", r"(?!cubediff\.).*"),

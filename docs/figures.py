@@ -104,7 +104,9 @@ def overlap() -> None:
         left = column * (size + gap)
         sheet.paste(image(faces[FACES.index(name)]), (left, 0))
         draw.line([(left + line, 0), (left + line, size)], fill=COLOURS["right"], width=2)
-        draw.text((left + size / 2, 20), name, fill="white", font=font(20), anchor="mm", stroke_width=2, stroke_fill=INK)
+        draw.text(
+            (left + size / 2, 20), name, fill="white", font=font(20), anchor="mm", stroke_width=2, stroke_fill=INK
+        )
     rows, columns = shown.shape[1:]
     yaw = ((torch.arange(columns) + 0.5) / columns - 0.5) * 2 * torch.pi
     pitch = (0.5 - (torch.arange(rows) + 0.5) / rows)[:, None] * torch.pi

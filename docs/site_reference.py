@@ -120,7 +120,8 @@ def escaped(text: str) -> str:
 
 def paragraphs(comment: list[str]) -> Iterator[str]:
     """Markdown of the lines of a comment; indented lines are commands."""
-    for is_command, lines in groupby(comment, lambda line: line.startswith(("  ", "cubediff "))):
+    for is_command, group in groupby(comment, lambda line: line.startswith(("  ", "cubediff "))):
+        lines = list(group)
         yield from ["```text", *lines, "```"] if is_command else ["", *map(escaped, lines)]
 
 
