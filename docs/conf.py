@@ -23,12 +23,12 @@ include_patterns = [
     "docs/**",
     "experiments/*/README.md",
 ]
-# docs/index.md includes docs/README.md, the list of pages on GitHub. The other folders are not searched for pages.
+# docs/index.md includes docs/README.md, the list of pages on GitHub. The other folders hold no pages.
 exclude_patterns = ["docs/README.md", ".*", "build", "data/[!R]*", "dist", "experiments/runs", "src", "tests"]
 
 myst_heading_anchors = 4  # as GitHub's
 nb_execution_mode = "off"
-highlight_language = "bash"  # of blocks without a language
+highlight_language = "text"  # of blocks without a language
 
 default_role = "py:obj"  # `name` in docstrings: a link where the name is documented
 autodoc_member_order = "bysource"

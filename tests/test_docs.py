@@ -301,7 +301,7 @@ def test_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert run_commands(TUTORIAL, tmp_path) == {"generate", "example", "prepare", "prepare check", "train"}
     for folder in ("out/text", "out/photo", "out/first"):
         assert (tmp_path / folder / "panorama.jpg").is_file()
-    assert (tmp_path / "experiments/runs/first/logs/metrics.csv").is_file()
+    assert (tmp_path / "experiments/runs/first/result.json").is_file()
 
 
 @pytest.mark.slow

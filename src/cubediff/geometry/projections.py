@@ -119,8 +119,8 @@ def cube_to_equirect(
 
     "crop" takes the face whose axis is nearest to the direction (the central 90°). "blend" weights all faces that see
     the direction: with t = tan(fov/2) and tangent-plane coordinates u, v on a face, that face weighs
-    `clamp((t − max(|u|, |v|))/(t − 1), 0, 1)`, divided by the sum of the weights. A face alone has weight 1, two faces on
-    their common edge ½ each, and weights fall to 0 at the border of a face. At fov = 90 both are equal.
+    `clamp((t − max(|u|, |v|))/(t − 1), 0, 1)`, divided by the sum of the weights. A face alone has weight 1, two faces
+    on their common edge ½ each, and weights fall to 0 at the border of a face. At fov = 90 both are equal.
 
     Where faces overlap by less than a pixel (always at fov = 90), samples in the outermost half pixel of a face are
     interpolated with the neighbouring face. A panorama coarser than the faces is rendered at a multiple of its height

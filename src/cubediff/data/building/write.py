@@ -127,10 +127,10 @@ def build_shards(
 ) -> Manifest:
     """Builds a dataset of tar shards from a source of panoramas.
 
-    Writes `train-*.tar` and `val-*.tar`, manifest.json, index.jsonl, rejected.jsonl, duplicates.jsonl and report.html. The samples
-    {key}.jpg + {key}.json are shuffled by hash; scenes and near-duplicates stay on one side of the split. Until all is
-    done, work is kept in `output`/.building and the rest of `output` is not touched. The same call resumes an
-    interrupted build.
+    Writes `train-*.tar` and `val-*.tar`, manifest.json, index.jsonl, rejected.jsonl, duplicates.jsonl and report.html.
+    The samples {key}.jpg + {key}.json are shuffled by hash; scenes and near-duplicates stay on one side of the split.
+    Until all is done, work is kept in `output`/.building and the rest of `output` is not touched. The same call resumes
+    an interrupted build.
 
     Args:
         source: The panoramas: a source, or a folder for `open_source`.
