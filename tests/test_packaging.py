@@ -129,7 +129,7 @@ def test_constraints_pin_every_dependency_of_the_development_installation() -> N
     pins = [Requirement(line) for line in lines if line]
     assert all(str(pin.specifier).startswith("==") and pin.url is None for pin in pins)
     here = {canonicalize_name(pin.name): pin for pin in pins if pin.marker is None or pin.marker.evaluate()}
-    queue = [("cubediff", frozenset({"test", "dev", ""}))]
+    queue = [("cubediff", frozenset({"test", "dev", "docs", ""}))]
     seen = set()
     while queue:
         name, extras = queue.pop()
@@ -157,7 +157,7 @@ def test_the_lock_holds_the_versions_of_the_constraints_with_checksums() -> None
         if name in pins:
             assert f"=={str(pins[name].specifier)[2:]} " in block
     needed = {"cubediff"}
-    queue = [("cubediff", frozenset({"test", "dev", ""}))]
+    queue = [("cubediff", frozenset({"test", "dev", "docs", ""}))]
     while queue:
         name, extras = queue.pop()
         for line in distribution(name).requires or []:
