@@ -21,6 +21,7 @@ include_patterns = [
     "*.md",
     "data/README.md",
     "docs/**",
+    "examples/README.md",
     "experiments/*/README.md",
 ]
 # docs/index.md includes docs/README.md, the list of pages on GitHub. The other folders hold no pages.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         reorder_faces,
         rotation_matrix,
     )
+    from cubediff.geometry.gains import correct_gains
     from cubediff.geometry.panoramas import Panorama
     from cubediff.geometry.perspective import equirect_to_perspective, perspective_to_cube
     from cubediff.geometry.photos import Photo
@@ -52,6 +53,7 @@ __all__ = [
     "Source",
     "__version__",
     "build_shards",
+    "correct_gains",
     "create_example_dataset",
     "cube_to_equirect",
     "equirect_to_cube",
@@ -82,6 +84,7 @@ if not TYPE_CHECKING:
             "Photo": "cubediff.geometry.photos",
             "Source": "cubediff.data.sources.base",
             "build_shards": "cubediff.data.building.write",
+            "correct_gains": "cubediff.geometry.gains",
             "create_example_dataset": "cubediff.data.example",
             "cube_to_equirect": "cubediff.geometry.projections",
             "equirect_to_cube": "cubediff.geometry.projections",
