@@ -22,21 +22,17 @@ from unittest.mock import patch
 
 import torch
 from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from cubediff.configs import CONFIG_DIR
 from cubediff.diffusion.schedulers import noise_level
 from cubediff.evaluation import measures
 from cubediff.evaluation.consistency import value_of
 from cubediff.evaluation.intervals import paired_difference
-from cubediff.evaluation.results import read_results
 from cubediff.models.backbone import Backbone
 from cubediff.models.inflation import CubeAttnProcessor
 from cubediff.pipelines import denoising
 from cubediff.pipelines.denoising import BranchInputs, DenoisingInputs
-from cubediff.runs.evaluation.run import evaluate
+from cubediff.runs.evaluation.run import evaluated
 
 METRICS = ("overlap_rms", "colour_step", "step_beyond_overlap", "sharpness", "retrieval_psnr")
 SCALE, STEPS, SEEDS = 3.5, 25, 1000  # SEEDS between repetitions
@@ -90,27 +86,22 @@ WAYS: dict[str, tuple[dict[str, float], Predict]] = {
 
 def measure(way: str, args: argparse.Namespace) -> dict[str, Tensor]:
     """Evaluates the seeds of a way that have not been evaluated yet; returns the terms of each metric."""
+    options, predict = WAYS[way]
+    sampling = {"guidance_scale": SCALE, "steps": STEPS, "batch": 5, "average_overlap": args.average}
     stored = []
     for seed in range(args.seeds):
         name = "".join(letter if letter.isalnum() else "_" for letter in way)
         output = args.output / ("averaged" if args.average else "as_sampled") / f"{name}_{seed}"
-        if not (output / "metrics.json").is_file():
-            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-                config = compose("evaluate")
-            options, predict = WAYS[way]
-            sampling = {"guidance_scale": SCALE, "steps": STEPS, "batch": 5, "average_overlap": args.average}
-            values = {
-                "pipeline": str(args.model),
-                "reference": str(args.panoramas),
-                "output": str(output),
-                "cache": str(args.output / "cache"),
-                "seed": SEEDS * seed,
-                "metrics": list(METRICS),
-                "generate": {**sampling, **options},
-            }
-            with patch.object(denoising, "_predict", predict):
-                evaluate(OmegaConf.merge(config, values))
-        stored.append(read_results(output))
+        values = {
+            "pipeline": str(args.model),
+            "reference": str(args.panoramas),
+            "cache": str(args.output / "cache"),
+            "seed": SEEDS * seed,
+            "metrics": list(METRICS),
+            "generate": {**sampling, **options},
+        }
+        with patch.object(denoising, "_predict", predict):
+            stored.append(evaluated(values, output))
     return {metric: torch.cat([each.terms[metric] for each in stored]) for metric in METRICS}
 
 

@@ -16,20 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
-from cubediff.configs import CONFIG_DIR
 from cubediff.diffusion.schedulers import use_sampler_
 from cubediff.evaluation import measures
 from cubediff.evaluation.consistency import value_of
 from cubediff.evaluation.distances import kernel_distance
 from cubediff.evaluation.features import read_features
 from cubediff.evaluation.intervals import Estimate, paired_difference, paired_halves
-from cubediff.evaluation.results import Stored, read_results
-from cubediff.runs.evaluation.run import evaluate
+from cubediff.evaluation.results import Stored
+from cubediff.runs.evaluation.run import evaluated
 
 EXTRACTOR, PROTOCOL = "efficientnet_lite0", "azimuth8"
 KERNEL = f"kd_{EXTRACTOR}"
@@ -88,24 +85,18 @@ def measure(name: str, args: argparse.Namespace) -> Measured:
 
 
 def _evaluated(setting: Setting, repetition: int, folder: Path, args: argparse.Namespace) -> Stored:
-    output = folder / f"{repetition:02d}"
-    if not (output / "metrics.json").is_file():
-        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-            config = compose("evaluate")
-        values = {
-            "pipeline": str(args.model),
-            "reference": str(args.panoramas),
-            "output": str(output),
-            "cache": str(args.output / "cache"),
-            "seed": SEEDS * repetition,
-            "count": args.count,
-            "protocol": PROTOCOL,
-            "metrics": [*MEANS, KERNEL],
-            "intervals": {"panoramas": 1, "halves": 1},
-            "generate": {**asdict(setting), "batch": args.batch},
-        }
-        evaluate(OmegaConf.merge(config, values))
-    return read_results(output)
+    values = {
+        "pipeline": str(args.model),
+        "reference": str(args.panoramas),
+        "cache": str(args.output / "cache"),
+        "seed": SEEDS * repetition,
+        "count": args.count,
+        "protocol": PROTOCOL,
+        "metrics": [*MEANS, KERNEL],
+        "intervals": {"panoramas": 1, "halves": 1},
+        "generate": {**asdict(setting), "batch": args.batch},
+    }
+    return evaluated(values, folder / f"{repetition:02d}")
 
 
 def differences(reference: Measured, other: Measured) -> dict[str, dict[str, float | bool]]:

@@ -1,16 +1,11 @@
 """Encodes panoramas and captions once, for training without encoders: cubediff cache experiment=NAME data.path=SHARDS
 cache.output=LATENTS; then cubediff train with data=latents data.path=LATENTS."""
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cubediff.configs.overrides import command
-from cubediff.utils.errors import storage_message
-from cubediff.utils.ranks import is_first_rank
-from cubediff.utils.signals import Stopped
-from cubediff.utils.text import error_line
+from cubediff.configs.overrides import command, messages_of_errors
 
 
 @command("cache")
@@ -18,16 +13,8 @@ def main(config: DictConfig) -> None:
     """Caches latents and prints a summary; exits with the message of an error that the user can fix."""
     from cubediff.runs.cache_latents import cache  # here for start-up time
 
-    try:
+    with messages_of_errors(f"the same command caches the shards that {config.cache.output} lacks"):
         manifest = cache(config)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(error_line(error))
-    except OSError as error:
-        sys.exit(error_line(storage_message(error)))
-    except Stopped as stop:
-        if is_first_rank():
-            print(f"stopped by a signal: the same command caches the shards that {config.cache.output} lacks")
-        raise stop
     if manifest is not None:
         train, val = manifest["splits"]["train"], manifest["splits"]["val"]
         size = sum(path.stat().st_size for path in Path(config.cache.output).glob("*.tar"))

@@ -12,10 +12,8 @@ from typing import Annotated
 import typer
 from omegaconf import DictConfig
 
-from cubediff.configs.overrides import command
+from cubediff.configs.overrides import command, messages_of_errors
 from cubediff.utils.errors import storage_message
-from cubediff.utils.ranks import is_first_rank
-from cubediff.utils.signals import Stopped
 from cubediff.utils.text import error_line
 
 compare_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -26,16 +24,8 @@ def evaluate(config: DictConfig) -> None:
     """Evaluates and prints the path of the report; exits with the message of an error that the user can fix."""
     from cubediff.runs.evaluation.run import evaluate  # here for start-up time
 
-    try:
+    with messages_of_errors(f"the same command resumes in {config.output}"):
         report = evaluate(config)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(error_line(error))
-    except OSError as error:
-        sys.exit(error_line(storage_message(error)))
-    except Stopped as stop:
-        if is_first_rank():
-            print(f"stopped by a signal: the same command resumes in {config.output}", file=sys.stderr)
-        raise stop
     if report is not None:
         print(report)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
 from cubediff.utils.errors import storage_message
-from cubediff.utils.ranks import is_started_by_first_rank
+from cubediff.utils.ranks import is_first_rank, is_started_by_first_rank
 from cubediff.utils.signals import Stopped, stop_signals
 from cubediff.utils.text import error_line
 
@@ -77,6 +77,25 @@ def _storage_errors_in_one_line() -> Iterator[None]:
         yield
     finally:
         hydras[name] = report
+
+
+@contextmanager
+def messages_of_errors(when_stopped: str) -> Iterator[None]:
+    """Exits with the message alone of an error that the user can fix.
+
+    Args:
+        when_stopped: What to say after a signal: how to go on.
+    """
+    try:
+        yield
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(error_line(error))
+    except OSError as error:
+        sys.exit(error_line(storage_message(error)))
+    except Stopped:
+        if is_first_rank():
+            print(f"stopped by a signal: {when_stopped}", file=sys.stderr)
+        raise
 
 
 def error_hint(error: Exception) -> str | None:

@@ -259,10 +259,10 @@ class CubePipeline(PipelineWithCard, ABC):
         self._interrupt = False
         backbone = self.backbone
         backbone.inflate_()  # again: pipeline.unet = another and enable_attention_slicing() leave an uninflated network
-        prompts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
-        own, negative = encode_prompts(backbone, prompts, embeds, truncate_prompts)
         photos = None if image is None else photos_by_panorama(image)
         edits = Edits(photos, panorama_size(height, width, panorama_height), output_type)
+        prompts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        own, negative = encode_prompts(backbone, prompts, embeds, truncate_prompts)
         batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
         has_text = prompt is not None or prompt_embeds is not None
         has_photo = any(isinstance(each, Photo) for own in photos or () for each in own)

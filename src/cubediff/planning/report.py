@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from cubediff.configs import build
 from cubediff.configs.trainer import canonical_precision, check_trainer
 from cubediff.data.streaming.catalog import needs_fetching
-from cubediff.planning.cost import Cost, Parallelism, cost, devices, is_for_gpu
+from cubediff.planning.cost import Cost, Parallelism, cost, devices
 from cubediff.planning.gpus import GIB, GPUS, Gpu
+from cubediff.planning.micro_batch import is_for_gpu
 from cubediff.planning.search import Way, step_seconds, ways
 
 USABLE = 0.9  # of the memory that torch can allocate; the allocator's fragments take the rest

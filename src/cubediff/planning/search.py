@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cubediff.configs.trainer import canonical_precision
 from cubediff.models.checkpointing import CHECKPOINTING, Checkpointing
-from cubediff.planning.cost import Cost, Counted, Parallelism, count, devices, spread
+from cubediff.planning.cost import Cost, Parallelism, devices, spread
 from cubediff.planning.gpus import Gpu
+from cubediff.planning.micro_batch import Counted, count
 from cubediff.planning.roofline import all_reduce_seconds, gather_seconds, seconds_by_kind, update_seconds
 
 
@@ -60,7 +61,7 @@ def ways(config: DictConfig, gpu: Gpu, memory: float) -> list[Way]:
         memory: Bytes that a device may use.
 
     Raises:
-        ValueError: As `cubediff.planning.cost.count`.
+        ValueError: As `cubediff.planning.micro_batch.count`.
     """
     found = []
     for checkpointing in CHECKPOINTING:

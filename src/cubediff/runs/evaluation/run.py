@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import sep
 from os.path import relpath
@@ -11,13 +11,15 @@ from urllib.parse import quote
 
 import torch
 import torchmetrics
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 import cubediff
+from cubediff.configs import CONFIG_DIR
 from cubediff.evaluation.features import default_cache
 from cubediff.evaluation.report import Shown, write_report
-from cubediff.evaluation.results import Results, write_results
+from cubediff.evaluation.results import METRICS, Results, Stored, read_results, write_results
 from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set, to_levels
 from cubediff.evaluation.views import PROTOCOLS, ViewProtocol
 from cubediff.generation.devices import usable_device
@@ -31,6 +33,20 @@ from cubediff.utils.text import printable, redact, redact_values
 
 REPORT = "report.html"
 _THUMBNAIL = 240  # rows
+
+
+def evaluated(values: Mapping[str, object], output: Path) -> Stored:
+    """Evaluates with these values of the config unless `output` has the results already; returns them.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: As `evaluate`.
+    """
+    if not (output / METRICS).is_file():
+        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            config = compose("evaluate")
+        config.merge_with({**values, "output": str(output)})
+        evaluate(config)
+    return read_results(output)
 
 
 def evaluate(config: DictConfig) -> Path | None:
