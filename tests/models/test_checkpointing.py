@@ -58,6 +58,11 @@ def test_gradients_are_the_same_and_selective_computes_attention_once() -> None:
         assert (again > 0) == (mode is not False)
 
 
+def test_other_modes_are_refused() -> None:
+    with pytest.raises(ValueError, match="gradient_checkpointing='none': expected False, True or 'selective'"):
+        checkpoint_blocks_([torch.nn.Linear(2, 2)], "none")
+
+
 def test_nothing_is_recomputed_without_gradients() -> None:
     block = torch.nn.Linear(4, 4)
     calls: list[int] = []

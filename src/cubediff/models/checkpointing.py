@@ -29,14 +29,19 @@ _PROFILING = {
 }
 
 
-def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: Checkpointing) -> None:
+def checkpoint_blocks_(blocks: Iterable[nn.Module], mode: bool | str) -> None:
     """Makes blocks recompute their activations in the backward pass, in place; call it before they are compiled.
 
     Args:
         blocks: The blocks, none inside another.
         mode: False keeps all activations; True keeps the blocks' inputs alone; "selective" keeps the outputs of
             attention too, so that attention, which takes most of the time, is computed once.
+
+    Raises:
+        ValueError: If the mode is another.
     """
+    if mode not in CHECKPOINTING:
+        raise ValueError(f"gradient_checkpointing={mode!r}: expected False, True or 'selective'")
     if not mode:
         return
     run = partial(checkpoint, use_reentrant=False)
