@@ -191,16 +191,56 @@ def run_every_step(python: Path, folder: Path) -> None:
     assert json.loads((folder / "out/generation.json").read_text())["seed"] == 1
 
 
-@pytest.mark.slow
-def test_wheel_runs_every_step_with_this_environments_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
-    """A .pth file adds this environment's libraries; the editable checkout's own .pth file is not followed."""
+@pytest.fixture
+def installed(wheels: dict[str, Path], tmp_path: Path) -> Path:
+    """Python of an environment with the wheel. A .pth file adds this environment's libraries; the editable checkout's
+    own .pth file is not followed."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv/bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
     (site / "borrowed.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
     with zipfile.ZipFile(wheels["from the checkout"]) as wheel:
         wheel.extractall(site)
-    run_every_step(python, tmp_path)
+    return python
+
+
+@pytest.mark.slow
+def test_wheel_runs_every_step_with_this_environments_dependencies(installed: Path, tmp_path: Path) -> None:
+    run_every_step(installed, tmp_path)
+
+
+PROGRAM = """\
+from typing import assert_type
+
+import torch
+from cubediff import CubeDiffPipeline, Objective, Panorama, Photo, equirect_to_cube
+from PIL import Image
+
+faces = equirect_to_cube(torch.rand(1, 3, 64, 128), 32, 95.0)
+assert_type(faces, torch.Tensor)
+pipeline = CubeDiffPipeline.from_pretrained("model", torch_dtype=torch.float16)
+assert_type(pipeline, CubeDiffPipeline)
+result = pipeline("a hall", image=Photo(Image.open("photo.jpg"), yaw=90.0), num_inference_steps=20)
+result.panoramas[0].save("panorama.jpg")
+panoramas, _ = pipeline(image=Panorama("panorama.jpg", "mask.png"), output_type="pt", return_dict=False)
+
+equirect_to_cube("panorama.jpg", 32, 95.0)  # arg-type
+pipeline("a hall", num_inference_step=20)  # call-arg
+Photo(Image.open("photo.jpg"), heading=90.0)  # call-arg
+Objective(drop_text="often", drop_image=0.1, drop_both=0.1)  # arg-type
+"""
+
+
+@pytest.mark.slow
+def test_type_checker_finds_the_wrong_calls_of_a_program_alone(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = ("--strict", "--config-file=", "--no-error-summary", "--python-executable")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, installed, "program.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    found = set(re.findall(r"program.py:(\d+): error: .*\[(.*)\]", checked.stdout))
+    lines = enumerate(PROGRAM.splitlines(), 1)
+    assert found == {(str(number), line.partition("# ")[2]) for number, line in lines if "# " in line}, checked.stdout
 
 
 @pytest.mark.slow

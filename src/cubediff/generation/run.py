@@ -11,7 +11,6 @@ import diffusers
 import PIL.Image
 import torch
 import transformers
-from torch import Tensor
 
 import cubediff
 from cubediff.cubemaps.files import CubemapFormat
@@ -27,7 +26,6 @@ from cubediff.geometry.panoramas import Panorama
 from cubediff.geometry.photos import Photo, project_photos
 from cubediff.models.inputs import latent_mask
 from cubediff.pipelines.base import CubePipeline
-from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.pipelines.face_prompts import six_prompts
 from cubediff.pipelines.loading import load_for_generation
 
@@ -174,7 +172,7 @@ def _sample(pipeline: CubePipeline, jobs: Sequence[Job], sequential_guidance: bo
     images = [_images(job) for job in jobs]
     edited = jobs[0].panorama  # alone in its batch
     negative = [six_prompts(job.options.negative_prompt or "", allow_empty=True) for job in jobs]
-    output = pipeline(
+    result = pipeline(
         [six_prompts(job.prompt) for job in jobs if job.prompt is not None] or None,  # all of them have one, or none
         image=images if images[0] else None,
         negative_prompt=negative if any(job.options.negative_prompt for job in jobs) else None,
@@ -184,11 +182,9 @@ def _sample(pipeline: CubePipeline, jobs: Sequence[Job], sequential_guidance: bo
         sequential_guidance=sequential_guidance,
         **jobs[0].options.arguments,
     )
-    result = cast(CubeDiffOutput, output)  # return_dict is true
     if edited is not None:
-        return [edited_images(cast(Tensor, result.panoramas)[0], read_canvas(edited), pipeline.config.fov)]
-    panoramas = cast(list[PIL.Image.Image], result.panoramas)
-    return list(zip(panoramas, cast(list[list[PIL.Image.Image]], result.faces), strict=True))
+        return [edited_images(result.panoramas[0], read_canvas(edited), pipeline.config.fov)]
+    return list(zip(result.panoramas, result.faces, strict=True))
 
 
 def _images(job: Job) -> list[Photo | Panorama]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -51,6 +51,7 @@ from cubediff.pipelines.prompts import Image, Prompts, photos_by_panorama
 from cubediff.pipelines.text import branch_texts, encode_prompts
 from cubediff.pipelines.trust import check_components
 
+PipelineT = TypeVar("PipelineT", bound="CubePipeline")
 _SETTINGS = "_cubediff_settings"  # attribute of a network: the settings of the pipeline that used it last
 
 
@@ -196,7 +197,7 @@ class CubePipeline(PipelineWithCard, ABC):
         guidance_stop: float = 1.0,
         sequential_guidance: bool = False,
         gain_correction: bool = False,
-    ) -> CubeDiffOutput | tuple[Panoramas, Faces]:
+    ) -> CubeDiffOutput | Any:
         """Generates panoramas.
 
         Args:
@@ -391,7 +392,7 @@ class CubePipeline(PipelineWithCard, ABC):
     # --------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> "CubePipeline":
+    def from_pretrained(cls: type[PipelineT], pretrained_model_name_or_path: str | Path, **kwargs: object) -> PipelineT:
         """Loads a CubeDiff folder (`run_dir/export/`, or one that save_pretrained wrote) or Hub id; safetensors only.
 
         All models are loaded in float32, or in `dtype` (`torch_dtype`), independently of the dtype that they are stored
@@ -425,7 +426,7 @@ class CubePipeline(PipelineWithCard, ABC):
         for module in backbone.frozen_components().values():
             if next(module.parameters()).dtype != dtype:  # transformers models keep their stored dtype by default
                 module.to(dtype)
-        return cast(CubePipeline, pipeline)
+        return cast(PipelineT, pipeline)
 
     @classmethod
     def folder_settings(cls, folder: Path) -> Mapping[str, object]:

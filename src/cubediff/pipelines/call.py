@@ -5,7 +5,7 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ NON_FINITE = "{} are NaN or infinite: use float32 or bfloat16 if the model runs 
 class CubeDiffOutput(BaseOutput):
     """The result of a pipeline call.
 
+    The types of the attributes depend on the call's `output_type`, which a type checker does not follow.
+
     Attributes:
         panoramas: PIL images; with output_type="pt" a float tensor (B, 3, H, 2H) in [−1, 1]; with "np" an array
             (B, H, 2H, 3) in [0, 1]; with "latent" None.
@@ -37,8 +39,8 @@ class CubeDiffOutput(BaseOutput):
             an array (B, 6, S, S, 3) in [0, 1]; with "latent" latents (B, 6, C, h, w).
     """
 
-    panoramas: Panoramas
-    faces: Faces
+    panoramas: Any
+    faces: Any
 
 
 class StepEnd:

@@ -209,7 +209,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
             raise NonFiniteWeightsError(f"{path}{separator}{error}") from None
 
     @classmethod
-    def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> CubePipeline:
+    def from_opencubediff(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "CubeDiffPipeline":
         """`from_pretrained`, which recognises the public SD 1.5 checkpoints; kept for programs that call it."""
         return cls.from_pretrained(path, torch_dtype=dtype)
 

@@ -22,7 +22,6 @@ from cubediff.geometry.atlas import needs_border
 from cubediff.images.writing import to_pil
 from cubediff.pages.viewer import write_viewer
 from cubediff.pipelines.base import CubePipeline
-from cubediff.pipelines.call import CubeDiffOutput
 from cubediff.training.callbacks.hooks import cube_module
 from cubediff.training.callbacks.signals import find_stop
 from cubediff.training.logged_metrics import CONSISTENCY
@@ -104,7 +103,7 @@ class SampleLogger(Callback):
         cubes = []
         for kind, photo in (("text", None), ("text_photo", photos[own])):
             with trainer.precision_plugin.forward_context():  # as in training: frozen weights have 16 bits
-                called = pipeline(
+                output = pipeline(
                     [prompts[i] for i in own],
                     image=photo,
                     num_inference_steps=self.steps,
@@ -114,8 +113,7 @@ class SampleLogger(Callback):
                     truncate_prompts=True,
                     callback_on_step_end=_StopVote(trainer),
                 )
-            output = cast(CubeDiffOutput, called)  # return_dict is true
-            gathered = (gather_ranks(trainer, cast(Tensor, each)) for each in (output.faces, output.panoramas))
+            gathered = (gather_ranks(trainer, each) for each in (output.faces, output.panoramas))
             # Rank r generated the samples r, r + world, …
             faces, panoramas = (each.transpose(0, 1).flatten(0, 1)[:count] for each in gathered)
             cubes.append(faces)
