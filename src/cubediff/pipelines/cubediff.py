@@ -124,7 +124,7 @@ class CubeDiffPipeline(CubePipeline, StableDiffusionLoraLoaderMixin):
     ) -> None:
         super().__init__()
         given = Settings(
-            fov=fov,
+            fov=None if fov is None else float(fov),  # a config may hold an integer
             position_encoding=position_encoding,
             position_samples=position_samples,
             sync_group_norm=sync_group_norm,

@@ -26,7 +26,7 @@ class Cost(Counted):
 
     Attributes:
         optimizer: Bytes of the optimizer's state.
-        ema: Bytes of the averaged weights.
+        ema: Bytes of the EMA.
         reserve: Bytes of CUDA and NCCL.
         checkpoint: Bytes of a checkpoint, of all devices' parameters.
         exported: Bytes of the exported network.
