@@ -25,21 +25,21 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "experiments/cubediff_tiny/model"
+MODEL = ROOT / "experiments/tiny_sd/model"  # that both checkouts have
 STEPS, BATCH, FACE = 20, 2, 128
 MATMUL = 2048  # rows
 WARM_UP = 4  # rounds that are not counted
 PROMPT = "a bright hall with wooden floors"
 TRAINING = (
-    "experiment=cubediff_tiny",
-    "model=cubediff_tiny",
+    "experiment=tiny_cpu",
+    "model.trainable=full",
     f"data.batch_size={BATCH}",
     "trainer.max_steps=1000",
     "callbacks.ema=null",
     "callbacks.samples=null",
     "callbacks.checkpoint=null",
 )
-CASES = ("train", "train from latents", "generate, public layout, from a photo", "generate, cubediff_tiny, from text")
+CASES = ("train", "train from latents", "generate, public layout, from a photo", "generate, tiny_sd, from text")
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 def prepare(old: Path, folder: Path) -> None:
     """Has OLD write the shards and latents that both checkouts train on."""
     samples = ("data/samples", f"{folder}/shards", "--captions", "data/samples/captions.jsonl", "--val-fraction", "0")
-    latents = ("experiment=cubediff_tiny", "model=cubediff_tiny", f"data.path={folder}/shards", "cache.turns=1")
+    latents = ("experiment=tiny_cpu", f"data.path={folder}/shards", "cache.turns=1")
     commands = (("prepare", *samples), ("cache", *latents, f"cache.output={folder}/latents"))
     for name, *words in commands:
         command = [sys.executable, "-m", f"cubediff.{name}", *words]
@@ -85,7 +85,7 @@ def programs(case: str, old: Path, folder: Path) -> dict[str, list[str]]:
         return {"ours": [str(ROOT), f"generate-{layout}"], **theirs, "matmul": [str(ROOT), "matmul"]}
     data = f"data.path={folder}/shards"
     if case == "train from latents":
-        data = f"data=latents data.path={folder}/latents data.num_workers=0 ~data.face_caption_probability"
+        data = f"data=latents data.path={folder}/latents data.num_workers=0"
     words = [*TRAINING, *data.split()]
     return {
         "ours": [str(ROOT), "train", *words, f"run_dir={folder}/ours"],
@@ -275,7 +275,7 @@ def public_generation() -> Callable[[], None]:
     from cubediff import CubeDiffPipeline
 
     photo, noise = sampling_inputs()
-    tiny = CubeDiffPipeline.from_pretrained(MODEL)
+    tiny = CubeDiffPipeline.from_2d(MODEL)
     config = {key: value for key, value in tiny.unet.config.items() if not key.startswith("_")}
     unet = UNet2DConditionModel(**config | {"in_channels": 7}).eval()
     layout = {"position_encoding": "uv_pi", "position_samples": "corners", "sync_group_norm": False}
@@ -286,14 +286,12 @@ def public_generation() -> Callable[[], None]:
 
 
 def tiny_generation() -> Callable[[], None]:
-    """cubediff_tiny as it is in whichever checkout is imported, without `average_overlap`, which OLD may lack."""
+    """tiny_sd as a CubeDiff of whichever checkout is imported."""
     from cubediff import CubeDiffPipeline
 
-    tiny = CubeDiffPipeline.from_pretrained(MODEL)
+    tiny = CubeDiffPipeline.from_2d(MODEL)
     tiny.set_progress_bar_config(disable=True)
     call: dict[str, Any] = {"latents": sampling_inputs()[1], "num_inference_steps": STEPS, "output_type": "latent"}
-    if "average_overlap" in tiny.config:
-        call["average_overlap"] = False
     return lambda: void(tiny(PROMPT, **call))
 
 

@@ -23,6 +23,7 @@ include_patterns = [
     "docs/**",
     "examples/README.md",
     "experiments/*/README.md",
+    "experiments/walkthrough.ipynb",
 ]
 # docs/index.md includes docs/README.md, the list of pages on GitHub. The other folders hold no pages.
 exclude_patterns = ["docs/README.md", ".*", "build", "data/[!R]*", "dist", "experiments/runs", "src", "tests"]

@@ -61,10 +61,11 @@ def strip() -> None:
     lines = (SAMPLES / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     caption = next(line["caption"] for line in map(json.loads, lines) if line["file"] == SCENE)
     real = panorama(SCENE)
-    front = image(equirect_to_cube(real[None], 256, 95.0)[0, 0])
     pipeline = CubeDiffPipeline.from_pretrained(MODEL)
+    fov = pipeline.config.fov
+    front = image(equirect_to_cube(real[None], 256, fov)[0, 0])
     from_text = pipeline(caption, generator=torch.Generator().manual_seed(1)).panoramas[0]
-    photo = Photo(front, fov=95.0)
+    photo = Photo(front, fov=fov)
     from_photo = pipeline(caption, image=photo, generator=torch.Generator().manual_seed(1)).panoramas[0]
     columns = {"real": image(real), "from its caption": from_text, "from its front face and caption": from_photo}
     sheet = Image.new("RGB", (3 * 512 + 2 * 12, 256 + 52), "white")
@@ -81,9 +82,9 @@ def look_around() -> None:
     pipeline = CubeDiffPipeline.from_pretrained(MODEL)
     generated = pipeline(TURNED, output_type="pt", generator=torch.Generator().manual_seed(1)).panoramas
     yaws = torch.arange(0, 360, 360 / FRAMES)
-    views = equirect_to_perspective(generated, (216, 384), fov=90.0, yaw=yaws, mode="bicubic")
+    views = equirect_to_perspective(generated, (180, 320), fov=100.0, yaw=yaws, mode="bicubic")
     first, *others = map(image, views)
-    first.save(IMAGES / "look_around.webp", save_all=True, append_images=others, duration=80, loop=0, quality=70)
+    first.save(IMAGES / "look_around.webp", save_all=True, append_images=others, duration=80, loop=0, quality=85)
 
 
 def editing() -> None:

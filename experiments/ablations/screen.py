@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# What every variant replaces parts of: the paper's method, on which experiment=cubediff_tiny improves.
+PLAIN = ("objective=paper", "fov=95", "model.pipeline.inflate=all", "model.pipeline.conv_padding=zeros")
 ZERO_SNR = "objective=zero_snr"
 PLAIN_VAE = "model.pipeline.sync_vae_group_norm=false"
 # Overrides of `cubediff train experiment=cubediff_tiny`. All but the first three have zero terminal SNR.
@@ -26,7 +28,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "velocity, zero SNR": (ZERO_SNR,),
     "4 × SNR": (ZERO_SNR, "variant=less_noise"),
     "1/4 × SNR": (ZERO_SNR, "variant=more_noise"),
-    "neighbours as padding": (ZERO_SNR, "variant=face_padding"),
+    "neighbours as padding": (ZERO_SNR, "model.pipeline.conv_padding=faces"),
     "overlap term 0.1": (ZERO_SNR, "model.objective.overlap_weight=0.1"),
     "overlap term 1": (ZERO_SNR, "model.objective.overlap_weight=1.0"),
     "xyz positions": (ZERO_SNR, "variant=xyz"),
@@ -70,7 +72,7 @@ def main() -> None:
 
 def cached(args: argparse.Namespace, variant: str) -> Path:
     """The latents that a variant trains on: 12 random rotations of every panorama."""
-    words = [word for word in VARIANTS[variant] if word.startswith("fov=") or word == PLAIN_VAE]
+    words = [word for word in overrides(variant) if word.startswith("fov=") or word == PLAIN_VAE]
     latents: Path = args.output / "_".join(["latents", *(word.rpartition("=")[2] for word in words)])
     if not (latents / "manifest.json").is_file():
         shards = (f"data.path={args.shards}", f"cache.output={latents}", "cache.turns=12")
@@ -89,7 +91,7 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> Measured:
             "experiment=cubediff_tiny",
             *("data=latents", f"data.path={latents}", "data.num_workers=0"),
             *(f"trainer.max_steps={args.steps}", f"seed={seed}", f"run_dir={folder}", "callbacks.samples=null"),
-            *VARIANTS[variant],
+            *overrides(variant),
         )
     found: Measured = {}
     for condition in CONDITIONS:
@@ -103,6 +105,12 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> Measured:
             )
         found[condition] = json.loads((output / "metrics.json").read_text())["metrics"]
     return found
+
+
+def overrides(variant: str) -> list[str]:
+    """The overrides of a variant, each key once."""
+    words = {word.partition("=")[0]: word for word in (*PLAIN, *VARIANTS[variant])}
+    return list(words.values())
 
 
 def run(command: str, *words: str) -> None:

@@ -35,7 +35,7 @@ def generate(
         list[float] | None,
         typer.Option(
             help="Horizontal field of view of each photo, in degrees. Without it and EXIF data, the photo's central "
-            "square fills the front face.",
+            "square gets the field of view of a face.",
             show_default="from EXIF data",
         ),
     ] = None,
