@@ -524,7 +524,7 @@ def images(folder: Path, names: str) -> list[np.ndarray]:
     "edges.",
     "Faces of an earlier run in the same folder are removed.",
 )
-@promise("docs/faces.md", "| `--face-fov 95` | the faces as the model generates them;")
+@promise("docs/faces.md", "| `--face-fov 95` | the faces as a model of this field of view generates them;")
 @promise("docs/faces.md", "`cubediff prepare` reads faces by their record: their field of view, order and rotation.")
 def test_generated_faces_meet_at_their_edges_and_are_read_back(tmp_path: Path) -> None:
     model = ("--model", ROOT / "experiments/cubediff_tiny/model", "--no-average-overlap", "--steps", 5)

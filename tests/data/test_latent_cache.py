@@ -457,7 +457,7 @@ def test_an_experiment_that_sets_augmentations_trains_on_latents(
     latents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They were drawn when the latents were cached: another value is announced."""
-    words = ("experiment=cubediff_tiny", "data=latents", *WORDS, "data.batch_size=2", "trainer.max_steps=1")
+    words = ("experiment=cubediff_tiny", "data=latents", *WORDS, "fov=95.0", "data.batch_size=2", "trainer.max_steps=1")
     fit(composed(*words, f"data.path={latents}", run_dir=tmp_path), tmp_path)
     assert (tmp_path / "export/model_index.json").is_file()
     warning = f"data.face_caption_probability=0.3 has no effect: the latents of {latents} were cached with 0.5"
