@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 
 from cubediff.data import DataError, build_shards, sources
 from cubediff.data.building.captioning import Captioned
+from cubediff.data.building.check import check_shards
 from cubediff.data.format.folders import LOCK
-from cubediff.data.sources import Source, check_source, open_source
+from cubediff.data.sources import Entry, Rejection, Source, check_source, open_source
 from cubediff.data.sources.cubemaps import Cubemaps
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.data.sources.imagefolder import ImageFolder
 from cubediff.data.sources.webdataset import Shards
+from cubediff.geometry import FACES
 from cubediff.prepare import app
 
 # A plain class: its repr() is another one in every process.
@@ -108,6 +111,23 @@ def test_folder_captions_file_and_captioned_reach_the_class(folder: Path) -> Non
     assert isinstance(source, Source)
     assert (source.path, source.captions, source.captioned) == (Path("in"), Path("captions.txt"), False)
     assert Captioned(source, Path("c.jsonl")).identity == "Captioned(source=shots at in, file=PosixPath('c.jsonl'))"
+
+
+def test_an_entry_of_a_custom_source_has_a_caption_for_each_face_or_none(folder: Path) -> None:
+    class Described(EquirectFolder):
+        def entries(self) -> tuple[list[Entry], list[Rejection]]:
+            entries, rejected = super().entries()
+            complete = dict.fromkeys(FACES, "a desk")
+            faces = [{"front": "a desk"}, {**complete, "top": "a lamp"}, {**complete, "back": " "}, complete, None]
+            return [replace(entry, faces=each) for entry, each in zip(entries, faces, strict=False)], rejected
+
+    build_shards(Described(Path("in"), captioned=False), folder / "out")
+    lines = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
+    incomplete = "faces must be a caption for each of front, right, back, left, up, down, or omitted"
+    assert [line["reason"] for line in lines] == [incomplete, incomplete, "empty caption of face back"]
+    checked = check_shards(folder / "out")
+    assert checked.faults == []
+    assert json.loads((folder / "out" / "manifest.json").read_text())["with_face_captions"] == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 
 from cubediff.data.sources import Entry, Rejection, Source
+from cubediff.data.sources.records import face_captions
 from cubediff.data.sources.selection import is_captioned
 from cubediff.data.sources.splits import split_glob
 from cubediff.utils.errors import DataError
@@ -56,4 +57,9 @@ def _unusable(entry: Entry, captioned: bool) -> str:
         json.dumps([entry.file, entry.caption, entry.scene, entry.faces, entry.metadata], ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         return f"its name, caption or metadata is not JSON text in UTF-8 ({error})"
+    try:
+        if entry.faces is not None:
+            face_captions(entry.faces)
+    except DataError as error:
+        return str(error)
     return "empty caption" if captioned and not entry.caption.strip() else ""

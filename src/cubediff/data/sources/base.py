@@ -18,7 +18,7 @@ class Entry:
     Attributes:
         file: Name of the panorama, relative to the source and unique in it, with forward slashes.
         caption: Caption of the panorama.
-        faces: Caption of each face by its name in `FACES`, or None.
+        faces: Captions of all six faces by their names in `FACES`, or None; a build rejects an entry with fewer.
         scene: Group of panoramas that stay on one side of the train/val split.
         metadata: Other values of the captions file, copied to the shards.
         split: The split that the source declares, or None: by the hash of the scene. Shards have no test split, see

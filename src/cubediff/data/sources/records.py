@@ -46,15 +46,27 @@ def entry_from(file: str, record: dict[str, object], captioned: bool = True) -> 
     text = _clean(caption)
     if not text and captioned:
         raise DataError("empty caption")
-    if faces is not None:
-        if not isinstance(faces, dict) or set(faces) != set(FACES):
-            raise DataError(f"faces must be a caption for each of {', '.join(FACES)}, or omitted")
-        faces = {face: _clean(faces[face]) for face in FACES}
-        if empty := [face for face in FACES if not faces[face]]:
-            raise DataError(f"empty caption of face {empty[0]}")
+    captions = None if faces is None else face_captions(faces)
     if asset is not None and (not isinstance(asset, str) or not asset):
         raise DataError(f"asset must be the scene's name, not {asset!r}")
-    return Entry(file, text, faces, asset or file, record)
+    return Entry(file, text, captions, asset or file, record)
+
+
+def face_captions(faces: object) -> dict[str, str]:
+    """The captions of all six faces by name, without control characters.
+
+    Args:
+        faces: The value `faces` of a record or an entry.
+
+    Raises:
+        DataError: If a face has no caption, or there is another key; the message is the reason.
+    """
+    if not isinstance(faces, dict) or set(faces) != set(FACES):
+        raise DataError(f"faces must be a caption for each of {', '.join(FACES)}, or omitted")
+    captions = {face: _clean(faces[face]) for face in FACES}
+    if empty := [face for face in FACES if not captions[face]]:
+        raise DataError(f"empty caption of face {empty[0]}")
+    return captions
 
 
 def _clean(text: object) -> str:
