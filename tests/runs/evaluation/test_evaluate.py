@@ -24,6 +24,7 @@ from cubediff.evaluation.views import PROTOCOLS, render_views
 from cubediff.generation.options import PRESETS
 from cubediff.generation.outputs import write_generation
 from cubediff.geometry import FACES
+from cubediff.runs.evaluation.generating import settings_used
 from cubediff.runs.evaluation.run import evaluate
 from cubediff.runs.lock import RunLockedError, lock_run
 
@@ -152,11 +153,35 @@ def test_a_preset_sets_the_options_without_a_value(model: Path, reference: Path,
             "generate.preset=magic")  # fmt: skip
 
 
+def test_the_overlap_average_is_recorded_as_the_model_decides_it_unless_the_config_says_it(
+    model: Path, tmp_path: Path
+) -> None:
+    averaging = tmp_path / "averaging"
+    shutil.copytree(model, averaging)
+    index = json.loads((model / "model_index.json").read_text())
+    (averaging / "model_index.json").write_text(json.dumps({**index, "average_overlap": True}))
+    without = tmp_path / "without"
+    shutil.copytree(model, without)
+    del index["average_overlap"]  # as in folders of earlier versions
+    (without / "model_index.json").write_text(json.dumps(index))
+    for folder, given, used in (
+        (model, "null", False),
+        (averaging, "null", True),
+        (without, "null", False),
+        (model, "true", True),
+        (averaging, "false", False),
+    ):
+        config = composed("output=x", f"pipeline={folder}", f"generate.average_overlap={given}", name="evaluate")
+        assert settings_used(config)["average_overlap"] is used, (folder.name, given)
+    assert settings_used(composed("output=x", "pipeline=owner/name", name="evaluate"))["average_overlap"] is None
+
+
 def test_results_record_what_determines_them(evaluated: Path, model: Path) -> None:
     record = metrics(evaluated)
     assert record["samples"]["panoramas"] == record["reference"]["panoramas"] == 4
     assert record["pipeline"]["path"] == str(model)
     assert record["settings"]["generate"]["steps"] == 2
+    assert record["settings"]["generate"]["average_overlap"] is False
     assert record["versions"]["torch"] == torch.__version__
     assert (record["views"], record["extractors"]) == ({}, {})
     stored = read_results(evaluated)

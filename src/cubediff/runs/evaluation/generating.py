@@ -77,16 +77,27 @@ def read_options(config: DictConfig) -> tuple[Options, Execution]:
 
 
 def settings_used(config: DictConfig) -> dict[str, object]:
-    """The values of the keys `generate`; those without a value have that of the preset, or the default."""
+    """The values of the keys `generate`; those without a value have that of the preset, the model, or the default.
+
+    `average_overlap` stays None if the model is a Hub id, whose index is not read here.
+    """
     options, _ = read_options(config)
     used = {str(each.metadata["key"]): getattr(options, each.name) for each in fields(Options)}
-    return {str(key): used[key] if key in PRESET_KEYS else value for key, value in config.generate.items()}
+    settings = {str(key): used[key] if key in PRESET_KEYS else value for key, value in config.generate.items()}
+    if settings["average_overlap"] is None and (index := _index(config.pipeline)) is not None:
+        settings["average_overlap"] = bool(index.get("average_overlap"))
+    return settings
+
+
+def _index(model: str) -> dict[str, object] | None:
+    """The content of the model_index.json of a model folder; None for a Hub id."""
+    folder = Path(find_model(model))
+    return read_index(folder) if (folder / "model_index.json").is_file() else None
 
 
 def _fov(model: str) -> float:
     """The field of view of a model's faces."""
-    folder = Path(find_model(model))
-    fov = read_index(folder).get("fov") if (folder / "model_index.json").is_file() else None
+    fov = (_index(model) or {}).get("fov")
     return float(fov) if isinstance(fov, int | float) else FACE_FOV
 
 
