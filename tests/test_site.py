@@ -242,3 +242,11 @@ def test_search_leads_to_the_page_that_explains_it(
     assert explanation in tab.locator("article").inner_text()
     assert elsewhere == []
     context.close()
+
+
+def test_the_calls_of_components_are_in_the_reference_with_their_shapes(site: Path) -> None:
+    page = (site / "docs/api/diffusion.html").read_text(encoding="utf-8")
+    for name in ("weightings.LossWeighting", "weightings.MinSNR", "timesteps.TimestepSampler"):
+        _, found, text = page.partition(f'id="cubediff.diffusion.{name}.__call__"')
+        assert found, name
+        assert "of shape (B,)" in re.sub(r"<.*?>", "", text[:8000]), name

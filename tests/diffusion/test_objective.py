@@ -1,5 +1,6 @@
 """The training objective against float64 formulas, with a UNet whose output the test defines."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -155,6 +156,38 @@ def test_min_snr_weights_each_panorama_by_the_clamped_snr(prediction, gamma):
     snr = a / (1 - a)
     expected = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
     torch.testing.assert_close((weighed / plain).double(), expected, rtol=1e-4, atol=0)
+
+
+class AnyShape:
+    """A loss weighting or timestep sampler with a fixed result."""
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+
+    def __call__(self, *arguments: object) -> object:
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [(torch.tensor(0.5), "the shape ()"), (torch.ones(4, 4), "the shape (4, 4)"), (0.5, "a float")],
+    ids=["scalar", "matrix", "number"],
+)
+@pytest.mark.parametrize(("key", "value"), [("weighting", "loss"), ("timesteps", "timestep")])
+def test_a_component_that_returns_another_shape_is_named(result: object, got: str, key: str, value: str) -> None:
+    name = f"{AnyShape.__module__}.AnyShape"
+    message = f"model.objective.{key}: {name} returned {got}, expected (4,): one {value} for each panorama"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        loss(FakeUNet(), replace(KEEP, **{key: AnyShape(result)}))
+
+
+def test_a_function_as_weighting_is_named_as_itself() -> None:
+    def halved(*arguments: object) -> object:
+        return None
+
+    message = rf"^model\.objective\.weighting: {__name__}\..*\.halved returned a NoneType"
+    with pytest.raises(ValueError, match=message):
+        loss(FakeUNet(), replace(KEEP, weighting=halved))
 
 
 def test_offset_noise_is_constant_per_channel_and_part_of_the_target():

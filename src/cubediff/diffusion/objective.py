@@ -161,11 +161,15 @@ class Objective:
                 stays, and no query attends to its faces). "attention" draws the condition dropout on the CPU, by
                 generators of the same seeds; a batch with conditioning photos synchronizes with the device once, to
                 read the faces that they lie on.
+
+        Raises:
+            ValueError: If `timesteps` or `weighting` returns another shape than (B,).
         """
         latents = example.latents
         by_attention = image_drop == "attention"
         dropout = self.sample_dropout(len(latents), host_generators(generator) if by_attention else generator)
         timesteps = (self.timesteps or UniformTimesteps())(len(latents), process.num_timesteps, generator)
+        _check_shape(timesteps, len(latents), "timesteps", self.timesteps)
         noise = process.sample_noise(latents, generator)
         noisy = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
@@ -187,7 +191,24 @@ class Objective:
             losses = losses + self.overlap_weight * overlap_error(error, example.fov)
         if (weighting := self._weighting) is not None:
             losses = weighting(losses, timesteps, process)
+            _check_shape(losses, len(latents), "weighting", weighting)
         return Losses(losses, timesteps, dropout)
+
+
+def _check_shape(result: object, count: int, key: str, component: object) -> None:
+    """Raises ValueError if a component's result is not one value for each of `count` panoramas.
+
+    A scalar, or (B, B) of (B, 1) times (B,), fails much later without the name of the component.
+    """
+    if isinstance(result, Tensor) and result.shape == (count,):
+        return
+    got = f"the shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+    named = component if hasattr(component, "__qualname__") else type(component)
+    value = {"weighting": "loss", "timesteps": "timestep"}[key]
+    raise ValueError(
+        f"model.objective.{key}: {named.__module__}.{named.__qualname__} returned {got}, expected ({count},): "
+        f"one {value} for each panorama"
+    )
 
 
 def overlap_error(errors: Float[Tensor, "b 6 c h w"], fov: float) -> Float[Tensor, " b"]:

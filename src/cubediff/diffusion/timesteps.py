@@ -16,7 +16,17 @@ class TimestepSampler(Protocol):
     """Draws one timestep for each panorama."""
 
     def __call__(self, count: int, num_timesteps: int, generator: Generators) -> Shaped[Tensor, " b"]:
-        """Draws `count` timesteps in [0, num_timesteps)."""
+        """Draws timesteps.
+
+        Args:
+            count: Number of panoramas, B.
+            num_timesteps: Number of timesteps of the noising process.
+            generator: Determines the draws. With a list of B generators, the i-th one alone determines the i-th draw;
+                `cubediff.diffusion.random.draw` draws in that way.
+
+        Returns:
+            Timesteps in [0, num_timesteps), of shape (B,), on the device of the generator.
+        """
         ...
 
 
@@ -25,4 +35,5 @@ class UniformTimesteps:
     """Every integer timestep with the same probability."""
 
     def __call__(self, count: int, num_timesteps: int, generator: Generators) -> Shaped[Tensor, " b"]:
+        """The timesteps, of shape (count,), see `TimestepSampler`."""
         return draw(partial(torch.randint, num_timesteps), (count,), generator)
