@@ -202,6 +202,40 @@ def test_error_of_a_missing_extra_names_the_pip_command() -> None:
 # ---- invalid configs -----------------------------------------------------------------------------------------
 
 
+RAMP = "my_weighting.Ramp"
+
+
+def test_error_of_a_module_that_is_not_on_the_path_is_one_message_with_a_remedy() -> None:
+    config = composed("data.path=SHARDS", f"+model.objective.weighting._target_={RAMP}")
+    message = (
+        f"model.objective.weighting._target_={RAMP}: there is no module my_weighting on the Python path: "
+        "start the command with PYTHONPATH=FOLDER, the folder that holds it"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build(config.model.objective)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build(config.model)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "'Ramp' is importable from module 'my_weighting'"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+    ],
+)
+def test_a_module_that_lacks_the_class_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str, message: str
+) -> None:
+    (tmp_path / "my_weighting.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_weighting", raising=False)
+    config = composed("data.path=SHARDS", f"+model.objective.weighting._target_={RAMP}")
+    with pytest.raises(ValueError, match=f"^model\\.objective\\.weighting: (?s:.*){message}"):
+        build(config.model.objective)
+    assert caplog.messages == []
+
+
 def test_error_of_a_missing_data_path_names_the_override() -> None:
     with pytest.raises(ValueError, match=r"data\.path=SHARDS.*cubediff prepare"):
         check(composed("model=tiny_random", "trainer=cpu"))

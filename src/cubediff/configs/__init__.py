@@ -12,11 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cubediff.configs.arguments import check_no_nan, check_types
-from cubediff.configs.targets import rename_targets_, without_added_nulls
+from cubediff.configs.targets import EXTRAS, rename_targets_, without_added_nulls
 from cubediff.configs.trainer import canonical_precision, check_trainer
-
-# Optional packages that some choices need → the extra that installs them.
-EXTRAS = {"bitsandbytes": "bnb"}
 
 
 def _find_config_dir() -> str:

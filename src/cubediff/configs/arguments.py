@@ -10,11 +10,11 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from hydra.utils import get_method
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, Node
 from typing_extensions import Unpack
 
-from cubediff.configs.targets import null_means_default
+from cubediff.configs.targets import check_module, null_means_default
 
 Scalar = bool | int | float | str | None
 Annotation = object  # a class, or an object of `typing`
@@ -28,17 +28,20 @@ _TYPE_NAMES: dict[Annotation, str] = {
 
 
 def check_types(config: DictConfig) -> None:
-    """Checks the numbers, strings, booleans and nulls among the arguments of every `_target_` in a config.
+    """Checks every `_target_` in a config: its module, and the numbers, strings, booleans and nulls of its arguments.
 
     Lists and nested objects are left to the targets themselves.
 
     Raises:
-        ValueError: If a value does not fit its annotation; names the key, the value and the expected type.
+        ValueError: If a module is not on the Python path, or a value does not fit its annotation; names the key, the
+            value and what is expected.
     """
     if "_target_" in config:
+        check_module(str(config._target_), config._get_full_key("_target_"))
         annotations: dict[str, Annotation] = {}
-        with suppress(ImportError):  # `instantiate` reports it
-            annotations = _argument_annotations(get_method(config._target_))
+        with suppress(ImportError, ValueError):  # `instantiate` reports them; hydra.utils.get_method would log them too
+            if callable(target := _locate(str(config._target_))):
+                annotations = _argument_annotations(target)
         for name, value in config.items():
             expected, key = annotations.get(str(name), object), config._get_full_key(name)
             if value is None and null_means_default(key):

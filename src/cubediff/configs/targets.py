@@ -5,8 +5,13 @@ targets, and fingerprints are computed on the form that a config had first (`fir
 """
 
 import copy
+import sys
+from importlib.util import find_spec
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
+
+# Optional packages that some choices need → the extra that installs them.
+EXTRAS = {"bitsandbytes": "bnb"}
 
 # Old name → current name.
 RENAMED = {
@@ -91,6 +96,24 @@ def null_means_default(key: str) -> bool:
 def current_name(value: object) -> object:
     """The current name of a `_target_`; other values are returned unchanged."""
     return RENAMED.get(value, value) if isinstance(value, str) else value
+
+
+def check_module(target: str, key: str) -> None:
+    """Checks that the module of a `_target_` is on the Python path; an optional package of `EXTRAS` need not be.
+
+    Args:
+        target: The dotted name of a class or function.
+        key: The dotted key of the `_target_`, for the message.
+
+    Raises:
+        ValueError: If it is not; the message says how to start the command.
+    """
+    module = target.partition(".")[0]
+    if module and module not in EXTRAS and module not in sys.modules and find_spec(module) is None:
+        raise ValueError(
+            f"{key}={target}: there is no module {module} on the Python path: start the command with "
+            "PYTHONPATH=FOLDER, the folder that holds it"
+        )
 
 
 def rename_targets_(config: DictConfig | ListConfig) -> None:

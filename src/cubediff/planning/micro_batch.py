@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cubediff.configs import build, to_plain
-from cubediff.configs.targets import rename_targets_
+from cubediff.configs.targets import check_module, rename_targets_
 from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
 from cubediff.geometry.conventions import face_rays, rotation_matrix
@@ -147,7 +147,9 @@ def _meta_module(config: DictConfig) -> CubeDiffModule:
     options = cast(Options, {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")})
     options["compile"] = None  # its small effect on saved activations is not worth compiling
     options["attention_backend"] = None  # that of the GPU, which this device may lack
-    pipeline = meta_pipeline(str(pipeline_settings.pop("_target_")), pipeline_settings)
+    target = str(pipeline_settings.pop("_target_"))
+    check_module(target, "model.pipeline._target_")
+    pipeline = meta_pipeline(target, pipeline_settings)
     # "attention" hides faces by draws, which fake tensors do not hold; a step that hides none computes the most.
     pipeline.register_to_config(image_drop="noise")
     return CubeDiffModule(pipeline, build(config.model.objective), torch.optim.AdamW, **options)

@@ -139,7 +139,17 @@ def test_an_entry_of_a_custom_source_has_a_caption_for_each_face_or_none(folder:
         (('return f"shots at {self.path}"', "return 7"), "custom_shots:Shots", "identity is 7, expected a non-empty"),
         (("captions, captioned):", "captions):"), "custom_shots:Shots", "too many positional arguments"),
         (("", ""), "custom_shots:Shoes", "custom_shots:Shoes cannot be imported"),
-        (("", ""), "no_module:Shots", "cannot be imported (No module named 'no_module')"),
+        (
+            ("", ""),
+            "no_module:Shots",
+            "error: --source no_module:Shots: there is no module no_module in the "
+            "working directory or on the Python path: start the command with PYTHONPATH=FOLDER, the folder that holds",
+        ),
+        (
+            ("import signal", "import no_module"),
+            "custom_shots:Shots",
+            "cannot be imported (No module named 'no_module')",
+        ),
         (("class Shots", "Other = 3\n\n\nclass Shots"), "custom_shots:Other", "custom_shots:Other is not a class"),
     ],
 )

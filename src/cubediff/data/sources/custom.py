@@ -56,6 +56,11 @@ def _load(name: str) -> Callable[..., object]:
     try:
         loaded: object = point.load()
     except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{point.module}.".startswith(f"{error.name}."):
+            raise DataError(
+                f"--source {name}: there is no module {error.name} in the working directory or on the Python path: "
+                "start the command with PYTHONPATH=FOLDER, the folder that holds it"
+            ) from None
         raise DataError(f"--source {name}: {point.value} cannot be imported ({error})") from error
     if not callable(loaded):
         raise DataError(f"--source {name}: {point.value} is not a class")
