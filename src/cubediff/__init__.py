@@ -12,6 +12,7 @@ folders.
 from typing import TYPE_CHECKING
 
 from cubediff.utils.lazy import extend_module, lazy_attributes
+from cubediff.utils.logging import silence_image_processors
 
 if TYPE_CHECKING:
     from cubediff.data.batches.panoramas import PanoramaDataModule
@@ -112,3 +113,4 @@ def _pipeline_class(name: str) -> object:
 
 
 extend_module("diffusers", _pipeline_class)
+silence_image_processors()  # before diffusers is imported

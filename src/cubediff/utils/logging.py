@@ -1,7 +1,10 @@
 """Silences third-party messages that no user can act on."""
 
 import logging
+import re
 import warnings
+
+_UNUSED_PROCESSOR = re.compile(r"`(CLIP|Siglip)ImageProcessor` requires torchvision")
 
 
 def silence() -> None:
@@ -23,6 +26,16 @@ def silence() -> None:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()  # also turns off the bars of downloads, which the next line restores
     enable_progress_bars()
+
+
+def silence_image_processors() -> None:
+    """Silences what transformers 5 says without torchvision when diffusers imports two processors that no pipeline of
+    this package uses; neither is imported here, and the verbosity of transformers stays as it is."""
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_of_a_used_processor)
+
+
+def _is_of_a_used_processor(record: logging.LogRecord) -> bool:
+    return _UNUSED_PROCESSOR.match(record.getMessage()) is None
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
