@@ -8,7 +8,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from support.runs import composed
 
 from cubediff import cache, plan, train
-from cubediff.configs import build
+from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
 from cubediff.configs.overrides import error_hint
 
@@ -54,6 +54,22 @@ def test_every_command_prints_the_suggestion_after_hydras_error(
     message = capsys.readouterr().err.splitlines()
     assert message[0] == "Could not override 'data.bath_size'."
     assert message[-1] == "did you mean data.batch_size?"
+
+
+@pytest.mark.parametrize("entry", [train, cache, plan])
+def test_the_help_lists_every_choice_that_can_be_used_and_no_other(
+    entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        entry.main()  # type: ignore[attr-defined]
+    section = capsys.readouterr().out.partition("Groups:\n")[2].partition("\n\n")[0]
+    listed = {group: choices.split(", ") for group, choices in (line.split(": ") for line in section.splitlines())}
+    groups = {path.name: path for path in Path(CONFIG_DIR).iterdir() if path.is_dir()}
+    assert set(listed) == set(groups) - {"hydra", "evaluation"}
+    for group, choices in listed.items():
+        assert choices == sorted({path.stem for path in groups[group].glob("*.yaml")} - {"base"})
 
 
 def test_error_of_a_missing_plugin_names_the_pip_command() -> None:

@@ -25,6 +25,9 @@ PLUGINS = (
     "hydra/launcher/submitit_local",
     "hydra/sweeper/optuna",
 )
+# What Hydra would list in a help too: the configs that other choices are made from, and the group of another command.
+_NO_CHOICES = {"model": ("base",), "optimizer": ("base",)}
+_NO_GROUPS = ("evaluation",)
 _MIN_SIMILARITY = 0.7  # of a suggested key, in [0, 1]
 
 
@@ -39,7 +42,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
 
         def main() -> None:
             try:
-                with stop_signals(), _storage_errors_in_one_line():
+                with stop_signals(), _storage_errors_in_one_line(), _help_without_unusable_choices():
                     start()
             except SystemExit as end:
                 if isinstance(end, Stopped) and is_started_by_first_rank():
@@ -77,6 +80,31 @@ def _storage_errors_in_one_line() -> Iterator[None]:
         yield
     finally:
         hydras[name] = report
+
+
+@contextmanager
+def _help_without_unusable_choices() -> Iterator[None]:
+    """Hydra lists every file of conf/ as a choice of its group."""
+    from hydra._internal.hydra import Hydra  # start-up time
+
+    name = "format_config_groups"
+    listing = getattr(Hydra, name)
+
+    def usable(hydra: Hydra, predicate: Callable[[str], bool], compact: bool = True) -> str:
+        """The groups, one per line, as `GROUP: CHOICE, CHOICE`."""
+        lines = []
+        for line in str(listing(hydra, predicate, compact)).splitlines():
+            group, _, choices = line.partition(": ")
+            kept = [choice for choice in choices.split(", ") if choice not in _NO_CHOICES.get(group, ())]
+            if group not in _NO_GROUPS:
+                lines.append(f"{group}: {', '.join(kept)}\n")
+        return "".join(lines)
+
+    setattr(Hydra, name, usable)
+    try:
+        yield
+    finally:
+        setattr(Hydra, name, listing)
 
 
 @contextmanager
