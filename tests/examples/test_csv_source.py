@@ -27,6 +27,7 @@ def captions(shards: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_shards_hold_the_panoramas_of_the_table(checkout: Path) -> None:
     run_documented("csv_source.py", checkout)
     with (EXAMPLES / "panoramas.csv").open(newline="") as file:

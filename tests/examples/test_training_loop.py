@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from statistics import fmean
 
+import pytest
 import torch
 from support.examples import run_documented
 
@@ -11,6 +12,7 @@ from cubediff import CubeDiffPipeline
 from cubediff.pipelines.loading import tiny_random
 
 
+@pytest.mark.slow
 def test_training_loop_trains_attention_and_saves_a_model(checkout: Path) -> None:
     printed = run_documented("training_loop.py", checkout)
     losses = [float(loss) for loss in re.findall(r"^epoch \d step \d loss ([\d.]+)$", printed, re.MULTILINE)]

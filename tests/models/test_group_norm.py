@@ -78,6 +78,7 @@ json.dump({str(case): relative_errors(compiled, drawn(*case)) for case in cases}
 """
 
 
+@pytest.mark.slow
 def test_the_compiled_norm_is_one_graph_of_the_same_values() -> None:
     """In a separate process, since jaxtyping cannot check shapes inside compiled code."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

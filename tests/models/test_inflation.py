@@ -468,6 +468,7 @@ def test_sd15_on_six_equal_faces_matches_one_face_for_any_mask_and_positions(sd1
     assert (got - expected).abs().max() < 1e-5 < 1e-2 < expected.std()
 
 
+@pytest.mark.slow
 def test_sd15_keeps_panoramas_independent_and_its_layers_equal_the_references(sd15):
     unet, _, _ = sd15
     latents, text, other = draws((2, 6, 7, 8, 8), (2, 6, 7, 768), (7, 8, 8), seed=4, dtype=torch.float32)
@@ -482,6 +483,7 @@ def test_sd15_keeps_panoramas_independent_and_its_layers_equal_the_references(sd
     assert moved[1].min() > 1e-2  # every face of the changed panorama saw its one changed face
 
 
+@pytest.mark.slow
 def test_sd15_has_gradients_in_attention_and_conv_in_only(sd15):
     unet, _, _ = sd15
     latents, text = draws((6, 7, 8, 8), (6, 7, 768), seed=5, dtype=torch.float32)

@@ -92,5 +92,6 @@ for count in (6, 12):
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_convolution_is_the_eager_one_in_one_graph() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], check=True)  # shape checks hinder the compiler

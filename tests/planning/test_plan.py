@@ -213,6 +213,7 @@ def test_eight_bit_moments_take_a_byte_per_value() -> None:
     assert planned.optimizer == 2 * planned.trained
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_weights_no_gpu_and_no_data(tmp_path: Path) -> None:
     """It exits with 1 if no batch fits."""
     command = [sys.executable, "-m", "cubediff.plan", "experiment=tiny_cpu", f"model.pipeline.path={TINY_SD}"]

@@ -47,6 +47,7 @@ def test_the_largest_batch_is_found_by_a_few_counts(lines: list[tuple[float, flo
                 assert max(counted) <= max(limit, 2)
 
 
+@pytest.mark.slow
 def test_the_ways_take_the_same_step_and_the_fastest_comes_first() -> None:
     config = composed(*FOUR, "trainer.accumulate_grad_batches=2")
     roomy = ways(config, GPUS["L4"], 20 * GIB)
