@@ -153,7 +153,7 @@ def test_comments_of_the_configs_are_on_the_page(site: Path) -> None:
     for comment in (
         "newest checkpoints",  # behind a value
         "degrees around the multiple of 90 that such a panorama is rotated by",
-        "Micro-batch and checkpointing are the fastest that fit into 22 GiB",  # a line between keys
+        "Micro-batch and checkpointing are within 1 % of the fastest that fit into 22 GiB",  # a line between keys
         "Random weights, no files, 64-pixel faces",  # at the head of a file
     ):
         assert comment in words
