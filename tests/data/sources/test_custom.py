@@ -118,8 +118,15 @@ def test_an_entry_of_a_custom_source_has_a_caption_for_each_face_or_none(folder:
         def entries(self) -> tuple[list[Entry], list[Rejection]]:
             entries, rejected = super().entries()
             complete = dict.fromkeys(FACES, "a desk")
-            faces = [{"front": "a desk"}, {**complete, "top": "a lamp"}, {**complete, "back": " "}, complete, None]
-            return [replace(entry, faces=each) for entry, each in zip(entries, faces, strict=False)], rejected
+            faces = [
+                {"front": "a desk"},
+                {**complete, "top": "a lamp"},
+                {**complete, "back": " "},
+                complete,
+                None,
+                None,
+            ]
+            return [replace(entry, faces=each) for entry, each in zip(entries, faces, strict=True)], rejected
 
     build_shards(Described(Path("in"), captioned=False), folder / "out")
     lines = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
