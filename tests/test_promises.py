@@ -155,7 +155,8 @@ def test_a_large_panorama_takes_less_than_4_gib(tmp_path: Path) -> None:
 )
 def test_a_run_resumes_to_the_same_bits_and_exports_its_ema(folder: Path) -> None:
     run(*TRAIN, "run_dir=whole", "trainer.max_steps=4", EVERY_STEP, cwd=folder)
-    run(*TRAIN, "run_dir=twice", "trainer.max_steps=2", EVERY_STEP, cwd=folder)
+    output = run(*TRAIN, "run_dir=twice", "trainer.max_steps=2", EVERY_STEP, cwd=folder)
+    assert "to train further: trainer.max_steps above 2, run_dir=" in output
     output = run(*TRAIN, "run_dir=twice", "trainer.max_steps=4", EVERY_STEP, cwd=folder)
     assert "resuming from" in output
     assert "step00000002.ckpt" in output
@@ -605,6 +606,7 @@ def test_conversions_keep_depth_and_transparency(tmp_path: Path) -> None:
 
 @promise(
     "docs/evaluation.md",
+    "It prints the values with their intervals, the report's path on the last line, and",
     "prints for each metric the values of both, the difference B - A with its interval, and which one is better, if "
     "the interval excludes 0.",
     "Both need panoramas of the same names in the same order.",
@@ -618,11 +620,14 @@ def test_evaluations_of_the_same_panoramas_are_compared(folder: Path, tmp_path: 
     for file in sorted((folder / "panoramas").glob("*.jpg")):
         cv2.imwrite(str(blurred / file.name), cv2.GaussianBlur(cv2.imread(str(file)), (0, 0), 3))
     words = (f"reference={folder}/panoramas", "cache=cache", "device=cpu", "metrics=[overlap_rms,sharpness,fd_eff*]")
-    run("evaluate", f"samples={folder}/panoramas", "output=a", *words, cwd=tmp_path)
+    shown = run("evaluate", f"samples={folder}/panoramas", "output=a", *words, cwd=tmp_path).splitlines()
     run("evaluate", f"samples={blurred}", "output=b", *words, cwd=tmp_path)
     run("evaluate", f"samples={blurred}", "output=small", "height=64", *words, cwd=tmp_path)
-    printed = run("evaluate", "compare", "a", "b", "--cache", "cache", "--json", "c.json", cwd=tmp_path)
     values = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("a", "b")]
+    rows = {line.split()[0]: float(line.split()[1]) for line in shown if line.startswith(tuple(values[0]))}
+    assert rows == pytest.approx({name: value["value"] for name, value in values[0].items()}, rel=5e-3)
+    assert "a/report.html" in shown
+    printed = run("evaluate", "compare", "a", "b", "--cache", "cache", "--json", "c.json", cwd=tmp_path)
     compared = json.loads((tmp_path / "c.json").read_text())["differences"]
     assert compared.keys() == {"overlap_rms", "sharpness", "fd_efficientnet_lite0"}
     for name, each in compared.items():

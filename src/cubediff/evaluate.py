@@ -14,20 +14,22 @@ from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command, messages_of_errors
 from cubediff.utils.errors import storage_message
-from cubediff.utils.text import error_line
+from cubediff.utils.text import error_line, printable
 
 compare_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @command("evaluate")
 def evaluate(config: DictConfig) -> None:
-    """Evaluates and prints the path of the report; exits with the message of an error that the user can fix."""
-    from cubediff.runs.evaluation.run import evaluate  # here for start-up time
+    """Evaluates, prints the values and the report's path; exits with the message of an error that the user can fix."""
+    # Imported here for start-up time.
+    from cubediff.evaluation.results import results_text
+    from cubediff.runs.evaluation.run import REPORT, evaluate
 
     with messages_of_errors(f"the same command resumes in {config.output}"):
-        report = evaluate(config)
-    if report is not None:
-        print(report)
+        results = evaluate(config)
+    if results is not None:
+        print(f"{results_text(results)}\n\n{printable(str(Path(config.output) / REPORT))}")
 
 
 @compare_app.command("compare")

@@ -16,7 +16,7 @@ from support.pages import Page
 from cubediff.evaluation.intervals import Estimate
 from cubediff.evaluation.measures import DESCRIPTIONS, Description
 from cubediff.evaluation.report import Shown, write_report
-from cubediff.evaluation.results import Results, Value
+from cubediff.evaluation.results import Results, Value, results_text
 from cubediff.images.writing import encode_jpeg
 from cubediff.utils.text import significant
 
@@ -72,6 +72,23 @@ def test_a_table_has_values_with_intervals_those_of_originals_and_reported_ones(
     assert cells(page, "retrieval_psnr")[1:3] == ["0.123", "0.111 to 0.148"]
     assert page.index("Consistency") < page.index("overlap_<wbr>psnr") < page.index("Fidelity")
     assert "Captions</h2>" not in page  # no metric of that family
+
+
+def test_a_terminal_shows_the_same_values_as_text() -> None:
+    made = results(
+        {"sharpness": [0.5] * 8, "overlap_psnr": [1e-3] * 8},
+        left_out={"fid": "no \x1b weights", "kid": "no \x1b weights"},
+    )
+    made.values["overlap_psnr"] = value("overlap_psnr", 23.4567, reference=Estimate(41.26, 39.4, 43.71, 8))
+    made.values["sharpness"] = value("sharpness", 0.5, estimate=Estimate(0.5, NAN, NAN, 1))
+    assert results_text(made).splitlines() == [
+        "metric        value    95 % interval  originals  better",
+        "sharpness     0.500    –                         neither",
+        "overlap_psnr  23.5 dB  21.1 to 28.1   41.3       higher",
+        "",
+        "without a value:",
+        "  fid, kid: no \\x1b weights",
+    ]
 
 
 def test_the_overlap_is_beside_what_tells_a_blurred_panorama(tmp_path: Path) -> None:

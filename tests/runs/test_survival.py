@@ -151,6 +151,7 @@ def test_slurms_signal_requeues_the_job(tiny_shards: Path, tmp_path: Path) -> No
     run.process.send_signal(signal.SIGUSR1)
     assert run.ended() == 128 + signal.SIGTERM, run.output
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
+    assert f": run_dir={tmp_path / 'run'} resumes the run\n" in run.output
     assert saved(tmp_path / "run")["global_step"] < 10
 
 

@@ -20,9 +20,9 @@ from cubediff.evaluation.consistency import value_of
 from cubediff.evaluation.features import Progress, read_features
 from cubediff.evaluation.intervals import Estimate, paired_difference, paired_halves
 from cubediff.evaluation.measures import Better
-from cubediff.evaluation.results import METRICS, PANORAMAS, Stored, report_order
+from cubediff.evaluation.results import METRICS, PANORAMAS, Stored, by_reason, report_order
 from cubediff.utils.errors import DataError
-from cubediff.utils.text import escape_surrogates, printable, significant
+from cubediff.utils.text import aligned, escape_surrogates, printable, significant
 
 VERSION: Final = 1
 Verdict = Literal["A better", "B better", "A larger", "B larger", "no difference shown"]
@@ -114,15 +114,12 @@ def compare(first: Stored, second: Stored, cache: Path, progress: Progress) -> C
 def comparison_text(comparison: Comparison) -> str:
     """The differences as a table, and what is not compared and why."""
     rows = [_HEAD, *map(_row, comparison.differences)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"A: {comparison.first}", f"B: {comparison.second}"]
     if comparison.differences:
-        lines += ["", *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+        lines += ["", *aligned(rows)]
     if comparison.left_out:
-        reasons: dict[str, list[str]] = {}
-        for name, reason in comparison.left_out.items():
-            reasons.setdefault(reason, []).append(name)
-        lines += ["", "not compared:", *(f"  {', '.join(names)}: {reason}" for reason, names in reasons.items())]
+        reasons = by_reason(comparison.left_out).items()
+        lines += ["", "not compared:", *(f"  {', '.join(names)}: {reason}" for reason, names in reasons)]
     if comparison.settings:
         shown = (f"  {key}: {short(a)} in A, {short(b)} in B" for key, (a, b) in comparison.settings.items())
         lines += ["", "settings that differ:", *shown]

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from cubediff.evaluation.intervals import Estimate
 from cubediff.evaluation.measures import Better, Description, Family
 from cubediff.evaluation.pictures import MAX_SHEET, Pictures, Shown, marks, spread
-from cubediff.evaluation.results import TOGETHER, Results, Value, flatten, report_order
+from cubediff.evaluation.results import TOGETHER, Results, Value, by_reason, flatten, interval_text, report_order
 from cubediff.pages.charts import interval
 from cubediff.pages.html import escape, fill_template, read_template
 from cubediff.utils.files import write_atomic
@@ -98,10 +97,8 @@ def _set(record: object) -> str:
 def _notes(results: Results) -> str:
     """Warnings, and the metrics without a value by the reason."""
     warnings = "".join(f'<p class="note">{escape(text)}</p>' for text in results.warnings)
-    reasons: dict[str, list[str]] = {}
-    for name, reason in results.left_out.items():
-        reasons.setdefault(reason, []).append(name)
-    rows = "".join(f"<li><b>{escape(', '.join(names))}</b> {escape(reason)}</li>" for reason, names in reasons.items())
+    reasons = by_reason(results.left_out).items()
+    rows = "".join(f"<li><b>{escape(', '.join(names))}</b> {escape(reason)}</li>" for reason, names in reasons)
     return warnings + (f'<div class="note"><p>Without a value:</p><ul>{rows}</ul></div>' if rows else "")
 
 
@@ -138,9 +135,11 @@ def _row(name: str, value: Value, columns: Sequence[str]) -> str:
     reference = value.reference
     cells = {
         "value": f"<b>{_with_unit(value.estimate.value, value.description)}</b>",
-        "95 % interval": _range(value.estimate),
+        "95 % interval": interval_text(value.estimate),
         "from 0": interval(marks(value), f"{escape(name)} with its interval"),
-        "originals": "" if reference is None else f"{significant(reference.value)} <small>{_range(reference)}</small>",
+        "originals": ""
+        if reference is None
+        else f"{significant(reference.value)} <small>{interval_text(reference)}</small>",
         "reported": "" if value.reported is None else significant(value.reported),
     }
     inner = "".join(f"<td>{cells[column]}</td>" for column in columns[1:])
@@ -168,11 +167,6 @@ def _arrow(better: Better) -> str:
 def _with_unit(value: float, description: Description) -> str:
     unit = escape(description.unit) if math.isfinite(value) else ""
     return f"{significant(value)} {unit}".rstrip()
-
-
-def _range(estimate: Estimate) -> str:
-    low, high = significant(estimate.low), significant(estimate.high)
-    return "–" if low == high == "–" else f"{low} to {high}"
 
 
 def _distributions(results: Results, pictures: Pictures) -> str:

@@ -26,6 +26,7 @@ from cubediff.evaluation.measures import Description
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import write_atomic, write_json
 from cubediff.utils.json_text import parse_json
+from cubediff.utils.text import aligned, printable, significant
 
 METRICS: Final = "metrics.json"
 TABLE: Final = "metrics.csv"
@@ -158,6 +159,40 @@ def read_results(folder: Path) -> Stored:
     if not isinstance(metrics.get("metrics"), dict):
         raise DataError(f"{folder / METRICS} is damaged: it has no metrics: evaluate again")
     return Stored(folder, metrics, names, terms)
+
+
+def results_text(results: Results) -> str:
+    """The values with their intervals as a table of text, and the metrics without a value by the reason."""
+    rows = [("metric", "value", "95 % interval", "originals", "better")]
+    for name in report_order(results.values):
+        value = results.values[name]
+        number = f"{significant(value.estimate.value)} {value.description.unit}".rstrip()
+        originals = "" if value.reference is None else significant(value.reference.value)
+        rows.append((name, number, interval_text(value.estimate), originals, value.description.better))
+    lines = aligned(rows)
+    if results.left_out:
+        lines += ["", "without a value:"]
+        lines += [f"  {', '.join(names)}: {reason}" for reason, names in by_reason(results.left_out).items()]
+    return "\n".join(map(printable, lines))
+
+
+def interval_text(estimate: Estimate) -> str:
+    """The interval as "LOW to HIGH"; an en dash for too few panoramas."""
+    low, high = significant(estimate.low), significant(estimate.high)
+    return "–" if low == high == "–" else f"{low} to {high}"
+
+
+def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """The metrics without a value, by the reason.
+
+    Example:
+        >>> by_reason({"fid": "no weights", "kid": "no weights"})
+        {'no weights': ['fid', 'kid']}
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
 
 
 def report_order(names: Iterable[str]) -> list[str]:

@@ -87,6 +87,7 @@ def fit(config: DictConfig, run_dir: Path, curves: Curves | None = None) -> Path
                 signals.raise_at_once()
                 return _export(run)
         except Stopped as stop:
+            _announce_stop(run)
             if stop.request == Request.REQUEUE and run.trainer.is_global_zero:
                 requeue_slurm_job()
             raise
@@ -239,6 +240,13 @@ def _announce(run: _Run, checkpoint: Path | None) -> None:
     _set_flops(run, record)
 
 
+def _announce_stop(run: _Run) -> None:
+    """Prints how to resume; on rank 0."""
+    if is_trial(run.config.trainer) or not run.trainer.is_global_zero:
+        return
+    print(f"stopped at step {run.trainer.global_step}: run_dir={run.folder} resumes the run", flush=True)
+
+
 def _set_flops(run: _Run, record: RunRecord) -> None:
     plan = record["plan"]
     if "flops_per_panorama" not in plan or "device_flops_per_s" not in plan:
@@ -314,5 +322,6 @@ def _export(run: _Run) -> Path:
             if isinstance(logger, ExportLogger):
                 logger.log_pipeline(folder)
         print(f"trained: {folder}")
+        print(f"to train further: trainer.max_steps above {run.trainer.global_step}, run_dir={run.folder}")
     run.trainer.strategy.barrier()
     return folder

@@ -1,7 +1,9 @@
-"""Text on a terminal, in logs and in files: control characters are escaped, secrets redacted, numbers rounded."""
+"""Text on a terminal, in logs and in files: control characters are escaped, secrets redacted, numbers rounded, columns
+aligned."""
 
 import math
 import re
+from collections.abc import Sequence
 
 # C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -98,6 +100,21 @@ def significant(value: float | None) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(rounded)))
     return f"{rounded:.{max(0, 2 - exponent)}f}" if -5 < exponent < 7 else f"{value:.2e}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table with its columns aligned to the left.
+
+    Args:
+        rows: The cells of each row; as many in all of them.
+
+    Example:
+        >>> print(*aligned([("metric", "value"), ("sharpness", "0.98")]), sep="\\n")
+        metric     value
+        sharpness  0.98
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def error_line(error: object) -> str:

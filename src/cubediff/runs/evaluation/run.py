@@ -49,14 +49,14 @@ def evaluated(values: Mapping[str, object], output: Path) -> Stored:
     return read_results(output)
 
 
-def evaluate(config: DictConfig) -> Path | None:
+def evaluate(config: DictConfig) -> Results | None:
     """Generates the samples that are missing, measures all of them, and writes the results.
 
     Args:
         config: The config `evaluate`.
 
     Returns:
-        The report; None in processes of torchrun other than the first.
+        The results; None in processes of torchrun other than the first.
 
     Raises:
         ValueError: If the config, a set, an extractor or the model is invalid.
@@ -79,7 +79,7 @@ def evaluate(config: DictConfig) -> Path | None:
         return _measure(config, samples, originals)
 
 
-def _measure(config: DictConfig, samples: PanoramaSet, originals: PanoramaSet | None) -> Path:
+def _measure(config: DictConfig, samples: PanoramaSet, originals: PanoramaSet | None) -> Results:
     output, device = Path(config.output), torch.device(usable_device(config.device))
     height = config.height or samples.panorama(0).shape[1]
     sized = Sized(samples, height, "refuse" if config.height is None else "resize")
@@ -103,9 +103,9 @@ def _measure(config: DictConfig, samples: PanoramaSet, originals: PanoramaSet | 
     results = _results(config, evaluation, networks, height)
     for warning in results.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    report = write_report(output / REPORT, results, lambda index: _shown(evaluation, output, index))
+    write_report(output / REPORT, results, lambda index: _shown(evaluation, output, index))
     write_results(output, results)
-    return report
+    return results
 
 
 def _reference(config: DictConfig, originals: PanoramaSet, height: int) -> Sized:
