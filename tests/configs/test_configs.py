@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from support.runs import QUICK, composed
 
 from cubediff.configs import CONFIG_DIR, build, check, check_devices
+from cubediff.planning.report import plan
 
 CHOICES = sorted(
     (file.parent.name, file.stem)
@@ -247,6 +248,13 @@ def test_error_of_a_missing_value_names_its_key() -> None:
         config.data.height = "???"
     with pytest.raises(ValueError, match=r"data\.height=VALUE"):
         check(config)
+
+
+def test_the_base_of_the_models_is_refused_as_a_model() -> None:
+    config = composed("model=base", "trainer=cpu", DATA)
+    for use in (check, plan):
+        with pytest.raises(ValueError, match=r"model\.pipeline has no _target_, .* choose another with model=NAME"):
+            use(config)
 
 
 @pytest.mark.parametrize(

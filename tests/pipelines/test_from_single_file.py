@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -176,6 +177,13 @@ def test_a_file_is_refused_for_generation_with_what_to_do(file: Path, tmp_path: 
             load(file)
         with pytest.raises(FileNotFoundError, match=r"other\.safetensors: no such file"):
             load(tmp_path / "other.safetensors")
+
+
+def test_an_id_that_the_hub_does_not_give_says_so_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = r"someone/model is not a local folder, and was not loaded from the Hub \(.*offline.*\): pass the folder"
+    with pytest.raises(OSError, match=message):
+        load_for_generation("someone/model")
 
 
 def test_the_plan_counts_the_model_of_the_configs(

@@ -32,7 +32,7 @@ def check(config: DictConfig) -> None:
 
     Raises:
         ValueError: If a mandatory value is missing or a number is NaN; if `run_dir` is missing in a run whose processes
-            are started by a launcher; or as `check_trainer`.
+            are started by a launcher; or as `check_model` and `check_trainer`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
@@ -40,6 +40,8 @@ def check(config: DictConfig) -> None:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
     check_no_nan(config)
+    if "model" in config:
+        check_model(config.model)
     if not 0 <= config.get("seed", 0) < 2**32:
         raise ValueError(f"seed={config.seed}: expected 0 to {2**32 - 1}, which numpy accepts")
     check_trainer(config.trainer)
@@ -53,6 +55,16 @@ def check(config: DictConfig) -> None:
             f"run_dir is missing: {processes} processes were started, and each would write to a different folder; "
             "set run_dir=DIR"
         )
+
+
+def check_model(model: DictConfig) -> None:
+    """Checks that the model's config says what creates the pipeline, which conf/model/base.yaml leaves to models.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if "_target_" not in model.pipeline:
+        raise ValueError("model.pipeline has no _target_, as in model/base.yaml: choose another with model=NAME")
 
 
 def check_devices(config: DictConfig) -> None:

@@ -79,8 +79,20 @@ def _class_of_any(path: str | Path, revision: str | None = None) -> type[CubePip
 
 
 def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
-    """Loads a trained CubeDiff of any installed backbone, from a folder or the Hub; see `from_pretrained`."""
-    return (_class_of_any(path) or CubeDiffPipeline).from_pretrained(path, **options)
+    """Loads a trained CubeDiff of any installed backbone, from a folder or the Hub; see `from_pretrained`.
+
+    Raises:
+        OSError: If there is no such folder, and the Hub does not have the model or cannot be reached.
+    """
+    try:
+        return (_class_of_any(path) or CubeDiffPipeline).from_pretrained(path, **options)
+    except OSError as error:
+        if Path(path).exists():
+            raise
+        raise OSError(
+            f"{path} is not a local folder, and was not loaded from the Hub ({error.__cause__ or error}): pass the "
+            "folder of a model, such as the `export` of a run, or check the id and the connection"
+        ) from error
 
 
 def load_pipeline(

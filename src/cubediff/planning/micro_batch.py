@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cubediff.configs import build, to_plain
+from cubediff.configs import build, check_model, to_plain
 from cubediff.configs.targets import check_module, rename_targets_
 from cubediff.configs.trainer import canonical_precision
 from cubediff.data.batches.types import CubeBatch, LatentBatch
@@ -142,6 +142,7 @@ def count(config: DictConfig, batch: int, keeps_gradients: bool) -> Counted:
 
 def _meta_module(config: DictConfig) -> CubeDiffModule:
     """The config's LightningModule on the meta device."""
+    check_model(config.model)
     settings = to_plain(config.model, resolve=True)
     pipeline_settings = cast(dict[str, object], settings.pop("pipeline"))
     options = cast(Options, {k: v for k, v in settings.items() if k not in ("_target_", "objective", "optimizer")})
