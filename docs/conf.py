@@ -14,6 +14,7 @@ html_title = "cubediff"
 html_show_copyright = False
 html_theme = "furo"
 html_extra_path = ["site"]  # index.html, which leads to the root document
+html_static_path, html_css_files = ["static"], ["tables.css"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_reference"]
 
 root_doc = "docs/index"
