@@ -8,7 +8,8 @@ from pathlib import Path
 
 import PIL.Image
 
-from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set
+from cubediff.evaluation.opened_sets import open_set
+from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of
 from cubediff.images.writing import to_pil
 
 ROWS, GAP = 256, 4  # pixels

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from cubediff import CubeDiffPipeline
 from cubediff.data import RandomPhotos
 from cubediff.evaluation.fidelity import psnr
-from cubediff.evaluation.sets import Sized, open_set
+from cubediff.evaluation.opened_sets import open_set
+from cubediff.evaluation.sets import Sized
 from cubediff.geometry import cube_to_equirect, equirect_to_cube, equirect_to_perspective
 from cubediff.geometry.photos import Photo, feather, project_photos
 from cubediff.models.inputs import latent_mask

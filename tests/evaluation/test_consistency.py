@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.ndimage import correlate1d, uniform_filter
 from torch import Tensor
 
-from cubediff.evaluation import consistency
+from cubediff.evaluation import consistency, face_edges
 from cubediff.evaluation.consistency import ERP_WRAP, METRICS, value_of, values_of
 from cubediff.geometry import equirect_to_cube, face_directions
 
@@ -184,7 +184,7 @@ def test_squares_are_pooled_over_panoramas_before_the_root() -> None:
 
 def test_ssim_of_the_strips_equals_a_restatement_with_scipy() -> None:
     faces = noise(64)
-    strips = [strip.numpy() for strip in consistency._strips(faces, 95.0)]
+    strips = [strip.numpy() for strip in face_edges.strips(faces, 95.0)]
 
     def mean(x: np.ndarray) -> np.ndarray:
         filtered: np.ndarray = uniform_filter(x, (0, 0, 7, 7))[..., 3:-3, 3:-3]
@@ -202,7 +202,7 @@ def test_ssim_of_the_strips_equals_a_restatement_with_scipy() -> None:
 def test_strips_look_in_the_same_directions_from_both_faces() -> None:
     """The faces' pixels are their own directions; bilinear samples of them differ from directions by curvature."""
     size = 256
-    first, second = consistency._strips(face_directions(size, 95.0, torch.float64).movedim(-1, 1)[None], 95.0)
+    first, second = face_edges.strips(face_directions(size, 95.0, torch.float64).movedim(-1, 1)[None], 95.0)
     assert first.shape[2] == 20
     normalised = [F.normalize(strip, dim=1) for strip in (first, second)]
     torch.testing.assert_close(*normalised, rtol=0, atol=1e-5)

@@ -6,12 +6,12 @@ import torch
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from cubediff.evaluation.consistency import edge_columns
 from cubediff.evaluation.discontinuity import (
     discontinuity_as_published_code,
     discontinuity_of_border,
     discontinuity_of_edges,
 )
+from cubediff.evaluation.face_edges import edge_columns
 from cubediff.geometry import equirect_to_cube, face_directions
 
 SCHARR = np.array([[3, 0, -3], [10, 0, -10], [3, 0, -3]]) / 16

@@ -10,7 +10,7 @@ from support.generating import SAMPLES
 from torch import Tensor, nn
 
 from cubediff.evaluation.features import Looking, cached, extract, weights_digest
-from cubediff.evaluation.sets import open_set
+from cubediff.evaluation.opened_sets import open_set
 from cubediff.evaluation.views import EQUIRECT, PROTOCOLS, render_views
 from cubediff.utils.errors import DataError
 

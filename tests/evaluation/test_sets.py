@@ -12,7 +12,8 @@ from support.generating import SAMPLES, save_model, succeed
 
 from cubediff.data.building.write import build_shards
 from cubediff.data.sources import open_source
-from cubediff.evaluation.sets import Mapped, Sized, in_order_of, open_set
+from cubediff.evaluation.opened_sets import open_set
+from cubediff.evaluation.sets import Mapped, Sized, in_order_of
 from cubediff.geometry import FACES
 from cubediff.utils.errors import DataError
 

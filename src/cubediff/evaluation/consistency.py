@@ -11,28 +11,24 @@ means; a ratio of panoramas without any contrast is NaN. A blurred or grey panor
 Legend: B panoramas, 6 faces, C channels, S face size, K terms, H height of a panorama.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from cubediff.geometry.conventions import FACE_FOV, FRAMES, tan_half
+from cubediff.evaluation.face_edges import corner_rays, sides, strips, too_small
+from cubediff.geometry.conventions import FACE_FOV, tan_half
 from cubediff.geometry.cubes import sample_faces
 from cubediff.geometry.overlap import OverlapSamples, sample_overlaps
 
 LEVEL = 2 / 255  # of two 8-bit pixels' difference: detail and disagreement below it count as nothing
-_PLACES = 128  # along an edge
 _BAND = 1 / 32  # width of the band beside an edge, relative to the distance between the edge and the face's centre
 _BAND_SAMPLES = 4  # across a band
 _WINDOW = 7  # of SSIM, as scikit-image's default
-_AXES = torch.tensor(FRAMES, dtype=torch.float64)[:, 2]  # the faces' centres
-EDGES = [(a, b) for a, b in itertools.combinations(range(6), 2) if not _AXES[a] @ _AXES[b]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +69,8 @@ def _overlaps(faces: Tensor, fov: float) -> OverlapSamples:
     """
     samples = sample_overlaps(faces, fov)
     if not samples.inside.any():
-        raise _too_small(faces.shape[-1], fov)
+        raise too_small(faces.shape[-1], fov)
     return samples
-
-
-def _too_small(size: int, fov: float) -> ValueError:
-    return ValueError(f"faces of {size} pixels and {fov}° overlap by less than a pixel: use larger ones")
 
 
 def overlap_error(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 1"]:
@@ -143,7 +135,7 @@ def overlap_similarity(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV)
     Both faces are sampled bilinearly at the same directions, about a pixel apart, at least 11 across a strip. Windows
     are those of Wang et al. (2004) as scikit-image has them by default: 7 × 7 with equal weights.
     """
-    first, second = _strips(faces, fov)
+    first, second = strips(faces, fov)
     means = [F.avg_pool2d(x, _WINDOW, 1) for x in (first, second, first * first, second * second, first * second)]
     a, b, aa, bb, ab = means
     unbiased = _WINDOW**2 / (_WINDOW**2 - 1)
@@ -162,7 +154,7 @@ def edge_steps(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Floa
     without seams have the small value that their gradients make.
     """
     depths = _BAND * (torch.arange(_BAND_SAMPLES, dtype=torch.float64) + 0.5) / _BAND_SAMPLES
-    bands = _sides(faces, fov, depths).mean(4)  # (B, C, 12, 2, places)
+    bands = sides(faces, fov, depths).mean(4)  # (B, C, 12, 2, places)
     return (bands[:, :, :, 0] - bands[:, :, :, 1]).abs().mean((1, 2, 3))[:, None]
 
 
@@ -177,27 +169,11 @@ def edge_gradients(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> 
     depths = pixel * (torch.arange(2, dtype=torch.float64) + 0.5)
     phase = pixel * ((size / tan + size) / 2 % 1 - size / 2 % 1)
     terms = []
-    for samples in (_sides(faces, fov, depths), _sides(faces, fov, depths, cut=phase)):
+    for samples in (sides(faces, fov, depths), sides(faces, fov, depths, cut=phase)):
         across = (samples[:, :, :, 0, 0] - samples[:, :, :, 1, 0]).abs().mean((1, 2, 3))
         beside = (samples[:, :, :, :, 0] - samples[:, :, :, :, 1]).abs().mean((1, 2, 3, 4))
         terms += [across, beside]
     return torch.stack(terms, 1)
-
-
-def edge_columns(faces: Float[Tensor, "b 6 c s s"], width: int, fov: float = FACE_FOV) -> Float[Tensor, "b 12 c l n"]:
-    """Columns of samples along the twelve edges, a pixel apart: `width` of either side, each from its own face.
-
-    Args:
-        faces: Faces in FACES order.
-        width: Columns of one side.
-        fov: Field of view of the faces, degrees.
-
-    Returns:
-        Images 2·`width` columns wide, with the edge in the middle.
-    """
-    depths = 2 * tan_half(fov) / faces.shape[-1] * (torch.arange(width, dtype=torch.float64) + 0.5)
-    first, second = _sides(faces, fov, depths).unbind(3)  # (B, C, 12, width, places)
-    return torch.cat([first.flip(3), second], 3).permute(0, 2, 1, 4, 3)
 
 
 def corner_errors(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> Float[Tensor, "b 1"]:
@@ -206,7 +182,7 @@ def corner_errors(faces: Float[Tensor, "b 6 c s s"], fov: float = FACE_FOV) -> F
     Raises:
         ValueError: If no direction is seen by three faces.
     """
-    rays, seen = _corner_rays(faces.shape[-1], fov)
+    rays, seen = corner_rays(faces.shape[-1], fov)
     samples = sample_faces(faces, rays, seen, fov).unflatten(2, (8, 3, -1))
     error: Tensor = (samples - samples.roll(1, 3)).square().mean((1, 2, 3, 4))
     return error[:, None]
@@ -281,81 +257,3 @@ METRICS = {
 }
 # Of panoramas (B, C, H, W) instead of faces; the field of view is not used.
 ERP_WRAP = Metric(lambda panoramas, fov: wrap_gradients(panoramas), _ratio)
-
-
-def _sides(
-    faces: Tensor, fov: float, depths: Float[Tensor, " n"], cut: float | None = None
-) -> Float[Tensor, "b c k 2 n places"]:
-    """Samples on both sides of lines through the faces, at depths in the plane of a face at distance 1.
-
-    The lines are the twelve edges, whose sides are sampled from their own faces, or, with `cut`, two in each face
-    through its centre, moved by `cut`.
-    """
-    place = (2 * torch.arange(_PLACES, dtype=torch.float64) + 1) / _PLACES - 1
-    if cut is None:
-        lines = [(a, b, a, b) for a, b in EDGES]
-    else:
-        lines = [
-            (a, b, a, a) for a, b in itertools.permutations(range(6), 2) if not _AXES[a] @ _AXES[b] and b in (0, 1, 4)
-        ]
-    rays, seen = [], []
-    for a, b, first, second in lines:
-        own, other = _AXES[a], _AXES[b]
-        along = torch.linalg.cross(own, other)
-        for sign, face in ((-1, first), (1, second)):
-            for depth in depths:
-                if cut is not None:
-                    ray = own + (cut + sign * depth) * other
-                else:
-                    ray = own + (1 - depth) * other if sign < 0 else other + (1 - depth) * own
-                rays.append(ray + place[:, None] * along)
-                seen.append(torch.full((_PLACES,), face))
-    samples = sample_faces(faces, torch.cat(rays), torch.cat(seen), fov)
-    sides: Tensor = samples.unflatten(2, (len(lines), 2, len(depths), _PLACES))
-    return sides
-
-
-def _strips(faces: Tensor, fov: float) -> tuple[Tensor, Tensor]:
-    """Both faces of each edge, (12·B, C, across, along), where both see the directions."""
-    size, tan = faces.shape[-1], tan_half(fov)
-    limit = tan * (1 - 1 / size)  # the outermost pixel centres
-    if limit <= 1:
-        raise _too_small(size, fov)
-    width = math.atan(limit) - math.pi / 4  # on either side of the edge
-    samples = max(11, round(2 * width * size / tan))  # a pixel beside the edge sees an angle of tan / size
-    angle = width * torch.linspace(-1, 1, samples, dtype=torch.float64)
-    place = (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1
-    rays, first, second = [], [], []
-    for a, b in EDGES:
-        along = torch.linalg.cross(_AXES[a], _AXES[b])
-        across = (math.pi / 4 + angle).cos()[:, None] * _AXES[a] + (math.pi / 4 + angle).sin()[:, None] * _AXES[b]
-        rays.append((across[:, None] + math.sqrt(0.5) * place[:, None] * along).flatten(0, 1))
-        first.append(torch.full((samples * size,), a))
-        second.append(torch.full((samples * size,), b))
-    both = (sample_faces(faces, torch.cat(rays), torch.cat(seen), fov) for seen in (first, second))
-    one, other = (x.unflatten(2, (12, samples, size)).transpose(1, 2).flatten(0, 1) for x in both)
-    return one, other
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _corner_rays(size: int, fov: float) -> tuple[Float[Tensor, "n 3"], Int[Tensor, " n"]]:
-    """Directions around the corners that three faces see, and a face for each: corners × faces × directions."""
-    reach = tan_half(fov) * (1 - 1 / size)
-    if reach <= 1:
-        raise _too_small(size, fov)
-    radius = (reach - 1) / (reach + 1)  # (1 + radius) / (1 − radius) is the reach
-    offsets = radius * torch.linspace(-1, 1, 5, dtype=torch.float64)
-    rays, seen = [], []
-    for corner in itertools.product((-1.0, 1.0), repeat=3):
-        # Two coordinates vary and the third balances them, so that none exceeds the radius.
-        x, y = (grid.flatten() for grid in torch.meshgrid(offsets, offsets, indexing="ij"))
-        inside = (x + y).abs() <= radius + 1e-12
-        change = torch.stack([x, y, -x - y], -1)[inside]
-        directions = torch.tensor(corner, dtype=torch.float64) * (1 + change)
-        for axis in range(3):
-            centre = torch.zeros(3, dtype=torch.float64)
-            centre[axis] = corner[axis]
-            rays.append(directions)
-            seen.append(torch.full((len(directions),), int((_AXES @ centre).argmax())))
-    return torch.cat(rays), torch.cat(seen)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cubediff.evaluation.consistency import edge_columns
+from cubediff.evaluation.face_edges import edge_columns
 from cubediff.geometry.conventions import FACE_FOV
 
 STABILITY = 0.1  # added to the gradients beside a seam, of grey values in [0, 1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from cubediff.evaluation.distances import frechet_distance, inception_score, kernel_distance
 from cubediff.evaluation.faed import Faed
 from cubediff.evaluation.inception import InceptionV3
-from cubediff.evaluation.sets import open_set
+from cubediff.evaluation.opened_sets import open_set
 from cubediff.evaluation.views import PROTOCOLS, render_views
 from cubediff.runs.evaluation.run import evaluate
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 import cubediff
 from cubediff.configs import CONFIG_DIR
 from cubediff.evaluation.features import default_cache
+from cubediff.evaluation.opened_sets import open_set
 from cubediff.evaluation.report import Shown, write_report
 from cubediff.evaluation.results import METRICS, Results, Stored, read_results, write_results
-from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, open_set, to_levels
+from cubediff.evaluation.sets import PanoramaSet, Sized, in_order_of, to_levels
 from cubediff.evaluation.views import PROTOCOLS, ViewProtocol
 from cubediff.generation.devices import usable_device
 from cubediff.images.writing import encode_jpeg
