@@ -16,6 +16,7 @@ from cubediff.planning.operations import BACKWARD, Operation, OperationCounter
 from cubediff.planning.roofline import (
     KERNEL,
     all_reduce_seconds,
+    copy_seconds,
     executed_flops,
     gather_seconds,
     kernel_seconds,
@@ -73,6 +74,10 @@ def test_attention_computes_padded_heads_where_flash_attention_runs(head: int, p
     attention = operation("attention", 1e12, 0, head)
     assert executed_flops(attention, A100) == pytest.approx(1e12 * padded / head)
     assert executed_flops(attention, GPUS["T4"]) == 1e12
+
+
+def test_a_copy_reads_and_writes() -> None:
+    assert copy_seconds(1e9, A100) == pytest.approx(2e9 / (1555e9 * 0.75))
 
 
 def test_communication_is_that_of_a_ring() -> None:

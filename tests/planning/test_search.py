@@ -1,5 +1,6 @@
 """The search for the largest batch and for the fastest way to take a step."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -66,6 +67,18 @@ def test_the_ways_take_the_same_step_and_the_fastest_comes_first() -> None:
     assert roomy[0].seconds == pytest.approx(sum(seconds.values()))
     little = roomy[0].peak - 1
     assert all(way.peak <= little for way in ways(config, GPUS["L4"], little))
+
+
+def test_sharding_copies_weights_twice_and_gradients_once_in_each_micro_batch() -> None:
+    """DDP copies none of them: its buckets are the gradients."""
+    config, gpu = composed(*FOUR, "trainer.precision=bf16-mixed", "model.trainable=full"), GPUS["L4"]
+    counted = cost(config, 1)
+    copied = 2 * counted.exported / 2 + counted.gradients  # weights in bf16
+    seconds = [
+        step_seconds(each, Parallelism(4, shards, keeps_gradients=True), 3, gpu, config)["copy"]
+        for each, shards in ((counted, 1), (replace(counted, gradients=counted.gradients // 4), 4))
+    ]
+    assert seconds[1] - seconds[0] == pytest.approx(3 * 2 * copied / (gpu.bandwidth * 0.75), rel=1e-4)
 
 
 def test_lora_is_not_sharded() -> None:

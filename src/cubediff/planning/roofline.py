@@ -68,6 +68,11 @@ def all_reduce_seconds(size: float, devices: int, gpu: Gpu) -> float:
     return 2 * (devices - 1) / devices * size / (gpu.link * REACHED_LINK) if devices > 1 else 0.0
 
 
+def copy_seconds(size: float, gpu: Gpu) -> float:
+    """Seconds of copying `size` bytes within the GPU's memory, which reads and writes them."""
+    return 2 * size / (gpu.bandwidth * REACHED_BANDWIDTH)
+
+
 def gather_seconds(size: float, devices: int, gpu: Gpu) -> float:
     """Seconds of gathering `size` bytes from, or scattering their sums to, the devices of a machine in a ring."""
     return all_reduce_seconds(size, devices, gpu) / 2

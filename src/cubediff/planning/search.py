@@ -13,7 +13,7 @@ from cubediff.models.checkpointing import CHECKPOINTING, Checkpointing
 from cubediff.planning.cost import Cost, Parallelism, devices, spread
 from cubediff.planning.gpus import Gpu
 from cubediff.planning.micro_batch import Counted, count
-from cubediff.planning.roofline import all_reduce_seconds, gather_seconds, seconds_by_kind, update_seconds
+from cubediff.planning.roofline import all_reduce_seconds, copy_seconds, gather_seconds, seconds_by_kind, update_seconds
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def step_seconds(
     """Seconds of an optimizer step by kind of operation, of the largest first.
 
     DDP's all-reduce overlaps with the last backward pass; FSDP gathers the weights twice and scatters the gradients
-    once in each micro-batch. Assumed: communication overlaps with a third of a micro-batch (DDP) or half of it (FSDP),
-    and what overlaps slows the kernels by a tenth of its time.
+    once in each micro-batch, through buffers from and to which they are copied. Assumed: communication overlaps with a
+    third of a micro-batch (DDP) or half of it (FSDP), and what overlaps slows the kernels by a tenth of its time.
 
     Args:
         cost: Of a micro-batch.
@@ -120,8 +120,10 @@ def step_seconds(
         kinds["rendering"] = sum(seconds_by_kind(cost.rendering, gpu, precision).values())
     if parallelism.shards > 1:
         weights = cost.exported / (1 if precision == "32-true" else 2)
+        gradients = cost.gradients * parallelism.shards
         moved = 2 * gather_seconds(weights, parallelism.devices, gpu)
-        moved += gather_seconds(cost.gradients * parallelism.shards, parallelism.devices, gpu)
+        moved += gather_seconds(gradients, parallelism.devices, gpu)
+        kinds["copy"] = kinds.get("copy", 0.0) + copy_seconds(2 * weights + gradients, gpu)
         waiting = micro_batches * _exposed(moved, micro / 2)
     else:
         waiting = _exposed(all_reduce_seconds(cost.gradients, parallelism.devices, gpu), micro / 3)
