@@ -14,6 +14,7 @@ from cubediff.planning.cost import Cost, Parallelism, cost, devices
 from cubediff.planning.gpus import GIB, GPUS, Gpu
 from cubediff.planning.micro_batch import is_for_gpu
 from cubediff.planning.search import Way, step_seconds, ways
+from cubediff.utils.text import significant
 
 USABLE = 0.9  # of the memory that torch can allocate; the allocator's fragments take the rest
 DEFAULT_EPOCHS = 1000  # Lightning's limit for a run without any other
@@ -170,10 +171,9 @@ def _verdict(config: DictConfig, counted: Cost, gpu: Gpu, memory: float) -> str:
 
 def _operations(config: DictConfig, counted: Cost) -> list[str]:
     flops = counted.flops * config.trainer.accumulate_grad_batches * devices(config)
-    again = 1 - counted.model_flops / counted.flops
+    encoding, again = counted.encode_flops / counted.flops, 1 - counted.model_flops / counted.flops
     return [
-        f"compute: {flops / 1e12:.1f} TFLOP a step, {counted.encode_flops / counted.flops:.0%} of it encoding, "
-        f"{again:.0%} recomputation"
+        f"compute: {significant(flops / 1e12)} TFLOP a step, {encoding:.0%} of it encoding, {again:.0%} recomputation"
     ]
 
 
