@@ -133,9 +133,14 @@ def table(runs: list[tuple[str, int]], measured: list[Measured]) -> str:
     titles = " | ".join(f"{metric}, {condition}" for condition, metric in columns)
     lines = [f"| variant | seed | {titles} |", "|---" * (2 + len(columns)) + "|"]
     for (variant, seed), found in zip(runs, measured, strict=True):
-        values = " | ".join(f"{found[condition][metric]['value']:.3f}" for condition, metric in columns)
+        values = " | ".join(cell(found[condition][metric]) for condition, metric in columns)
         lines.append(f"| {variant} | {seed} | {values} |")
     return "\n".join(lines)
+
+
+def cell(estimate: dict[str, float]) -> str:
+    """A value with its interval."""
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 if __name__ == "__main__":

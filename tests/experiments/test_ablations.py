@@ -1,15 +1,20 @@
-"""The variants of the ablations are valid configs, and the baseline is the paper's method."""
+"""The variants of the ablations are valid configs, the baseline is the paper's method, and results become a figure."""
 
+import json
+import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from cubediff.configs import CONFIG_DIR
 
-SCREEN: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "experiments/ablations/screen.py"))
+ABLATIONS = Path(__file__).parents[2] / "experiments/ablations"
+SCREEN: dict[str, Any] = runpy.run_path(str(ABLATIONS / "screen.py"))
 
 
 def composed(variant: str) -> Any:
@@ -22,6 +27,30 @@ def test_baseline_is_the_papers_method() -> None:
     assert config.fov == 95
     assert (config.model.pipeline.inflate, config.model.pipeline.conv_padding) == ("all", "zeros")
     assert config.model.pipeline.get("scheduler") is None
+
+
+def test_results_are_a_table_and_a_figure_with_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value in the middle of its interval is drawn there, and the ends of the widest one span the column."""
+
+    def estimates(value: float) -> dict[str, dict[str, float]]:
+        return {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in SCREEN["METRICS"]}
+
+    runs = [("plain", 0), ("a < b", 0)]
+    measured = [{condition: estimates(value) for condition in ("text", "photo")} for value in (0.2, 0.5)]
+    rows = SCREEN["table"](runs, measured).splitlines()
+    assert len(rows) == 4
+    assert rows[3].startswith("| a < b | 0 | 0.500 (0.400 to 0.600) |")
+    content = {"runs": [{"variant": name, "seed": seed, **m} for (name, seed), m in zip(runs, measured, strict=True)]}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["figure.py", str(tmp_path / "metrics.json"), str(tmp_path / "figure.svg")])
+    runpy.run_path(str(ABLATIONS / "figure.py"), run_name="__main__")
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "a < b" in [element.text for element in ElementTree.fromstring(svg).iter()]
+    ends = [tuple(map(float, ends)) for ends in re.findall(r'd="M([\d.]+) [\d.]+H([\d.]+)" stroke="#2b6cb0"', svg)]
+    dots = [float(x) for x in re.findall(r'cx="([\d.]+)" cy="[\d.]+" r="3.5" fill="#2b6cb0"', svg)]
+    assert len(ends) == len(dots) == 8
+    assert dots == pytest.approx([(low + high) / 2 for low, high in ends], abs=0.1)
+    assert ends[1][1] - ends[0][0] == pytest.approx(170 - 24, abs=0.1)
 
 
 @pytest.mark.slow
