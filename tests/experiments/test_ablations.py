@@ -57,3 +57,15 @@ def test_results_are_a_table_and_a_figure_with_intervals(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("variant", list(SCREEN["VARIANTS"])[1:])
 def test_variants_differ_from_the_baseline(variant: str) -> None:
     assert composed(variant) != composed("epsilon, the paper's objective")
+
+
+@pytest.mark.slow
+def test_attention_below_the_top_costs_less_than_over_all_faces(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--rounds", "3", "--variants", "attention below the top"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cost.py", *words])
+        runpy.run_path(str(ABLATIONS / "cost.py"), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| velocity, zero SNR", "| attention below the top"]
+    assert float(rows[0].split(" | ")[2].split()[0]) == 1
+    assert float(rows[1].split(" | ")[2].split()[0]) < 0.9
