@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # What every variant replaces parts of: the paper's method, on which experiment=cubediff_tiny improves.
-PLAIN = ("objective=paper", "fov=95", "model.pipeline.inflate=all", "model.pipeline.conv_padding=zeros")
+PLAIN = ("objective=paper", "fov=95.0", "model.pipeline.inflate=all", "model.pipeline.conv_padding=zeros")
 ZERO_SNR = "objective=zero_snr"
 PLAIN_VAE = "model.pipeline.sync_vae_group_norm=false"
 # Overrides of `cubediff train experiment=cubediff_tiny`. All but the first three have zero terminal SNR.
@@ -39,10 +39,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "attention below the top": (ZERO_SNR, "model.pipeline.inflate=below_top"),
     "attention pooled at the top": (ZERO_SNR, "model.pipeline.inflate=pooled_top"),
     "attention layers trained": (ZERO_SNR, "model.trainable=attention"),
-    "faces of 90°": (ZERO_SNR, "fov=90"),
-    "faces of 100°": (ZERO_SNR, "fov=100"),
-    "faces of 110°": (ZERO_SNR, "fov=110"),
-    "faces of 118°": (ZERO_SNR, "fov=118"),
+    "faces of 90°": (ZERO_SNR, "fov=90.0"),
+    "faces of 100°": (ZERO_SNR, "fov=100.0"),
+    "faces of 110°": (ZERO_SNR, "fov=110.0"),
+    "faces of 118°": (ZERO_SNR, "fov=118.0"),
 }
 METRICS = ("overlap_rms", "step_beyond_overlap", "sharpness", "retrieval_psnr")
 CONDITIONS = ("text", "photo")
