@@ -11,12 +11,14 @@ from cubediff.generation.options import (
     MAX_FACE_SIZE,
     MAX_SEED,
     MAX_STEPS,
+    RECORD,
     Execution,
     Options,
     option_name,
     parse_options,
 )
 from cubediff.generation.panoramas import PanoramaFile
+from cubediff.generation.recorded import recorded_job
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,7 +65,8 @@ def generate(
         Path | None,
         typer.Option(
             help="JSON lines with prompt, image, panorama, mask, name, seed and any of these options: one panorama a "
-            "line, each in its own folder. Panoramas that exist already are skipped."
+            "line, each in its own folder. Panoramas that exist already are skipped. Or a generation.json: that "
+            "panorama again."
         ),
     ] = None,
     count: Annotated[
@@ -217,7 +220,9 @@ def generate(
             option_name,
             Options(),
         )
-        if jobs is not None:
+        if jobs is not None and jobs.name == RECORD:
+            requested = [recorded_job(jobs)]
+        elif jobs is not None:
             requested = read_jobs(jobs, seed, options, count)
         else:
             photos = tuple(
