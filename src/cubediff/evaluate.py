@@ -13,8 +13,7 @@ import typer
 from omegaconf import DictConfig
 
 from cubediff.configs.overrides import command, messages_of_errors
-from cubediff.utils.errors import storage_message
-from cubediff.utils.text import error_line, printable
+from cubediff.utils.text import printable
 
 compare_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -57,14 +56,10 @@ def compare(
         bar: Iterable[int] = tqdm(items, total=total, desc=title, unit="metric", leave=False)
         return bar
 
-    try:
+    with messages_of_errors("nothing was written"):
         found = compare(read_results(first), read_results(second), cache or default_cache(), progress)
         if json is not None:
             write_json(json, comparison_record(found))
-    except ValueError as error:
-        sys.exit(error_line(error))
-    except OSError as error:
-        sys.exit(error_line(storage_message(error)))
     typer.echo(comparison_text(found))
     if not found.differences:
         sys.exit("error: no metric was measured in the same way in both: see above")
