@@ -26,6 +26,7 @@ from cubediff.utils.text import aligned, escape_surrogates, printable, significa
 
 VERSION: Final = 1
 Verdict = Literal["A better", "B better", "A larger", "B larger", "no difference shown"]
+_FEW = 10  # panoramas, of whose mean the interval holds the true value in about 90 % of cases instead of 95 %
 _HEAD = ("metric", "A", "B", "B - A", "95 % interval", "verdict")
 
 
@@ -117,6 +118,12 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [f"A: {comparison.first}", f"B: {comparison.second}"]
     if comparison.differences:
         lines += ["", *aligned(rows)]
+    few = min((each.estimate.n for each in comparison.differences), default=_FEW)
+    if few < _FEW:
+        lines += [
+            "",
+            f"{few} panoramas: bootstrap intervals of fewer than {_FEW} are too narrow, verdicts may be wrong",
+        ]
     if comparison.left_out:
         reasons = by_reason(comparison.left_out).items()
         lines += ["", "not compared:", *(f"  {', '.join(names)}: {reason}" for reason, names in reasons)]
