@@ -120,10 +120,8 @@ def comparison_text(comparison: Comparison) -> str:
         lines += ["", *aligned(rows)]
     few = min((each.estimate.n for each in comparison.differences), default=_FEW)
     if few < _FEW:
-        lines += [
-            "",
-            f"{few} panoramas: bootstrap intervals of fewer than {_FEW} are too narrow, verdicts may be wrong",
-        ]
+        number = f"{few} panorama{'s' * (few != 1)}"
+        lines += ["", f"{number}: bootstrap intervals of fewer than {_FEW} are too narrow, verdicts may be wrong"]
     if comparison.left_out:
         reasons = by_reason(comparison.left_out).items()
         lines += ["", "not compared:", *(f"  {', '.join(names)}: {reason}" for reason, names in reasons)]
