@@ -151,7 +151,8 @@ def generate(
     vae_tiling: Annotated[
         bool,
         typer.Option(
-            "--vae-tiling", help="Decode faces larger than the autoencoder's strip by strip: slower, for small memory."
+            "--vae-tiling",
+            help="Encode and decode faces larger than the autoencoder's strip by strip: slower, for small memory.",
         ),
     ] = False,
     sequential_guidance: Annotated[
@@ -178,7 +179,9 @@ def generate(
     ] = None,
     face_fov: Annotated[
         float | None,
-        typer.Option(help="Field of view of the written faces, in degrees; 95: as generated.", show_default="90"),
+        typer.Option(
+            help="Field of view of the written faces, in degrees; the model's own: as generated.", show_default="90"
+        ),
     ] = None,
 ) -> None:
     """Generate panoramas from text, from photos, or from both, or edit panoramas, with a viewer page."""

@@ -58,7 +58,7 @@ def check_faces(panoramas: PanoramaSet) -> bool:
     if without and len(without) < len(panoramas.names):
         raise DataError(
             f"{panoramas.path}: {len(without)} of {len(panoramas.names)} panoramas have no saved faces, first "
-            f"{without[0]}: generate all of them with --save-faces --face-fov 95, or none"
+            f"{without[0]}: generate all of them with --save-faces and the model's field of view as --face-fov, or none"
         )
     return not without
 

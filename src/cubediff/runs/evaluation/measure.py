@@ -102,7 +102,8 @@ class Evaluation:
         if not check_faces(self.samples):
             self.warnings.append(
                 f"{self.samples.path} holds no saved faces: faces were cut from the panoramas, whose overlaps agree by "
-                "construction; generate with --save-faces --face-fov 95 to measure them before blending"
+                "construction; generate with --save-faces and the model's field of view as --face-fov to measure them "
+                "before blending"
             )
         found = measure_consistency(self.samples, size, wanted, self.progress)
         reference = Measured()
