@@ -305,8 +305,8 @@ def test_a_run_is_locked_until_it_is_killed_and_signals_leave_a_checkpoint(folde
 
 @promise(
     "docs/training.md",
-    "A misspelt key is answered with the nearest one that exists, a value of the wrong type with the type that is "
-    "expected.",
+    "The error for a misspelt key names the nearest key that exists, and the error for a value of the wrong type names "
+    "the expected type.",
 )
 @promise("docs/training.md", "| `dry_run=true` | prints config, plan and data, then stops |")
 def test_errors_of_overrides_and_the_dry_run(folder: Path) -> None:
@@ -445,8 +445,8 @@ def test_generate_makes_faces_of_the_trained_size(folder: Path) -> None:
 
 @promise(
     "docs/training.md",
-    "Augmentations that an experiment sets were drawn when the latents were cached; other values are ignored with a "
-    "warning.",
+    "Augmentations were drawn when the latents were cached; other values in the training command, also those of an "
+    "experiment, are ignored with a warning.",
 )
 def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentations(folder: Path) -> None:
     tiny = ("experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "cache.turns=2")

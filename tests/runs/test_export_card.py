@@ -119,7 +119,7 @@ def test_the_newest_samples_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_card_that_its_owner_has_edited_stays(tmp_path: Path) -> None:
-    promised(PAGE, "Remove the line at its top that says so to keep your own edits when the run exports again.")
+    promised(PAGE, "To keep your own edits when the run exports again, remove the comment at its top.")
     for name in ("former", "part", "again"):
         (tmp_path / name).mkdir()
     write_card(tmp_path / "part", tmp_path / "former", facts())
@@ -169,7 +169,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("card_on_hub", [None, "---\nlicense: mit\n---\nthe card on the Hub"])
 def test_push_to_hub_sends_the_card(export: Path, monkeypatch: pytest.MonkeyPatch, card_on_hub: str | None) -> None:
     """Unless the Hub has one; as diffusers loads it, and with nothing sent for this test."""
-    promised(PAGE, "`push_to_hub` of a pipeline that was loaded from the export sends the card, too")
+    promised(PAGE, "`push_to_hub` of a pipeline that was loaded from the export uploads the card, too")
     sent: dict[str, bytes] = {}
 
     def load(repo_id: str, token: str | None = None) -> ModelCard:
