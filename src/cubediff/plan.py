@@ -4,8 +4,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from cubediff.configs.overrides import command
-from cubediff.utils.text import error_line
+from cubediff.configs.overrides import command, messages_of_errors
 
 
 @command("plan")
@@ -13,10 +12,8 @@ def main(config: DictConfig) -> None:
     """Prints the plan of a run; exits with 1 if it fits into the memory of its devices in no way."""
     from cubediff.planning.report import plan  # start-up time
 
-    try:
+    with messages_of_errors("nothing was written"):
         planned = plan(config)
-    except (ValueError, OSError) as error:
-        sys.exit(error_line(error))
     print(planned.text)
     if not planned.fits:
         sys.exit(1)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
+from support.promises import promised
 from support.runs import composed
 
 from cubediff import cache, plan, train
 from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import error_hint
+from cubediff.configs.overrides import error_hint, messages_of_errors
 
 DATA = "data.path=SHARDS"
 
@@ -120,3 +121,15 @@ def test_values_of_every_experiment_have_the_right_types() -> None:
 def test_values_that_an_annotation_allows_pass(override: str) -> None:
     plus = "+" if "max_time" in override else ""
     check_types(composed("model=tiny_random", DATA, plus + override))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), OSError("no"), FloatingPointError("no")])
+def test_an_error_is_one_line_or_with_the_variable_a_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promised("docs/files.md", "adds the traceback to the errors of `train`, `cache`, `evaluate` and `plan`")
+    with pytest.raises(SystemExit, match=r"^error: no$"), messages_of_errors("nothing was written"):
+        raise error
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(type(error), match=r"^no$"), messages_of_errors("nothing was written"):
+        raise error

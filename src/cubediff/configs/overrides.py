@@ -109,17 +109,17 @@ def _help_without_unusable_choices() -> Iterator[None]:
 
 @contextmanager
 def messages_of_errors(when_stopped: str) -> Iterator[None]:
-    """Exits with the message alone of an error that the user can fix.
+    """Exits with the message alone of an error that the user can fix; HYDRA_FULL_ERROR=1 shows the traceback.
 
     Args:
         when_stopped: What to say after a signal: how to go on.
     """
     try:
         yield
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(error_line(error))
-    except OSError as error:
-        sys.exit(error_line(storage_message(error)))
+    except (ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(error_line(storage_message(error) if isinstance(error, OSError) else error))
     except Stopped:
         if is_first_rank():
             print(f"stopped by a signal: {when_stopped}", file=sys.stderr)
