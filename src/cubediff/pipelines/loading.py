@@ -87,7 +87,7 @@ def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
     try:
         return (_class_of_any(path) or CubeDiffPipeline).from_pretrained(path, **options)
     except OSError as error:
-        if Path(path).exists():
+        if isinstance(error, FileNotFoundError) or Path(path).exists():
             raise
         raise OSError(
             f"{path} is not a local folder, and was not loaded from the Hub ({error.__cause__ or error}): pass the "
