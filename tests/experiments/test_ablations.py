@@ -53,6 +53,16 @@ def test_results_are_a_table_and_a_figure_with_intervals(tmp_path: Path, monkeyp
     assert ends[1][1] - ends[0][0] == pytest.approx(170 - 24, abs=0.1)
 
 
+def test_the_page_has_the_values_of_the_screening() -> None:
+    page = (ABLATIONS / "README.md").read_text(encoding="utf-8")
+    runs = json.loads((ABLATIONS / "screening.json").read_text())["runs"]
+    assert len(runs) >= 2
+    for run in runs:
+        for condition in SCREEN["CONDITIONS"]:
+            cells = " | ".join(SCREEN["cell"](run[condition][name]) for name in SCREEN["METRICS"])
+            assert f"| {run['variant']}, from a {condition} | {cells} |" in page
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", list(SCREEN["VARIANTS"])[1:])
 def test_variants_differ_from_the_baseline(variant: str) -> None:
