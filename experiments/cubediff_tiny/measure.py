@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cubediff import CubeDiffPipeline
 from cubediff.evaluation import measures
-from cubediff.evaluation.consistency import Metric, value_of
+from cubediff.evaluation.consistency import Metric
 from cubediff.evaluation.intervals import bootstrap
 from cubediff.evaluation.measuring import faces_of
 from cubediff.evaluation.opened_sets import open_set
@@ -138,9 +138,8 @@ def estimates(terms: dict[str, Tensor]) -> Row:
     """Values with their intervals."""
     row: Row = {"generations": len(next(iter(terms.values())))}
     for name, each in terms.items():
-        metric = METRICS[name]
-        estimate = bootstrap(metric, each)
-        row[name] = {"value": value_of(metric, each), "low": estimate.low, "high": estimate.high}
+        estimate = bootstrap(METRICS[name], each)
+        row[name] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     return row
 
 
