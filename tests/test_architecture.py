@@ -21,7 +21,7 @@ LAYERS = [
     ("diffusion",),
     ("pipelines",),
     ("pages",),
-    ("data", "generation.options", "generation.outputs"),
+    ("data", "generation.options", "generation.outputs", "generation.records"),
     ("evaluation",),
     ("training",),
     ("planning",),

@@ -11,14 +11,14 @@ from cubediff.generation.options import (
     MAX_FACE_SIZE,
     MAX_SEED,
     MAX_STEPS,
-    RECORD,
     Execution,
     Options,
     option_name,
     parse_options,
 )
 from cubediff.generation.panoramas import PanoramaFile
-from cubediff.generation.recorded import recorded_job
+from cubediff.generation.recorded_jobs import recorded_job
+from cubediff.generation.records import RECORD
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -19,13 +19,13 @@ from cubediff.data.converting.spheres import Described, open_sphere
 from cubediff.data.sources import Entry, Rejection, Source, open_source
 from cubediff.data.sources.equirect import EquirectFolder
 from cubediff.evaluation.sets import PanoramaSet, Prompts, SavedFaces, Selected, to_tensor
-from cubediff.generation.options import MAX_HEIGHTS, RECORD
+from cubediff.generation.options import MAX_HEIGHTS
+from cubediff.generation.records import RECORD, read_record
 from cubediff.geometry.faces import FACES
 from cubediff.images.jpeg import decode_jpeg
 from cubediff.pipelines.face_prompts import six_prompts
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import sha256_file
-from cubediff.utils.json_text import parse_json
 
 _SHOWN = 5  # rejections in a message
 _LEVELS = (".png", ".webp", ".avif")  # formats of levels without loss, or with less than a JPEG of them
@@ -67,7 +67,7 @@ class Generated:
         self.path = path
         self._folders = [record.parent for record in _records(path)]
         self.names = [folder.name for folder in self._folders]
-        self._records = [_read_record(folder / RECORD) for folder in self._folders]
+        self._records = [read_record(folder / RECORD) for folder in self._folders]
         self.prompts = [_prompts_of(record.get("prompt")) for record in self._records]
 
     def panorama(self, index: int) -> Float[Tensor, "3 h w"]:
@@ -181,16 +181,6 @@ def _equirect(file: Path) -> Float[Tensor, "3 h w"]:
 def _records(path: Path) -> list[Path]:
     """The records of the panoramas in a folder, sorted by name."""
     return [path / RECORD] if (path / RECORD).is_file() else sorted(path.glob(f"*/{RECORD}"))
-
-
-def _read_record(path: Path) -> dict[str, object]:
-    try:
-        record: object = parse_json(path.read_bytes())
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise DataError(f"{path} is damaged: remove its folder, and generate the panorama again")
-    return record
 
 
 def _prompts_of(prompt: object) -> Prompts:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from cubediff.generation.existing import pending_jobs
 from cubediff.generation.jobs import GALLERY, Job, raise_errors
-from cubediff.generation.options import RECORD, Execution
+from cubediff.generation.options import Execution
 from cubediff.generation.panoramas import read_canvas
 from cubediff.generation.photos import check_photo
+from cubediff.generation.records import RECORD
 from cubediff.pages.gallery import Item, write_gallery
 from cubediff.pipelines.folders import check_folder
 from cubediff.utils.ranks import torchrun_rank

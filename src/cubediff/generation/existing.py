@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import FACE_KEYS, RECORD, Options
+from cubediff.generation.options import FACE_KEYS, Options
+from cubediff.generation.records import RECORD, read_record
 from cubediff.images.decoding import without_pillow_limits
 from cubediff.utils.errors import storage_message
-from cubediff.utils.json_text import parse_json
 
 # The values of folders that were written before the keys existed.
 _FORMER = {**asdict(Options()), "format": "jpg", "dtype": "fp32"}
@@ -51,17 +51,10 @@ def panorama_exists(folder: Path, request: Mapping[str, object]) -> bool:
     Raises:
         ValueError: If the record is damaged, or that of another request.
     """
-    path = folder / RECORD
-    try:
-        record = parse_json(path.read_bytes())
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged: remove {folder} to generate its panorama again")
+    found = {**_FORMER, **read_record(folder / RECORD)}
     expected = json.loads(json.dumps(request))  # tuples become lists
     if not (with_faces := expected.pop("save_faces", False)):
         expected = {key: value for key, value in expected.items() if key not in FACE_KEYS}
-    found = {**_FORMER, **record}
     if differing := [key for key, value in expected.items() if found.get(key) != value]:
         raise ValueError(
             f"{folder} holds a panorama with another {', '.join(differing)}: choose another --output, or remove it"

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from cubediff.cubemaps.conventions import CONVENTIONS, LAYOUT_ALIASES, LAYOUTS
 from cubediff.utils.text import is_unicode
 
-RECORD: Final = "generation.json"  # in the folder of each panorama, written last
 MAX_SEED: Final = 2**63 - 1  # of torch.Generator
 MAX_FACE_SIZE: Final = 8192  # pixels
 MAX_STEPS: Final = 1000  # the timesteps that Stable Diffusion is trained with

@@ -10,7 +10,8 @@ import torch
 
 from cubediff.cubemaps.files import CubemapFormat, remove_cubemap, write_cubemap
 from cubediff.cubemaps.layouts import Cube
-from cubediff.generation.options import MAX_HEIGHTS, RECORD
+from cubediff.generation.options import MAX_HEIGHTS
+from cubediff.generation.records import RECORD
 from cubediff.geometry.conventions import FACES
 from cubediff.geometry.cubes import cube_to_cube
 from cubediff.images.colour import Levels

@@ -16,8 +16,8 @@ from cubediff.evaluation.measuring import Measured, faces_of
 from cubediff.evaluation.perceptual import perceptual_distance
 from cubediff.evaluation.sets import PanoramaSet, Sized
 from cubediff.generation.jobs import CAMERA_KEYS, photo_file
-from cubediff.generation.options import RECORD
 from cubediff.generation.photos import PhotoFile, open_photo
+from cubediff.generation.records import RECORD
 from cubediff.geometry.photos import project_photos
 from cubediff.geometry.projections import equirect_to_cube
 

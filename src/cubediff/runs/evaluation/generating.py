@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from cubediff.evaluation.sets import PanoramaSet, Prompts, to_levels
 from cubediff.generation.command import Call, run
 from cubediff.generation.jobs import Job
-from cubediff.generation.options import PRESET_KEYS, RECORD, Execution, Options, parse_options
+from cubediff.generation.options import PRESET_KEYS, Execution, Options, parse_options
 from cubediff.generation.photos import PhotoFile
+from cubediff.generation.records import RECORD
 from cubediff.geometry.conventions import FACE_FOV
 from cubediff.geometry.projections import equirect_to_cube
 from cubediff.images.writing import encode_png

@@ -12,8 +12,8 @@ from cubediff.generation.jobs import CAMERA_KEYS, Job, check_prompt, photo_file
 from cubediff.generation.options import FACE_KEYS, MAX_SEED, Options, check_value, integer, parse_options
 from cubediff.generation.panoramas import PanoramaFile
 from cubediff.generation.photos import PhotoFile, sha256_of
+from cubediff.generation.records import read_record
 from cubediff.utils.errors import DataError
-from cubediff.utils.json_text import parse_json
 
 
 def recorded_job(path: Path) -> Job:
@@ -23,14 +23,11 @@ def recorded_job(path: Path) -> Job:
         path: A `generation.json`.
 
     Raises:
-        DataError: If the file is no record, or a photo or panorama has changed since.
+        DataError: If the file is damaged or no record, or a photo or panorama has changed since.
         OSError: If a file cannot be read.
         ValueError: If a value is invalid.
     """
-    try:
-        record = parse_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): generate the panorama again from its prompt") from None
+    record = read_record(path)
     try:
         return _parsed(record, path)
     except (KeyError, TypeError, AttributeError):
