@@ -79,7 +79,11 @@ def test_all_invalid_lines_are_listed_before_anything_is_sampled(model: Path, tm
     lines = [{"prompt": "a hall"}, {"image": "broken.png"}, {"image": ["missing.png"]}, {"prompt": "a"}]
     result = run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path, *lines))
     refused(result, f"line 2: image {tmp_path / 'broken.png'}: not a readable image")
-    assert f"line 3: image {tmp_path / 'missing.png'}: not a readable image" in result.stderr
+    missing = f"line 3: image {tmp_path / 'missing.png'}: not a readable image (No such file or directory)\n"
+    assert missing in result.stderr
+    result = run(model, tmp_path / "out", "--jobs", jobs_file(tmp_path, *lines, "{"))
+    refused(result, "line 5: not JSON")
+    assert missing in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -10,10 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from cubediff.generation.existing import pending_jobs
-from cubediff.generation.jobs import GALLERY, Job, raise_errors
+from cubediff.generation.jobs import GALLERY, Job, raise_errors, unusable_files
 from cubediff.generation.options import Execution
-from cubediff.generation.panoramas import read_canvas
-from cubediff.generation.photos import check_photo
 from cubediff.generation.records import RECORD
 from cubediff.pages.gallery import Item, write_gallery
 from cubediff.pipelines.folders import check_folder
@@ -102,23 +100,8 @@ def _check_output(output: Path) -> None:
 
 def _check_photos(jobs: Sequence[Job], announce: bool) -> None:
     """Raises ValueError with all photos and panoramas that cannot be used; prints the photos' fields of view."""
-    errors: list[str] = []
-    fovs: dict[str, float] = {}
-    for job in jobs:
-        if job.panorama is not None:
-            try:
-                read_canvas(job.panorama)
-            except ValueError as error:
-                errors.append(f"{job.label('panorama')}: {error}")
-        for photo in job.photos:
-            try:
-                facts = check_photo(photo.file)
-            except ValueError as error:
-                errors.append(f"{job.label('image')} {error}")
-            else:
-                if photo.fov is None and facts.exif_fov is not None:
-                    fovs[photo.file] = facts.exif_fov
-    raise_errors(errors)
+    raise_errors(unusable_files(jobs))
+    fovs = {file: fov for job in jobs for file, fov in job.exif_fovs().items()}
     for file, fov in fovs.items() if announce else ():
         print(f"{printable(file)}: field of view {fov:.1f}° by its EXIF data", file=sys.stderr)
 

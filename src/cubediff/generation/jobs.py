@@ -5,7 +5,7 @@ Loads no library: jobs are checked before torch is imported.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +21,7 @@ from cubediff.generation.options import (
     option_name,
     parse_options,
 )
-from cubediff.generation.panoramas import PanoramaFile
+from cubediff.generation.panoramas import PanoramaFile, read_canvas
 from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
 from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
 from cubediff.pipelines.face_prompts import six_prompts
@@ -144,10 +144,27 @@ def read_jobs(path: Path, seed: int = 0, options: Options | None = None, count: 
             jobs += parsed
         except ValueError as error:
             errors.append(str(error))
-    raise_errors(errors)
+    raise_errors(errors + unusable_files(jobs) if errors else [])
     if not jobs:
         raise ValueError(f"{path}: no jobs: write one JSON object with prompt, image or panorama a line")
     return jobs
+
+
+def unusable_files(jobs: Sequence[Job]) -> list[str]:
+    """What is wrong with the photos and panoramas of jobs, in their order."""
+    errors: list[str] = []
+    for job in jobs:
+        if job.panorama is not None:
+            try:
+                read_canvas(job.panorama)
+            except ValueError as error:
+                errors.append(f"{job.label('panorama')}: {error}")
+        for photo in job.photos:
+            try:
+                check_photo(photo.file)
+            except ValueError as error:
+                errors.append(f"{job.label('image')} {error}")
+    return errors
 
 
 def raise_errors(errors: list[str]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cubediff.images.exif import camera_fov
 from cubediff.images.reading import read_photo
+from cubediff.utils.errors import reason
 from cubediff.utils.files import sha256_file
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def check_photo(file: str) -> PhotoFacts:
     try:
         return _facts(file, file_version(file))
     except OSError as error:
-        raise ValueError(f"{file}: not a readable image ({error})") from error
+        raise ValueError(f"{file}: not a readable image ({reason(error)})") from error
 
 
 def file_version(file: str) -> FileVersion:
@@ -127,4 +128,4 @@ def _read(file: str) -> tuple[Image.Image, tuple[str, ...]]:
     try:
         return read_photo(Path(file))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable image ({error})") from error
+        raise ValueError(f"{file}: not a readable image ({reason(error)})") from error

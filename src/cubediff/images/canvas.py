@@ -18,7 +18,7 @@ from cubediff.images.limits import MIN_WIDTH
 from cubediff.images.png import without_damaged_metadata
 from cubediff.images.profiles import apply_16_bit, convert, srgb_transform
 from cubediff.images.reading import MAX_PHOTO_PIXELS, PHOTO_FORMATS, read_image, xmp_packet
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 from cubediff.utils.files import open_regular
 
 Picture: TypeAlias = str | Path | PIL.Image.Image | np.ndarray
@@ -209,7 +209,7 @@ def open_mask(mask: Picture, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
         try:
             mask = read_image(Path(mask))
         except (OSError, DataError) as error:
-            raise DataError(f"the mask {mask}: not a readable image ({error})") from error
+            raise DataError(f"the mask {mask}: not a readable image ({reason(error)})") from error
     if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 3 and mask.shape[2] in (3, 4):
         mask = PIL.Image.fromarray(mask)
     if isinstance(mask, PIL.Image.Image):

@@ -16,7 +16,7 @@ from cubediff.geometry.photos import Photo, PhotoImage
 from cubediff.images.reading import read_image
 from cubediff.pipelines.face_prompts import Prompt
 from cubediff.pipelines.face_prompts import six_prompts as six_prompts
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 
 Prompts: TypeAlias = str | Mapping[str, str] | Sequence[Prompt]  # of one or of several
 AnyImage: TypeAlias = str | Path | npt.NDArray[np.generic] | PhotoImage
@@ -104,7 +104,7 @@ def _read(file: Path) -> PIL.Image.Image:
     try:
         return read_image(file)
     except (OSError, DataError) as error:
-        raise DataError(f"image={str(file)!r}: not a readable image ({error})") from error
+        raise DataError(f"image={str(file)!r}: not a readable image ({reason(error)})") from error
 
 
 def _tensor(image: npt.NDArray[np.generic]) -> Tensor:

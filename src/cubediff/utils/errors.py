@@ -30,6 +30,16 @@ def storage_message(error: OSError) -> str:
     return f"{place}{error.strerror}" + (f": {remedy}" if remedy else "")
 
 
+def reason(error: Exception) -> str:
+    """The text of an error, for a message that names the file already.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "photo.jpg"))
+        'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
 def check_version(version: object, newest: int, where: object) -> None:
     """Checks the version of a file's format.
 
