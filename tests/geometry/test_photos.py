@@ -47,7 +47,7 @@ def panorama_of(name: str) -> Tensor:
 def inside(size: int, photo: Photo, margin: float) -> Tensor:
     """Whether each face pixel's direction lies in the photo by more than `margin` of its half width (6, 1, S, S);
     float64, from the conventions."""
-    rows, columns = photo.picture.shape[1:]
+    rows, columns = photo.image.shape[1:]
     turn = rotation_matrix(*(torch.tensor(a, dtype=torch.float64) for a in (photo.yaw, photo.pitch, photo.roll)))
     x, y, z = (face_directions(size, 95.0, torch.float64) @ turn).unbind(-1)
     tan = math.tan(math.radians(photo.fov) / 2)
@@ -205,13 +205,16 @@ def test_files_and_arrays_become_the_photos_that_images_and_tensors_do(tmp_path:
     PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
     expected = torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
     ((from_levels,),) = photos_by_panorama(levels)
-    torch.testing.assert_close(from_levels.picture, expected)
+    torch.testing.assert_close(from_levels.image, expected)
     ((from_floats,),) = photos_by_panorama(levels.astype(np.float64) / 255)
-    torch.testing.assert_close(from_floats.picture, expected)
+    torch.testing.assert_close(from_floats.image, expected)
     assert [len(own) for own in photos_by_panorama(np.stack([levels] * 3))] == [1] * 3
-    for file in (tmp_path / "photo.png", str(tmp_path / "photo.png")):
+    for file in (tmp_path / "photo.png", str(tmp_path / "photo.png"), Photo(tmp_path / "photo.png", yaw=30.0)):
         ((from_file,),) = photos_by_panorama(file)
-        assert np.array_equal(np.asarray(from_file.picture), levels)
+        assert np.array_equal(np.asarray(from_file.image), levels)
+    faces = [project_photos([[Photo(each, 60.0)]], 8, 95.0)[0] for each in (tmp_path / "photo.png", levels, expected)]
+    assert (faces[0] - faces[1]).abs().max() < 1e-6
+    assert torch.equal(faces[1], faces[2])
     assert [len(own) for own in photos_by_panorama([str(tmp_path / "photo.png"), levels])] == [1, 1]
 
 

@@ -253,9 +253,22 @@ def test_the_mode_changes_the_layers_at_full_resolution_only_and_can_be_changed_
     assert min(different) > 1e-3
 
 
-def test_pooled_attention_refuses_sliced_attention(stock):
+def test_pooled_attention_stays_with_sliced_attention_elsewhere(stock):
+    latents, text = draws((1, 6, 4, 8, 8), (1, 6, 5, TEXT))
+    expected = predict(inflate_(stock, inflate="pooled_top"), latents, text)
     stock.set_attention_slice("max")
-    with pytest.raises(ValueError, match=r"pooled_top.*SlicedAttnProcessor.*disable_attention_slicing"):
+    assert (predict(inflate_(stock, inflate="pooled_top"), latents, text) - expected).abs().max() < 1e-10
+    found = {(n.split("_")[0], type(p)) for n, p in stock.attn_processors.items() if ".attn1." in n}
+    assert found == {("down", PooledAttnProcessor), ("mid", CubeAttnProcessor), ("up", PooledAttnProcessor)}
+
+
+def test_unknown_modes_and_processors_are_refused(stock):
+    class Other:
+        def __call__(self, attn: object, hidden_states: Tensor, **kwargs: object) -> Tensor:
+            return hidden_states
+
+    stock.set_attn_processor(Other())
+    with pytest.raises(ValueError, match=r"pooled_top.*Other: call unet.set_default_attn_processor"):
         inflate_(stock, inflate="pooled_top")
     with pytest.raises(ValueError, match="inflate='top': use 'all', 'below_top' or 'pooled_top'"):
         inflate_(stock, inflate="top")

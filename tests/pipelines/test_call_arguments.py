@@ -1,6 +1,7 @@
 """The arguments that users of diffusers know: negative prompts, several panoramas per prompt, steps, output types."""
 
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from support.awake import awaken_
 from torch import Tensor
 
 from cubediff import CubeDiffPipeline
+from cubediff.diffusion.guidance import make_guidance
 from cubediff.diffusion.schedulers import use_sampler_
+from cubediff.pipelines.call import check_call
 from cubediff.pipelines.loading import tiny_random
 
 SIX = [f"the face {i}" for i in range(6)]
@@ -211,3 +214,18 @@ def test_face_size_sets_the_latents_and_height_or_width_the_panorama(pipeline) -
         assert pipeline("a", **size, **call).panoramas.shape == (1, 50, 100, 3)
     equal = {"latents": noise(), "num_inference_steps": 1, "output_type": "latent"}
     assert torch.equal(pipeline("a", face_size=64, **equal).faces, pipeline("a", **equal).faces)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (check_call, ("pil", 2.5, 1, 0.0), r"num_inference_steps=2\.5: expected an integer from 1"),
+        (check_call, ("pil", 25, "2", 0.0), "num_images_per_prompt='2': expected an integer from 1"),
+        (make_guidance, (True, False, "3"), "guidance_scale='3': expected a finite number"),
+    ],
+)
+def test_arguments_of_other_types_are_named(
+    function: Callable[..., object], arguments: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(function)(*arguments)  # without the tests' check of annotations

@@ -32,7 +32,7 @@ from torch import Tensor
 from cubediff import CubeDiffPipeline
 from cubediff.diffusion.schedulers import convert_scheduler, use_sampler_
 from cubediff.geometry import FACES, cube_to_equirect, position_map
-from cubediff.geometry.photos import Photo, project_photos
+from cubediff.geometry.photos import Photo, paste_photos, project_photos
 from cubediff.models.inflation import CubeAttnProcessor, CubeGroupNorm
 from cubediff.models.tiny import sd_scheduler
 from cubediff.pipelines.loading import load_pipeline, tiny_random
@@ -77,7 +77,7 @@ def awake_pipeline(**options: object) -> CubeDiffPipeline:
 def sample(pipeline: CubeDiffPipeline, prompt: object = "a hall", seed: int = 0, **options: object) -> Tensor:
     """The latents (or with output_type="pt" the faces) of a short generation."""
     call = {"num_inference_steps": 3, "output_type": "latent"} | options
-    if "latents" not in call:
+    if not {"latents", "generator"} & call.keys():
         call["generator"] = torch.Generator().manual_seed(seed)
     return pipeline(prompt, **call).faces
 
@@ -389,9 +389,26 @@ def test_pasted_photos_keep_their_pixels_and_fade_into_the_generated_ones(awake,
     beyond = F.max_pool2d(covered[0].float(), 33, 1, 16)[None] == 0  # 16 pixels, which are two of the latents
     assert beyond.any()
     assert torch.equal(pasted[beyond.expand_as(pasted)], plain[beyond.expand_as(plain)])
-    share = ((pasted - plain) / (pictures - plain))[((pictures - plain).abs() > 0.1)]
-    assert share.min() > -1e-3
-    assert share.max() < 1 + 1e-3
+    around = ~covered & ~beyond
+    near = (pictures - plain)[covered.expand_as(plain)]
+    change = (pasted - plain)[around.expand_as(plain)]
+    assert change.abs().max() > 0.1 * near.abs().max()
+    assert near.min() - 1e-5 <= change.min()
+    assert change.max() <= near.max() + 1e-5
+
+
+def test_pasted_photos_do_not_smear_their_border():
+    """A picture of columns, in flat surroundings: its columns end where it ends, and its mean colour fades."""
+    columns = torch.tensor([-1.0, 1.0]).repeat(32).expand(1, 6, 3, 64, 64)
+    covered = torch.zeros(1, 6, 1, 64, 64, dtype=torch.bool)
+    covered[0, 0, 0, 16:40, 16:48] = True
+    pasted = paste_photos(torch.full((1, 6, 3, 64, 64), 0.5), columns, covered, radius=4)
+    assert torch.equal(pasted[covered.expand_as(pasted)], columns[covered.expand_as(pasted)])
+    below = pasted[0, 0, 0, 40:48, 16:48]
+    assert below.diff(dim=1).abs().max() < 0.05
+    assert below[0].mean() < 0.2  # near the mean of the columns, 0, where the surroundings have 0.5
+    assert (below.diff(dim=0).mean(1) > 0).all()
+    assert torch.equal(pasted[0, 1:], torch.full((5, 3, 64, 64), 0.5))
 
 
 def test_pil_and_tensor_photos_give_the_same_result(awake, photos):
@@ -600,6 +617,12 @@ def test_load_pipeline_loads_both_kinds_and_refuses_options_that_differ_from_the
 
 
 @pytest.mark.slow
+def test_pickled_weights_are_not_saved(awake, tmp_path):
+    with pytest.raises(ValueError, match="safe_serialization=False: from_pretrained refuses pickled weights"):
+        awake.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert not (tmp_path / "model").exists()
+
+
 def test_pickled_weights_are_refused_with_a_command_that_converts_them(folder_2d, saved, tmp_path):
     for source, load in ((saved, CubeDiffPipeline.from_pretrained), (folder_2d, CubeDiffPipeline.from_2d)):
         folder = tmp_path / source.name
@@ -697,8 +720,11 @@ def test_invalid_or_different_numbers_of_panoramas_raise(awake):
         sample(awake, output_type="jpg")
     with pytest.raises(ValueError, match="sampler='magic': use one of ddim, dpm, unipc, euler"):
         use_sampler_(awake, "magic")
-    with pytest.raises(ValueError, match="num_inference_steps=0: expected at least 1"):
+    with pytest.raises(ValueError, match="num_inference_steps=0: expected an integer from 1"):
         sample(awake, num_inference_steps=0)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} generators for 2 panoramas: pass one for each, or one for all"):
+            sample(awake, [SIX, SIX], generator=[torch.Generator() for _ in range(count)])
 
 
 def test_the_small_models_load_from_any_working_directory(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -96,7 +96,7 @@ def make_guidance(
         interval: `start` and `stop` of `Guidance`.
 
     Raises:
-        ValueError: If a scale is NaN or infinite, or the interval is not within [0, 1].
+        ValueError: If a scale is not a finite number, or the interval is not within [0, 1].
 
     Example:
         >>> [branch.weight for branch in make_guidance(text=True, image=False, scale=3.5).branches]
@@ -104,8 +104,8 @@ def make_guidance(
     """
     scales = {"guidance_scale": scale, "image_guidance_scale": image_scale, "guidance_rescale": rescale}
     for name, value in scales.items():
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name}={value}: expected a finite number")
+        if value is not None and not _is_finite(value):
+            raise ValueError(f"{name}={value!r}: expected a finite number")
     if not (text or image):
         return Guidance((Branch(False, False, 1.0),), rescale, *interval)
     if text and image and image_scale is not None:
@@ -116,6 +116,13 @@ def make_guidance(
         s = s if s > 1 else 1.0
         others, full = [Branch(False, False, 1 - s)], Branch(text, image, s)
     return Guidance((*(branch for branch in others if branch.weight), full), rescale, *interval)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
 
 
 def warn_untrained_conditions(branches: Sequence[Branch], dropout: Sequence[float] | None) -> None:

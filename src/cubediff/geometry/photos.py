@@ -8,8 +8,12 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -21,9 +25,11 @@ from cubediff.geometry.panoramas import Panorama, project_panorama
 from cubediff.geometry.perspective import perspective_to_cube
 from cubediff.images.exif import camera_fov
 from cubediff.images.levels import fill_transparent, to_srgb
-from cubediff.utils.errors import DataError
+from cubediff.images.reading import read_image
+from cubediff.utils.errors import DataError, reason
 
-PhotoImage = PIL.Image.Image | Tensor
+PhotoImage: TypeAlias = PIL.Image.Image | Tensor
+AnyImage: TypeAlias = str | Path | npt.NDArray[np.generic] | PhotoImage
 
 _MANY_PIXELS = 100_000_000  # an image with more is halved: in float32 it would take gigabytes
 _OPAQUE = 0.98  # on [−1, 1]; a projected pixel between an opaque and a transparent one is not covered
@@ -36,8 +42,9 @@ class Photo:
     """An image and its camera: field of view, yaw, pitch, roll.
 
     Attributes:
-        picture: PIL image, or float tensor (3, H, W) in [−1, 1]. A PIL image is converted to sRGB by its ICC profile,
-            and its transparent pixels cover nothing.
+        picture: The path of a file, a PIL image, an array (H, W, 3) of uint8 or of floats in [0, 1], or a float tensor
+            (3, H, W) in [−1, 1]. A file or PIL image is converted to sRGB by its ICC profile, and its transparent
+            pixels cover nothing.
         fov: Horizontal field of view, degrees. None takes it from the image's EXIF data; without EXIF data the central
             square of the image gets the field of view of a face.
         yaw: Rotation of the camera to the right, degrees.
@@ -54,7 +61,7 @@ class Photo:
         torch.Size([1, 6, 3, 64, 64])
     """
 
-    picture: PhotoImage
+    picture: AnyImage
     fov: float | None = None
     yaw: float = 0.0
     pitch: float = 0.0
@@ -67,6 +74,27 @@ class Photo:
             raise ValueError(
                 f"a photo's yaw, pitch and roll are {self.yaw}, {self.pitch}, {self.roll}: expected finite degrees"
             )
+
+    @cached_property
+    def image(self) -> PhotoImage:
+        """The picture as a PIL image, or as a float tensor (3, H, W) in [−1, 1].
+
+        Raises:
+            ValueError: If the picture is of another type or shape, or its values are out of range.
+            DataError: If its file cannot be read.
+        """
+        if isinstance(self.picture, PIL.Image.Image):
+            return self.picture
+        if isinstance(self.picture, str | Path):
+            return _read(Path(self.picture))
+        if isinstance(self.picture, np.ndarray):
+            return _tensor(self.picture)
+        if not isinstance(self.picture, Tensor):
+            raise ValueError(f"a photo's picture is a {type(self.picture).__name__}: pass a file, an image or a tensor")
+        low, high = (float(v) for v in self.picture.detach().aminmax()) if self.picture.numel() else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high) and low >= -1.001 and high <= 1.001):
+            raise ValueError(f"image has values from {low:.3g} to {high:.3g}: scale it to [-1, 1]")
+        return self.picture
 
 
 def project_photos(
@@ -107,8 +135,8 @@ def _project(image: Photo | Panorama, size: int, face_fov: float) -> tuple[Tenso
 
 def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Tensor, Tensor]:
     """Faces (6, 3, S, S), covered pixels (6, 1, S, S), and cosines of the angles to the camera's axis (6, 1, S, S)."""
-    fov = photo.fov if photo.fov is not None else exif_fov(photo.picture)
-    pixels = _pixels(photo.picture)  # (3 or 4, H, W)
+    fov = photo.fov if photo.fov is not None else exif_fov(photo.image)
+    pixels = _pixels(photo.image)  # (3 or 4, H, W)
     if fov is None:
         side = min(pixels.shape[1:])
         top, left = ((n - side) // 2 for n in pixels.shape[1:])
@@ -131,12 +159,34 @@ def _project_photo(photo: Photo, size: int, face_fov: float) -> tuple[Tensor, Te
     return faces, covered, cosines[:, None]
 
 
-def feather(mask: Bool[Tensor, "b 6 1 s s"], radius: int) -> Float[Tensor, "b 6 1 s s"]:
-    """1 inside the mask, falling to 0 over 2·`radius` pixels around it."""
-    wide = F.max_pool2d(mask.flatten(0, 1).float(), 2 * radius + 1, 1, radius)
-    padded = F.pad(wide, (radius,) * 4, mode="replicate")
-    feathered: Tensor = F.avg_pool2d(padded, 2 * radius + 1, 1).unflatten(0, (-1, 6))
-    return feathered
+def paste_photos(
+    faces: Float[Tensor, "b 6 3 s s"],
+    pictures: Float[Tensor, "b 6 3 s s"],
+    covered: Bool[Tensor, "b 6 1 s s"],
+    radius: int,
+) -> Float[Tensor, "b 6 3 s s"]:
+    """Replaces the pixels of faces that photos cover, and adapts the colours around them.
+
+    Around the photos, the mean difference between photos and faces nearby is added, with a weight that falls from 1 to
+    0 over 2·`radius` pixels: the photo's colours fade out, its details end at its border.
+
+    Args:
+        faces: Faces in FACES order.
+        pictures: Projected photos in the same value range.
+        covered: The pixels that photos cover.
+        radius: In pixels.
+    """
+    inside = covered.flatten(0, 1).to(faces)
+    reached = F.max_pool2d(inside, 2 * radius + 1, 1, radius)
+    weights = _box(F.pad(reached, (radius,) * 4, mode="replicate"), radius, padding=0)
+    difference = (pictures - faces).flatten(0, 1) * inside
+    near = _box(_box(difference, 2 * radius), 2 * radius) / _box(_box(inside, 2 * radius), 2 * radius).clamp(min=1e-6)
+    return torch.where(covered, pictures, faces + (weights * near).unflatten(0, (-1, 6)))
+
+
+def _box(images: Float[Tensor, "n c h w"], radius: int, padding: int | None = None) -> Float[Tensor, "n c h2 w2"]:
+    """Means over squares, as if the surroundings were 0."""
+    return F.avg_pool2d(images, 2 * radius + 1, 1, radius if padding is None else padding)
 
 
 def exif_fov(picture: PhotoImage) -> float | None:
@@ -150,6 +200,27 @@ def exif_fov(picture: PhotoImage) -> float | None:
     if note is not None:
         log.warning("image: %s", note)
     return fov
+
+
+def _read(file: Path) -> PIL.Image.Image:
+    try:
+        return read_image(file)
+    except (OSError, DataError) as error:
+        raise DataError(f"image={str(file)!r}: not a readable image ({reason(error)})") from error
+
+
+def _tensor(image: npt.NDArray[np.generic]) -> Tensor:
+    """A tensor (3, H, W) in [−1, 1] of an array (H, W, 3): bytes, or floats in [0, 1] as diffusers has them."""
+    if image.ndim != 3 or image.shape[2] != 3 or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
+        raise ValueError(
+            f"image is an array {image.shape} of {image.dtype}: expected (H, W, 3) or (B, H, W, 3) of uint8, or of "
+            "floats in [0, 1]"
+        )
+    values = torch.from_numpy(image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)).permute(2, 0, 1)
+    low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 0.0)
+    if not (low >= -0.001 and high <= 1.001):
+        raise ValueError(f"image is an array with values from {low:.3g} to {high:.3g}: scale it to [0, 1]")
+    return values * 2 - 1
 
 
 def _pixels(picture: PhotoImage) -> Float[Tensor, "c h w"]:

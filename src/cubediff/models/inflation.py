@@ -11,6 +11,7 @@ from typing import TypedDict, TypeVar
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_processor import SlicedAttnProcessor, XFormersAttnProcessor
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -222,9 +223,9 @@ def _top_processor(processor: object, plain: Callable[..., Tensor], inflate: str
         return processor if isinstance(processor, FaceAttnProcessor) else FaceAttnProcessor(plain)
     if isinstance(processor, PooledAttnProcessor):
         return processor
-    if not isinstance(plain, BackendAttnProcessor):
+    if not isinstance(plain, BackendAttnProcessor | SlicedAttnProcessor | XFormersAttnProcessor):
         raise ValueError(f"inflate='pooled_top' has attention of its own and cannot use {type(plain).__name__}: call "
-                         "disable_attention_slicing() or unet.set_default_attn_processor() first")  # fmt: skip
+                         "unet.set_default_attn_processor() first")  # fmt: skip
     return PooledAttnProcessor()
 
 

@@ -21,7 +21,7 @@ from cubediff.diffusion.overlap_average import OverlapAverage
 from cubediff.diffusion.schedulers import sampling_scheduler
 from cubediff.geometry.gains import correct_gains
 from cubediff.geometry.panoramas import Panorama
-from cubediff.geometry.photos import Photo, feather, project_photos
+from cubediff.geometry.photos import Photo, paste_photos, project_photos
 from cubediff.geometry.projections import cube_to_equirect
 from cubediff.images.writing import to_pil
 from cubediff.models.backbone import Backbone, Conditioning
@@ -215,8 +215,8 @@ class CubePipeline(PipelineWithCard, ABC):
             image_guidance_scale: A guidance scale for the image alone; guidance_scale is then the text's
                 (InstructPix2Pix, arXiv 2211.09800, equation 3). Three branches if both are given.
             guidance_rescale: Share in [0, 1] of "Common Diffusion Noise Schedules…" (arXiv 2305.08891), section 3.4.
-            paste_image: Keep the photos' own pixels instead of the autoencoder's reconstruction; they are feathered
-                over two latent pixels.
+            paste_image: Keep the photos' own pixels instead of the autoencoder's reconstruction; around
+                them, the generated colours are adapted over two latent pixels, see `paste_photos`.
             panorama_height: As `height`.
             generator: One generator, or one per generated panorama.
             latents: Unit noise (B, 6, C, h, w); its height and width set the face size.
@@ -264,7 +264,7 @@ class CubePipeline(PipelineWithCard, ABC):
         edits = Edits(photos, panorama_size(height, width, panorama_height), output_type)
         prompts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
         own, negative = encode_prompts(backbone, prompts, embeds, truncate_prompts)
-        batch = batch_size(len(own), len(negative), photos, latents, num_images_per_prompt)
+        batch = batch_size(len(own), len(negative), photos, latents, generator, num_images_per_prompt)
         has_text = prompt is not None or prompt_embeds is not None
         has_photo = any(isinstance(each, Photo) for own in photos or () for each in own)
         interval = guidance_start, guidance_stop
@@ -300,8 +300,8 @@ class CubePipeline(PipelineWithCard, ABC):
         if fixed is not None:
             faces = correct_gains(faces / 2 + 0.5, self.config.fov, fixed) * 2 - 1
         if pasted is not None and pasted.pixels is not None and pasted.covered is not None:
-            mask = feather(pasted.covered, self.backbone.latent_scale).to(faces)
-            faces = torch.lerp(faces, pasted.pixels.to(faces), mask)
+            pixels, covered = pasted.pixels.to(faces), pasted.covered.to(faces.device)
+            faces = paste_photos(faces, pixels, covered, self.backbone.latent_scale)
         panoramas = cube_to_equirect(faces, edits.height or 2 * faces.shape[-1], self.config.fov, mode="bicubic")
         panoramas = panoramas.clamp(-1, 1)
         if not faces.isfinite().all():

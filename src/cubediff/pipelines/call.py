@@ -5,11 +5,13 @@ Legend: B panoramas, 6 faces, C latent channels, h w latent size, S face size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -70,10 +72,17 @@ def check_call(output_type: str, num_inference_steps: int, num_images_per_prompt
     for name, value in {
         "num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt
     }.items():  # fmt: skip
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+        if not _is_count(value):
+            raise ValueError(f"{name}={value!r}: expected an integer from 1")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: expected a number from 0 to 1")
+
+
+def _is_count(value: Any) -> bool:
+    try:
+        return index(value) >= 1
+    except TypeError:
+        return False
 
 
 def panorama_size(height: int | None, width: int | None, panorama_height: int | None) -> int | None:
@@ -119,6 +128,7 @@ def batch_size(
     negative: int,
     photos: list[list[Photo | Panorama]] | None,
     latents: Tensor | None,
+    generator: torch.Generator | list[torch.Generator] | None,
     per_prompt: int,
 ) -> int:
     """The number of panoramas to generate, of those of each argument."""
@@ -135,6 +145,10 @@ def batch_size(
     if latents is not None and len(latents) not in (1, batch * per_prompt):
         raise ValueError(
             f"{len(latents)} latents for {batch * per_prompt} panoramas: pass one for each, or one for all"
+        )
+    if isinstance(generator, list) and len(generator) != batch * per_prompt:
+        raise ValueError(
+            f"{len(generator)} generators for {batch * per_prompt} panoramas: pass one for each, or one for all"
         )
     return batch * per_prompt
 

@@ -18,9 +18,17 @@ class PipelineWithCard(DiffusionPipeline):
     that is on the Hub already stays.
     """
 
-    def save_pretrained(self, save_directory: str | Path, *args: object, **kwargs: object) -> None:
-        """Saves the pipeline as diffusers does, with its card; a card that is in the folder already stays."""
-        super().save_pretrained(str(save_directory), *args, **kwargs)
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, *args: object, **kwargs: object
+    ) -> None:
+        """Saves the pipeline as diffusers does, with its card; a card that is in the folder already stays.
+
+        Raises:
+            ValueError: With `safe_serialization=False`, because `from_pretrained` refuses pickled weights.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False: from_pretrained refuses pickled weights; save safetensors")
+        super().save_pretrained(str(save_directory), True, *args, **kwargs)
         self._copy_card(Path(save_directory))
 
     def _upload_folder(self, working_dir: str | Path, *args: object, **kwargs: object) -> object:
