@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from diffusers import DDIMScheduler
 from PIL import Image
+from support.examples import entry_points_of
 from support.processes import python
 
 from cubediff.configs import CONFIG_DIR
@@ -27,15 +28,13 @@ STEPS = ("trainer.max_steps=3", "trainer.limit_val_batches=0", "trainer.log_ever
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed package: modules, configs, and the entry points of its distribution."""
     folder = tmp_path_factory.mktemp("site")
-    for name in ("csv_source", "panorama_losses", "p2_weighting", "toy_backbone"):
+    for name in ("csv_source", "panorama_losses", "p2_weighting", "pole_detail", "toy_backbone"):
         shutil.copy(EXAMPLES / f"{name}.py", folder)
     shutil.copytree(EXAMPLES / "conf", folder / "conf")
     info = folder / "toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[cubediff.backbones]\ntoy = toy_backbone:ToyPipeline\n[cubediff.sources]\ntable = csv_source:CsvTable\n"
-    )
+    (info / "entry_points.txt").write_text(entry_points_of(EXAMPLES))
     return folder
 
 

@@ -1,6 +1,7 @@
 """The table of metrics: names, descriptions, and the page that documents them."""
 
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,48 @@ def test_a_metric_with_terms_of_its_own_is_their_mean() -> None:
     assert bootstrap(measures.metric("retrieval_psnr"), terms).value == 0.75
     with pytest.raises(TypeError):
         measures.metric("retrieval_psnr").terms(torch.zeros(1, 6, 3, 4, 4), 95.0)
+
+
+OWN = measures.OwnMetric(measures.Metric(lambda faces, fov: faces, lambda terms: terms[0]), measures.Description(
+    "consistency", "lower", "a test"
+))  # fmt: skip
+OF_PANORAMAS = measures.OwnMetric(OWN.metric, measures.Description("consistency", "lower", "another"), "panoramas")
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **entries: str) -> None:
+    """Has entry points as an installed package has, and tables that the test may add to."""
+    for table in ("FACES", "PANORAMAS", "DESCRIPTIONS"):
+        monkeypatch.setattr(measures, table, {**getattr(measures, table)})
+    points = [EntryPoint(name, value, measures.METRICS) for name, value in entries.items()]
+    monkeypatch.setattr(measures, "entry_points", lambda group: [each for each in points if each.group == group])
+
+
+def test_metrics_of_other_packages_are_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, own=f"{__name__}:OWN", whole=f"{__name__}:OF_PANORAMAS")
+    for _ in range(2):
+        measures.add_installed_metrics()
+    assert measures.metric("own") is measures.FACES["own"] is OWN.metric
+    assert measures.PANORAMAS["whole"] is OF_PANORAMAS.metric
+    assert measures.describe("whole").text == "another"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("own", "no_such_module:OWN", r"the metric own = no_such_module:OWN cannot be imported \(No module named"),
+        ("own", f"{__name__}:NONE", r"cannot be imported \(.*NONE"),
+        ("own", f"{__name__}:DOCS", "expected an OwnMetric of cubediff.evaluation.measures, got "),
+        ("sharpness", f"{__name__}:OWN", "sharpness is the name of another metric: choose another one"),
+    ],
+)
+def test_invalid_metrics_of_other_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    register(monkeypatch, **{name: value})
+    with pytest.raises(ValueError, match=message):
+        measures.add_installed_metrics()
+
+
+def test_a_metric_that_is_not_installed_has_no_value() -> None:
+    with pytest.raises(ValueError, match="it is a metric of a package that is not installed"):
+        measures.metric("flicker")

@@ -3,6 +3,8 @@
 import ast
 import os
 import shlex
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 from support.processes import python
@@ -39,6 +41,13 @@ def run_documented(name: str, folder: Path, *more: object) -> str:
             printed.append(python(*arguments, *more, cwd=folder, **environment).stdout)
             more = ()
     return "".join(printed)
+
+
+def entry_points_of(folder: Path) -> str:
+    """The entry_points.txt that an installation of the package in a folder has."""
+    groups = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    lines = ([f"[{group}]", *(f"{name} = {value}" for name, value in own.items())] for group, own in groups.items())
+    return "\n".join(chain.from_iterable(lines)) + "\n"
 
 
 def as_python(words: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -91,6 +91,7 @@ def compare(first: Stored, second: Stored, cache: Path, progress: Progress) -> C
         DataError: If the panoramas have other names or another order, or a file is damaged.
     """
     _check_names(first, second)
+    measures.add_installed_metrics()
     found = Comparison(first.folder, second.folder, settings=differing_settings(first, second))
     ours, theirs = first.metrics["metrics"], second.metrics["metrics"]
     for letter, own, other in (("A", ours, theirs), ("B", theirs, ours)):

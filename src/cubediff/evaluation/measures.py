@@ -6,6 +6,7 @@ Legend: P panoramas, V views of each, D features.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import entry_points
 from typing import Literal
 
 from jaxtyping import Float
@@ -30,6 +31,7 @@ from cubediff.evaluation.distances import (
 
 INCEPTION_SCORE = "is"
 FAED = "faed"  # the extractor of whole panoramas, and its Fréchet distance
+METRICS = "cubediff.metrics"  # the entry-point group of other packages' metrics
 FACES_PROTOCOL = "faces"  # whose views give the readings of OmniFID
 
 Better = Literal["lower", "higher", "neither"]
@@ -52,6 +54,21 @@ class Description:
     better: Better
     text: str
     unit: str = ""
+
+
+@dataclass(frozen=True)
+class OwnMetric:
+    """A metric of another package.
+
+    Attributes:
+        metric: How it is computed.
+        description: What a report says about it.
+        of: Whether its terms are those of six faces, or of an equirectangular panorama (B, 3, H, 2H) in [0, 1].
+    """
+
+    metric: Metric
+    description: Description
+    of: Literal["faces", "panoramas"] = "faces"
 
 
 @dataclass(frozen=True)
@@ -153,9 +170,36 @@ _OWNERS = {
 }
 
 
+def add_installed_metrics() -> None:
+    """Adds the metrics that installed packages register in the entry-point group `cubediff.metrics`.
+
+    Raises:
+        ValueError: If one cannot be imported, is no `OwnMetric`, or has the name of another metric.
+    """
+    for entry in entry_points(group=METRICS):
+        where = f"the metric {entry.name} = {entry.value}"
+        try:
+            own = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{where} cannot be imported ({error}): repair or remove its package") from error
+        if not isinstance(own, OwnMetric):
+            raise ValueError(f"{where}: expected an OwnMetric of cubediff.evaluation.measures, got {own!r:.200}")
+        if DESCRIPTIONS.setdefault(entry.name, own.description) is not own.description:
+            raise ValueError(f"{where}: {entry.name} is the name of another metric: choose another one")
+        (FACES if own.of == "faces" else PANORAMAS)[entry.name] = own.metric
+
+
 def metric(name: str) -> Metric:
-    """How a value is made of the terms of panoramas: as it is defined for faces or panoramas, else by their mean."""
-    return {**FACES, **PANORAMAS}.get(name) or Metric(_no_terms, _first)
+    """How a value is made of the terms of panoramas: as it is defined for faces or panoramas, else by their mean.
+
+    Raises:
+        ValueError: If the metric is of a package that is not installed.
+    """
+    if found := {**FACES, **PANORAMAS}.get(name):
+        return found
+    if name in DESCRIPTIONS or name in _OTHERS or name.startswith(retrieval("")):
+        return Metric(_no_terms, _first)
+    raise ValueError("it is a metric of a package that is not installed")
 
 
 def omni_distances(extractor: str) -> dict[str, Distance]:

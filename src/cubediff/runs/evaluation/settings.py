@@ -50,6 +50,7 @@ def check_config(config: DictConfig) -> None:
         raise ValueError(f"seed={config.seed}: expected an integer of at least 0")
     if unknown := [name for name in config.extractors if name not in EXTRACTORS]:
         raise ValueError(f"extractors.{unknown[0]} is unknown: use {', '.join(EXTRACTORS)}")
+    measures.add_installed_metrics()
     wanted_metrics(config)
 
 
