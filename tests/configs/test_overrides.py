@@ -1,14 +1,16 @@
 """Errors of Hydra command lines suggest a correction."""
 
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from support.promises import promised
 from support.runs import composed
 
-from cubediff import cache, plan, train
+from cubediff import cache, evaluate, plan, train
 from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
 from cubediff.configs.overrides import error_hint, messages_of_errors
@@ -55,6 +57,50 @@ def test_every_command_prints_the_suggestion_after_hydras_error(
     message = capsys.readouterr().err.splitlines()
     assert message[0] == "Could not override 'data.bath_size'."
     assert message[-1] == "did you mean data.batch_size?"
+
+
+@pytest.mark.parametrize("entry", [train, cache, plan, evaluate])
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("/tmp/données", "\"data.path='/tmp/données'\""),
+        ("/tmp/a (1)", "\"data.path='/tmp/a (1)'\""),
+        ("/tmp/a=b", "\"data.path='/tmp/a=b'\""),
+        ("/tmp/l'été $1", "\"data.path='/tmp/l\\\\'été \\$1'\""),
+        ("/tmp/a,b", "\"data.path='/tmp/a,b'\"; or add --multirun for one run per value, or write [A,B] for a list"),
+    ],
+)
+def test_error_of_a_path_with_special_characters_quotes_it(
+    entry: ModuleType, value: str, quoted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", f"data.path={value}"])
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    remedy = f"quote a value with special characters for Hydra and for the shell: {quoted}"
+    assert str(end.value) == f"error: data.path={value}: {remedy}"
+    shell = subprocess.run(["sh", "-c", f"printf %s {quoted.partition(';')[0]}"], capture_output=True, check=True)
+    assert composed(shell.stdout.decode()).data.path == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("tiny_cpu", "expected key=value"),
+        (
+            "metrics=[a(b]",
+            "quote the texts inside the brackets for Hydra and all for the shell: \"metrics=['A', 'B']\"",
+        ),
+    ],
+)
+def test_error_of_an_argument_that_quotes_do_not_repair(
+    argument: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", argument])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    assert str(end.value) == f"error: {argument}: {remedy}"
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])

@@ -1,6 +1,8 @@
-"""Hydra command lines with hints: the nearest key for an unknown one, the extra that installs a missing plugin."""
+"""Hydra command lines with hints: how to quote a value, the nearest key for an unknown one, the extra that installs a
+missing plugin."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import hydra
 import hydra._internal.utils as hydra_utils
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
@@ -42,7 +44,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
 
         def main() -> None:
             try:
-                with stop_signals(), _storage_errors_in_one_line(), _help_without_unusable_choices():
+                with stop_signals(), _errors_in_one_line(), _help_without_unusable_choices():
                     start()
             except SystemExit as end:
                 if isinstance(end, Stopped) and is_started_by_first_rank():
@@ -58,8 +60,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
 
 
 @contextmanager
-def _storage_errors_in_one_line() -> Iterator[None]:
-    """Hydra creates the output folder before it calls the task, and prints a traceback if it cannot."""
+def _errors_in_one_line() -> Iterator[None]:
+    """Hydra prints a traceback if it cannot create the output folder, and its parser's words for an argument."""
     hydras, name = vars(hydra_utils), "run_and_report"
     report = hydras[name]
 
@@ -71,6 +73,11 @@ def _storage_errors_in_one_line() -> Iterator[None]:
                 if os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
                 sys.exit(error_line(storage_message(error)))
+            except (OverrideParseException, ConfigCompositionException) as error:
+                message = override_message(error)
+                if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                sys.exit(error_line(message))
 
         reported: object = report(act)
         return reported
@@ -124,6 +131,25 @@ def messages_of_errors(when_stopped: str) -> Iterator[None]:
         if is_first_rank():
             print(f"stopped by a signal: {when_stopped}", file=sys.stderr)
         raise
+
+
+def override_message(error: Exception) -> str | None:
+    """What to write in place of an argument that Hydra's grammar does not read as one value, None for other errors."""
+    ambiguous = re.match("Ambiguous value for argument '(.*)'\n", str(error))
+    if isinstance(error, OverrideParseException):
+        argument, choices = error.override, ""
+    elif ambiguous:
+        argument, choices = ambiguous[1], "; or add --multirun for one run per value, or write [A,B] for a list"
+    else:
+        return None
+    key, equals, value = argument.partition("=")
+    if not equals:
+        return f"{argument}: expected key=value"
+    if value[:1] in ("[", "{"):
+        return f"{argument}: quote the texts inside the brackets for Hydra and all for the shell: \"{key}=['A', 'B']\""
+    text = value.replace("'", "\\'")
+    quoted = re.sub(r'([\\"$`])', r"\\\1", f"{key}='{text}'")
+    return f'{argument}: quote a value with special characters for Hydra and for the shell: "{quoted}"{choices}'
 
 
 def error_hint(error: Exception) -> str | None:
