@@ -13,7 +13,7 @@ from support.runs import composed
 from cubediff import cache, evaluate, plan, train
 from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import error_hint, messages_of_errors
+from cubediff.configs.overrides import error_hint, messages_of_errors, option_message
 
 DATA = "data.path=SHARDS"
 
@@ -101,6 +101,31 @@ def test_error_of_an_argument_that_quotes_do_not_repair(
     with pytest.raises(SystemExit) as end:
         train.main()
     assert str(end.value) == f"error: {argument}: {remedy}"
+
+
+@pytest.mark.parametrize("entry", [train, cache, plan, evaluate])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--experiment", "tiny_cpu"], "--experiment is no option of this command: write experiment=tiny_cpu"),
+        (["--experiment=tiny_cpu"], "--experiment is no option of this command: write experiment=tiny_cpu"),
+        (["--data.path", "A", "seed=1"], "--data.path is no option of this command: write data.path=A"),
+        (["--dry_run", "data.path=A"], "--dry_run is no option of this command: write dry_run=VALUE"),
+    ],
+)
+def test_a_key_that_is_written_as_an_option_is_named(
+    entry: ModuleType, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    assert str(end.value) == f"error: {message} without dashes; --help lists the keys"
+
+
+def test_options_of_hydra_pass() -> None:
+    accepted = ["--cfg", "job", "--multirun", "--multi", "--config-dir=D", "-m", "--info", "--", "data.path=--a"]
+    assert option_message(accepted) is None
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])

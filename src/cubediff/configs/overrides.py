@@ -1,16 +1,16 @@
-"""Hydra command lines with hints: how to quote a value, the nearest key for an unknown one, the extra that installs a
-missing plugin."""
+"""Hydra command lines with hints: how to write an argument, the nearest key for an unknown one, a plugin's extra."""
 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import hydra
 import hydra._internal.utils as hydra_utils
+from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 
@@ -43,6 +43,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
         start = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
 
         def main() -> None:
+            if message := option_message(sys.argv[1:]):
+                sys.exit(error_line(message))
             try:
                 with stop_signals(), _errors_in_one_line(), _help_without_unusable_choices():
                     start()
@@ -133,6 +135,23 @@ def messages_of_errors(when_stopped: str) -> Iterator[None]:
         raise
 
 
+def option_message(arguments: Sequence[str]) -> str | None:
+    """What to write in place of an option that is a config key or group; None if there is none among the arguments.
+
+    Hydra takes --experiment for short for its --experimental-rerun.
+    """
+    options = get_args_parser()._option_string_actions
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        key = option.removeprefix("--")
+        is_short = any(name.startswith(option) for name in options)
+        if option.startswith("--") and option not in options and (key in _groups() or not is_short):
+            if not equals:
+                value = following if following and not following.startswith("-") and "=" not in following else "VALUE"
+            return f"{option} is no option of this command: write {key}={value} without dashes; --help lists the keys"
+    return None
+
+
 def override_message(error: Exception) -> str | None:
     """What to write in place of an argument that Hydra's grammar does not read as one value, None for other errors."""
     ambiguous = re.match("Ambiguous value for argument '(.*)'\n", str(error))
@@ -160,9 +179,12 @@ def error_hint(error: Exception) -> str | None:
     if not isinstance(error, ConfigCompositionException) or parent is None:
         return None
     unknown = str(error).split("'")[1]  # Could not override 'KEY'.
-    groups = {folder.name for folder in Path(CONFIG_DIR).iterdir() if folder.is_dir()}
-    nearest = nearest_key(unknown, {*groups, *_keys(parent._get_root())})
+    nearest = nearest_key(unknown, {*_groups(), *_keys(parent._get_root())})
     return f"did you mean {nearest}?" if nearest else None
+
+
+def _groups() -> set[str]:
+    return {folder.name for folder in Path(CONFIG_DIR).iterdir() if folder.is_dir()}
 
 
 def nearest_key(unknown: str, keys: set[str]) -> str | None:
