@@ -6,6 +6,7 @@ Every attack creates a canary file if it wins. The controls run the same attack 
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -193,6 +194,27 @@ def test_every_way_to_a_folder_is_checked(load: Callable[[Path], Any], attack: A
         with pytest.raises(ValueError, match=r"model_index\.json"):
             load(attack.folder)
     assert not attack.canary.exists()
+
+
+@pytest.mark.parametrize("load", [CubeDiffPipeline.from_pretrained, CubeDiffPipeline.from_2d], ids=["trained", "2d"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["tokenizer.json", "tokenizer_config.json"],
+            "tokenizer holds neither tokenizer.json nor vocab.json and merges",
+        ),
+        (["tokenizer.json"], "tokenizer holds neither tokenizer.json nor vocab.json and merges.txt"),
+        (["tokenizer_config.json"], "tokenizer holds no tokenizer_config.json"),
+    ],
+)
+def test_a_tokenizer_that_lacks_files_is_refused(
+    names: list[str], message: str, load: Callable[[Path], Any], attack: Attack
+) -> None:
+    for name in names:
+        (attack.folder / "tokenizer" / name).unlink()
+    with pytest.raises(ValueError, match=f"{re.escape(message)}.*: copy or export the model again$"):
+        load(attack.folder)
 
 
 def test_code_that_nothing_names_does_not_run(attack: Attack) -> None:

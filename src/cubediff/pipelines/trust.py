@@ -30,13 +30,13 @@ def check_components(
     Args:
         folder: The folder.
         names: The components that are loaded, such as "unet"; others are ignored.
-        weights: Whether its weights are loaded; if not, they are not checked.
+        weights: Whether all of it is loaded; if not, neither weights nor whether the tokenizer is complete is checked.
         packages: Packages besides `LIBRARIES` whose classes the folder may name, such as that of a registered backbone.
 
     Raises:
         ValueError: If a component names another library, or a class that is not a model, scheduler or
-            tokenizer; brings code or an adapter; has pickled weights only; or a config is damaged or out of range. The
-            message says what to do.
+            tokenizer; brings code or an adapter; has pickled weights only; lacks files of its tokenizer; or a config
+            is damaged or out of range. The message says what to do.
         OSError: If a file cannot be read.
     """
     index = read_index(folder)
@@ -54,11 +54,13 @@ def check_components(
                 f"{folder / 'model_index.json'}: {name} must be a library and a class, got {ascii(component)[:80]}"
             )
         library, class_name = component
-        _check_class(folder, name, library, class_name, packages)
+        kind = _check_class(folder, name, library, class_name, packages)
         _check_files(folder / name, library, weights)
+        if weights and issubclass(kind, PreTrainedTokenizerBase):
+            _check_tokenizer(folder / name, kind)
 
 
-def _check_class(folder: Path, name: str, library: str, class_name: str, packages: Collection[str]) -> None:
+def _check_class(folder: Path, name: str, library: str, class_name: str, packages: Collection[str]) -> type:
     where = f"{folder / 'model_index.json'}: {name} is {library!a}, {class_name!a}"
     if library not in LIBRARIES and library.partition(".")[0] not in packages:
         raise ValueError(
@@ -74,6 +76,20 @@ def _check_class(folder: Path, name: str, library: str, class_name: str, package
             f"{where}: expected a model, a scheduler or a tokenizer; use a folder that `cubediff train` or diffusers "
             "wrote"
         )
+    return found
+
+
+def _check_tokenizer(part: Path, kind: type[PreTrainedTokenizerBase]) -> None:
+    """Transformers makes a tokenizer without words or without a maximum length of a folder that lacks files."""
+    names = dict(kind.vocab_files_names)
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    if not (part / whole).is_file() and not all((part / name).is_file() for name in names.values()):
+        raise ValueError(
+            f"{part} holds neither {whole} nor {' and '.join(names.values())}, the tokenizer's vocabulary: copy or "
+            "export the model again"
+        )
+    if not (part / "tokenizer_config.json").is_file():
+        raise ValueError(f"{part} holds no tokenizer_config.json: copy or export the model again")
 
 
 def _check_files(part: Path, library: str, weights: bool) -> None:
