@@ -302,6 +302,11 @@ def test_a_slurm_sweep_may_use_several_devices_with_one_task_each() -> None:
         ("model.objective.drop_text=1.5", r"^model\.objective: drop_text.* at most 1$"),
         ("model.pipeline.position_encoding=polar", r"^model\.pipeline: position_encoding='polar'"),
         ("+model.objective.drop_all=0.1", r"^model\.objective: .*'drop_all'"),
+        (
+            "model.lr_schedule=cosin",
+            r"^model\.lr_schedule=cosin: expected constant or constant_with_warmup or cosine or ",
+        ),
+        ("model.warmup_steps=-5", r"^model: warmup_steps=-5: expected 0 or more$"),
     ],
 )
 def test_error_of_an_invalid_value_names_its_key(override: str, message: str) -> None:
@@ -339,7 +344,7 @@ def test_cfg_job_takes_under_two_seconds_of_cpu_and_imports_no_torch(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_error_of_a_seed_that_numpy_refuses_names_the_key(seed: int) -> None:
-    with pytest.raises(ValueError, match=f"seed={seed}: expected 0 to 4294967295"):
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "abc"])
+def test_error_of_a_seed_that_numpy_refuses_names_the_key(seed: object) -> None:
+    with pytest.raises(ValueError, match=f"seed={seed}: expected an integer from 0 to 4294967295"):
         check(composed("model=tiny_random", DATA, f"seed={seed}"))

@@ -166,6 +166,7 @@ REFUSED = {
     "accumulate_grad_batches=0": r"accumulate_grad_batches=0: expected at least 1",
     "log_every_n_steps=-1": r"log_every_n_steps=-1: expected at least 0",
     "num_nodes=0": r"num_nodes=0: expected at least 1",
+    "devices=abc": r"devices=abc: expected a number, a list of indices such as \[0,1\], or auto",
     "strategy=deepspeed": r"strategy=deepspeed is not supported: set trainer=ddp or trainer=fsdp",
     "strategy=fsdp": r"strategy=fsdp is not supported: set trainer=ddp or trainer=fsdp",
     "strategy=ddp_spawn": r"strategy=ddp_spawn is not supported: set trainer=ddp",

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.optimization import SchedulerType
 from peft.utils import get_peft_model_state_dict
 from support.losses import PAPER, SHARES, losses_of
 from torch import Tensor
@@ -28,7 +29,7 @@ from cubediff.models.trainable import select_trainable_
 from cubediff.pipelines.loading import tiny_random
 from cubediff.planning.cuda_rules import is_channels_last
 from cubediff.runs.export import export_pipeline
-from cubediff.training.module import CubeDiffModule
+from cubediff.training.module import CubeDiffModule, Schedule
 
 Batch = dict[str, Any]
 KEEP_ALL = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}
@@ -295,7 +296,7 @@ import torch
 from functools import partial
 from cubediff.diffusion.objective import Objective
 from cubediff.pipelines.loading import tiny_random
-from cubediff.training.module import CubeDiffModule
+from cubediff.training.module import CubeDiffModule, Schedule
 
 graphs = []
 original = torch.compile
@@ -570,6 +571,21 @@ def test_the_learning_rate_is_stepped_per_optimizer_step(
     rates = fitted(module, [one, one], steps, accumulate_grad_batches=accumulate).rates
     assert rates == pytest.approx([rate * share(step, warmup, steps) for step in range(steps)])
     assert all(a < b for a, b in pairwise(rates[: warmup + 1]))
+
+
+def test_the_schedules_are_those_of_diffusers_that_need_no_rules() -> None:
+    assert {*get_args(Schedule)} == {kind.value for kind in SchedulerType} - {"piecewise_constant"}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"lr": -1}, "Invalid learning rate: -1"), ({"betas": (0.9, 2)}, "Invalid beta parameter at index 1: 2")],
+)
+def test_an_argument_that_the_optimizer_refuses_is_named_with_its_key(
+    batch: Batch, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^model.optimizer: {message}$"):
+        fitted(module_of(optimizer=partial(torch.optim.AdamW, **option)), [batch], steps=1)
 
 
 # ---- precision -----------------------------------------------------------------------------------------------

@@ -28,11 +28,11 @@ CONFIG_DIR = _find_config_dir()
 
 
 def check(config: DictConfig) -> None:
-    """Checks, before anything is loaded, that no value is missing or NaN, and the Trainer's arguments.
+    """Checks, before anything is loaded, that no value is missing or NaN, the seed, and the Trainer's arguments.
 
     Raises:
-        ValueError: If a mandatory value is missing or a number is NaN; if `run_dir` is missing in a run whose processes
-            are started by a launcher; or as `check_model` and `check_trainer`.
+        ValueError: If a mandatory value is missing, a number is NaN, or the seed is no seed of numpy; if `run_dir` is
+            missing in a run whose processes are started by a launcher; or as `check_model` and `check_trainer`.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
@@ -42,8 +42,9 @@ def check(config: DictConfig) -> None:
     check_no_nan(config)
     if "model" in config:
         check_model(config.model)
-    if not 0 <= config.get("seed", 0) < 2**32:
-        raise ValueError(f"seed={config.seed}: expected 0 to {2**32 - 1}, which numpy accepts")
+    seed = config.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}, which numpy accepts")
     check_trainer(config.trainer)
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     overrides: list[str] = []

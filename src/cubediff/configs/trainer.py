@@ -3,6 +3,8 @@
 Loads no torch, so that a wrong config is refused early.
 """
 
+import re
+
 from omegaconf import DictConfig
 
 _NOT_SUPPORTED = {
@@ -42,6 +44,8 @@ def check_trainer(trainer: DictConfig) -> None:
             raise ValueError(f"trainer.{name}={value}: expected at least {minimum}")
     if (algorithm := trainer.get("gradient_clip_algorithm")) not in (None, "norm"):
         raise ValueError(f"trainer.gradient_clip_algorithm={algorithm} is not supported: set norm")
+    if isinstance(devices := trainer.get("devices"), str) and not re.fullmatch(r"auto|-1|\d+(, *\d+)*,?", devices):
+        raise ValueError(f"trainer.devices={devices}: expected a number, a list of indices such as [0,1], or auto")
     strategy = trainer.get("strategy")
     if isinstance(strategy, str) and strategy not in _STRATEGIES:
         raise ValueError(f"trainer.strategy={strategy} is not supported: set trainer=ddp or trainer=fsdp")

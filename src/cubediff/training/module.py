@@ -42,6 +42,8 @@ Batch = CubeBatch | LatentBatch
 Seed = tuple[int, ...]
 TRAINING, VALIDATION = 0, 1
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# Names of diffusers' get_scheduler, less piecewise_constant, which needs rules.
+Schedule = Literal["constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"]
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup")
 
 
@@ -64,7 +66,7 @@ class StepOutput(TypedDict):
 class Options(TypedDict, total=False):
     """The optional settings of `CubeDiffModule`; see there."""
 
-    lr_schedule: str
+    lr_schedule: Schedule
     warmup_steps: int
     trainable: Trainable
     lora_rank: int
@@ -77,7 +79,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Settings:
-    lr_schedule: str = "constant_with_warmup"
+    lr_schedule: Schedule = "constant_with_warmup"
     warmup_steps: int = 0
     trainable: Trainable = "attention"
     lora_rank: int = 16
@@ -107,7 +109,7 @@ class CubeDiffModule(L.LightningModule):
         pipeline: The pipeline; its network is trained in place.
         objective: The training objective.
         optimizer: Called with the trained parameters.
-        lr_schedule: A name of `diffusers.optimization.get_scheduler`, stepped once per optimizer step.
+        lr_schedule: Its name for `diffusers.optimization.get_scheduler`, stepped once per optimizer step.
         warmup_steps: Optimizer steps of linear warm-up.
         trainable, lora_rank: See `select_trainable_`.
         gradient_checkpointing: Recompute activations in the backward pass, see `checkpoint_blocks_`.
@@ -148,6 +150,8 @@ class CubeDiffModule(L.LightningModule):
         if settings.compile not in (None, "regional"):
             raise ValueError(f"compile={settings.compile!r}: use 'regional', or null for none")
         self.compiles = settings.compile == "regional"
+        if settings.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={settings.warmup_steps}: expected 0 or more")
         self.objective = objective
         pipeline.register_to_config(drops=[objective.drop_text, objective.drop_image, objective.drop_both])
         self.process = objective.noising(pipeline.scheduler)
@@ -234,9 +238,13 @@ class CubeDiffModule(L.LightningModule):
         """The optimizer of the trained parameters, and the learning-rate schedule.
 
         Raises:
-            ValueError: If the schedule depends on the number of steps, and the run has no limit of steps or epochs.
+            ValueError: If the optimizer refuses an argument, or the schedule depends on the number of steps, and the
+                run has no limit of steps or epochs.
         """
-        optimizer = self.optimizer(self.trained_parameters.values())
+        try:
+            optimizer = self.optimizer(self.trained_parameters.values())
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}") from error
         steps = self.trainer.estimated_stepping_batches
         if isinf(steps) and self.lr_schedule not in _SCHEDULES_WITHOUT_END:
             raise ValueError(
