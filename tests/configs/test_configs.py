@@ -315,6 +315,24 @@ def test_error_of_an_invalid_value_names_its_key(override: str, message: str) ->
         build(config.model)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("ema.decay=1.5", "ema: decay=1.5: expected a number from 0 to 1"),
+        ("finite.limit=-1", "finite: limit and every_n_steps must be at least 1, got -1 and 10"),
+        ("finite.every_n_steps=0", "finite: limit and every_n_steps must be at least 1, got 20 and 0"),
+        (
+            "watchdog.seconds=-1",
+            "watchdog: seconds=-1: expected a positive number; set callbacks.watchdog=null for none",
+        ),
+    ],
+)
+def test_error_of_an_invalid_value_names_its_callback(key: str, message: str) -> None:
+    config = composed("model=tiny_random", DATA, f"callbacks.{key}")
+    with pytest.raises(ValueError, match=f"^callbacks.{message}$"):
+        build(config.callbacks[key.partition(".")[0]])
+
+
 @pytest.mark.parametrize("key", ["model.optimizer.lr", "callbacks.samples.guidance_scale", "seed", "data.weights.0"])
 def test_a_config_value_that_is_nan_is_refused_by_its_key(key: str) -> None:
     override = "data.weights=[nan]" if key.endswith(".0") else f"++{key}=nan"

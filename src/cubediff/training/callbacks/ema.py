@@ -25,11 +25,16 @@ class UNetEMA(Callback):
 
     Args:
         decay: Decay per optimizer step, in [0, 1]; it warms up as (1 + step) / (10 + step) until it reaches this value.
+
+    Raises:
+        ValueError: If `decay` is out of range.
     """
 
     weights_name = "ema"
 
     def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay}: expected a number from 0 to 1")
         self.decay = decay
         self.average: EMAModel | None = None
         self._restored: dict[str, object] | None = None

@@ -28,9 +28,14 @@ class NonFiniteGuard(Callback):
     Args:
         limit: Number of skipped steps that stops the run.
         every_n_steps: Steps between two checks; a check synchronises the device.
+
+    Raises:
+        ValueError: If one of them is below 1.
     """
 
     def __init__(self, limit: int = 20, every_n_steps: int = 10) -> None:
+        if limit < 1 or every_n_steps < 1:
+            raise ValueError(f"limit and every_n_steps must be at least 1, got {limit} and {every_n_steps}")
         self.limit = limit
         self.every_n_steps = every_n_steps
         self.skipped = 0

@@ -36,9 +36,14 @@ class Watchdog(Callback):
 
     Args:
         seconds: Time without a heartbeat after which the run ends.
+
+    Raises:
+        ValueError: If `seconds` is not positive.
     """
 
     def __init__(self, seconds: float | int = 120.0) -> None:
+        if not seconds > 0:
+            raise ValueError(f"seconds={seconds}: expected a positive number; set callbacks.watchdog=null for none")
         self.seconds = seconds
         self._activity = "starting"
         self._done = threading.Event()
