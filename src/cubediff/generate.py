@@ -87,7 +87,7 @@ def generate(
         str | None, typer.Option(help="ddim, dpm (DPM-Solver++), unipc or euler.", show_default="the model's own")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 turns guidance off.", show_default="3.5")
+        float | None, typer.Option(help="Guidance scale; 0 to 1 turn guidance off.", show_default="3.5")
     ] = None,
     image_guidance_scale: Annotated[
         float | None, typer.Option(help="Guidance scale of the photo; --guidance-scale is then that of the text.")

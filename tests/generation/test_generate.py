@@ -411,7 +411,18 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
         (("--prompt", "  "), "a prompt is empty"),
         (("--prompt", "a", "--device", "abacus"), "--device abacus: not available on this machine"),
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
-        (("--prompt", "a", "--guidance-scale", "nan"), "--guidance-scale must be a finite number, got nan"),
+        (
+            ("--prompt", "a", "--guidance-scale", "nan"),
+            "--guidance-scale must be a finite number of at least 0, got nan",
+        ),
+        (
+            ("--prompt", "a", "--guidance-scale", "-3"),
+            "--guidance-scale must be a finite number of at least 0, got -3.0",
+        ),
+        (
+            ("--prompt", "a", "--image-guidance-scale", "-1"),
+            "--image-guidance-scale must be a finite number of at least 0",
+        ),
         (("--prompt", "a", "--image", str(SAMPLES / "courtyard.jpg"), "--image-guidance-scale", "inf"), "inf"),
         (("--prompt", "a", "--sampler", "magic"), "--sampler must be one of ddim, dpm, unipc, euler, got 'magic'"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "--fov must be between 0 and 180 degrees"),

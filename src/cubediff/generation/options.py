@@ -55,7 +55,9 @@ def integer(low: int, high: int) -> Check:
 
 def finite_number(low: float = -math.inf, high: float = math.inf) -> Check:
     """Checks a finite number in a range, both ends included, and returns it as a float."""
-    expected = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
+    expected = f"a number from {low:g} to {high:g}"
+    if high == math.inf:
+        expected = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
 
     def check(value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -122,8 +124,8 @@ class Options:
     """
 
     num_inference_steps: int = _option("steps", integer(1, MAX_STEPS), 50)
-    guidance_scale: float = _option("guidance_scale", finite_number(), 3.5)
-    image_guidance_scale: float | None = _option("image_guidance_scale", unset_or(finite_number()), None)
+    guidance_scale: float = _option("guidance_scale", finite_number(0.0), 3.5)
+    image_guidance_scale: float | None = _option("image_guidance_scale", unset_or(finite_number(0.0)), None)
     guidance_rescale: float = _option("guidance_rescale", finite_number(0.0, 1.0), 0.0)
     guidance_start: float = _option("guidance_start", finite_number(0.0, 1.0), 0.0)
     guidance_stop: float = _option("guidance_stop", finite_number(0.0, 1.0), 1.0)

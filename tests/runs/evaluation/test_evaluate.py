@@ -436,6 +436,7 @@ def test_config_is_checked_first(overrides: list[str], message: str, tmp_path: P
 def test_generation_options_are_checked_by_their_keys(model: Path, reference: Path, tmp_path: Path) -> None:
     words = f"pipeline={model}", f"reference={reference}"
     refused("generate.sampler must be one of ddim", tmp_path / "output", *words, "generate.sampler=heun")
+    refused("generate.guidance_scale must be a finite num", tmp_path / "output", *words, "generate.guidance_scale=-3")
     refused("generate.batch=0: expected a positive integer", tmp_path / "output", *words, "generate.batch=0")
     refused("condition=image: use one of text", tmp_path / "output", *words, "condition=image")
     refused("holds 4 panoramas, and count=9", tmp_path / "output", *words, "count=9")
