@@ -338,7 +338,7 @@ def test_jobs_equal_single_calls_and_resume_after_an_interruption(model, photo, 
         ({"prompt": ["a", "b"]}, "line 2: 2 prompts for one panorama: pass one, or six"),
         ({"prompt": [7] * 6}, "line 2: a prompt is of type int"),
         ({"prompt": {"front": "a"}}, "line 2: prompts for the faces ['front']: pass one for each of front, right"),
-        ({"prompt": " "}, "line 2: a prompt is empty"),
+        ({"prompt": " "}, "line 2: a prompt is empty: describe the panorama, or omit prompt for no text"),
         ({"prompt": "a", "name": "../up"}, "line 2: name '../up' is not a folder name"),
         ({"prompt": "a", "name": ".hidden"}, "line 2: name '.hidden' is not a folder name"),
         ({"prompt": "a", "name": "000001"}, "line 2: name '000001' is that of line 1 too"),
@@ -408,7 +408,7 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt", "  "), "a prompt is empty"),
+        (("--prompt", "  "), "--prompt: a prompt is empty: describe the panorama, or omit --prompt for no text"),
         (("--prompt", "a", "--device", "abacus"), "--device abacus: not available on this machine"),
         (("--prompt", "a", "--device", "cuda:77"), "--device cuda:77: not available on this machine"),
         (

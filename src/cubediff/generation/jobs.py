@@ -253,16 +253,20 @@ def check_prompt(value: object, where: str = "") -> JobPrompt:
 
     Args:
         value: The prompt.
-        where: Begins an error message.
+        where: Begins an error message; empty for the command line.
 
     Raises:
         ValueError: If it is neither None nor prompts for the six faces, see `six_prompts`.
     """
-    if value is not None:
-        try:
-            six_prompts(value)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}" if where else str(error)) from None
+    if value is None:
+        return None
+    try:
+        texts = six_prompts(value, allow_empty=True)
+    except ValueError as error:
+        raise ValueError(f"{where or '--prompt'}: {error}") from None
+    if not all(text.strip() for text in texts):
+        key = "prompt" if where else "--prompt"
+        raise ValueError(f"{where or key}: a prompt is empty: describe the panorama, or omit {key} for no text")
     return cast(JobPrompt, value)
 
 
