@@ -19,6 +19,7 @@ from cubediff.generation.options import (
 from cubediff.generation.panoramas import PanoramaFile
 from cubediff.generation.recorded_jobs import recorded_job
 from cubediff.generation.records import RECORD
+from cubediff.utils.errors import storage_message
 from cubediff.utils.text import error_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -223,10 +224,8 @@ def generate(
             option_name,
             Options(),
         )
-        if jobs is not None and jobs.name == RECORD:
-            requested = [recorded_job(jobs)]
-        elif jobs is not None:
-            requested = read_jobs(jobs, seed, options, count)
+        if jobs is not None:
+            requested = _read_jobs(jobs, seed, options, count)
         else:
             photos = tuple(
                 photo_file(str(file), {name: values[i] for name, values in camera.items() if values}, option_name)
@@ -243,6 +242,15 @@ def generate(
     except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(error_line(error), err=True)
         raise typer.Exit(1) from error
+
+
+def _read_jobs(file: Path, seed: int, options: Options, count: int) -> list[Job]:
+    try:
+        return [recorded_job(file)] if file.name == RECORD else read_jobs(file, seed, options, count)
+    except OSError as error:
+        if error.filename != str(file):  # a photo of the record
+            raise
+        raise ValueError(f"--jobs {storage_message(error)}") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from cubediff.configs import check, check_devices
 from cubediff.configs.overrides import command
 from cubediff.runs.sweeps.isolation import run_recorded
 from cubediff.training.logged_metrics import Curves
-from cubediff.utils.errors import storage_message
 from cubediff.utils.text import error_line
 
 
@@ -50,8 +49,7 @@ def exit_on_user_error() -> Iterator[None]:
         if not is_fixable or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         remedy = "\nset logger=csv, or set WANDB_MODE=offline, which needs no account" if is_wandb else ""
-        message = storage_message(error) if isinstance(error, OSError) else error
-        sys.exit(f"{error_line(message)}{remedy}")
+        sys.exit(f"{error_line(error)}{remedy}")
 
 
 if __name__ == "__main__":

@@ -427,7 +427,9 @@ def test_wrong_usage_exits_with_2(model, tmp_path, arguments, message) -> None:
         (("--prompt", "a", "--sampler", "magic"), "--sampler must be one of ddim, dpm, unipc, euler, got 'magic'"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "180"), "--fov must be between 0 and 180 degrees"),
         (("--image", str(SAMPLES / "courtyard.jpg"), "--fov", "0.5"), "use a photo with a larger fov"),
-        (("--jobs", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--jobs", "nowhere.jsonl"), "error: --jobs nowhere.jsonl: No such file or directory: check the name"),
+        (("--jobs", "nowhere/generation.json"), "error: --jobs nowhere/generation.json: No such file or directory"),
+        (("--jobs", str(SAMPLES)), f"error: --jobs {SAMPLES}: Is a directory"),
     ],
 )
 def test_an_error_of_the_pipeline_is_printed_in_one_line(model, tmp_path, arguments, message) -> None:

@@ -69,3 +69,7 @@ def test_other_characters_stay() -> None:
 
 def test_an_error_keeps_its_lines_only() -> None:
     assert error_line("a\n  b\x1b[2J\r https://u:p@h") == "error: a\n  b\\x1b[2J\\x0d https://***@h"
+
+
+def test_an_error_of_a_file_is_printed_without_its_number() -> None:
+    assert error_line(IsADirectoryError(21, "Is a directory", "jobs")) == "error: jobs: Is a directory"

@@ -15,7 +15,6 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig
 
 from cubediff.configs import CONFIG_DIR
-from cubediff.utils.errors import storage_message
 from cubediff.utils.ranks import is_first_rank, is_started_by_first_rank
 from cubediff.utils.signals import Stopped, stop_signals
 from cubediff.utils.text import error_line
@@ -74,7 +73,7 @@ def _errors_in_one_line() -> Iterator[None]:
             except OSError as error:
                 if os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
-                sys.exit(error_line(storage_message(error)))
+                sys.exit(error_line(error))
             except (OverrideParseException, ConfigCompositionException) as error:
                 message = override_message(error)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -128,7 +127,7 @@ def messages_of_errors(when_stopped: str) -> Iterator[None]:
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(error_line(storage_message(error) if isinstance(error, OSError) else error))
+        sys.exit(error_line(error))
     except Stopped:
         if is_first_rank():
             print(f"stopped by a signal: {when_stopped}", file=sys.stderr)

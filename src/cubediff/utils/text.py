@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from cubediff.utils.errors import storage_message
+
 # C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -118,5 +120,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def error_line(error: object) -> str:
-    """An error as a command prints it: without secrets, and with control characters escaped."""
-    return "error: " + printable(redact(str(error)), keep="\n\t")
+    """An error as a command prints it: without secrets, and with control characters escaped.
+
+    Args:
+        error: The message, or the error; that of a file or a disk is printed with its remedy.
+    """
+    text = storage_message(error) if isinstance(error, OSError) else str(error)
+    return "error: " + printable(redact(text), keep="\n\t")
