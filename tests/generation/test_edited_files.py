@@ -207,22 +207,32 @@ def test_unusable_files_are_refused_before_the_model_is_loaded(files: Path, tmp_
     PIL.Image.new("L", (COLUMNS, ROWS - 1), 255).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     picture(0, COLUMNS, ROWS - 1).save(tmp_path / "odd.png")
+    picture(0, COLUMNS, ROWS).save(tmp_path / "colours.png")
+    PIL.Image.new("LA", (COLUMNS, ROWS)).save(tmp_path / "clear.png")
     no_model = tmp_path / "model"
     no_model.mkdir()
     (no_model / "model_index.json").write_text("{}", encoding="utf-8")
     pano, mask = files / "pano.jpg", files / "mask.png"
     for panorama, given, words in (
-        (pano, tmp_path / "small.png", f"--panorama: the mask has {COLUMNS}x{ROWS - 1} pixels and the panorama"),
-        (pano, tmp_path / "black.png", "--panorama: nothing to repaint: the mask is black everywhere"),
-        (pano, tmp_path / "white.png", "--panorama: nothing to keep: the mask is white everywhere"),
-        (pano, tmp_path / "text.png", "text.png: not a readable image (unreadable: not an image of a known kind"),
-        (pano, tmp_path / "gone.png", "gone.png: not a readable image (unreadable: No such file"),
+        (pano, tmp_path / "small.png", f"small.png: the mask has {COLUMNS}x{ROWS - 1} pixels and the panorama"),
+        (pano, tmp_path / "black.png", "black.png: nothing to repaint: the mask is black everywhere"),
+        (pano, tmp_path / "white.png", "white.png: nothing to keep: the mask is white everywhere"),
+        (pano, tmp_path / "colours.png", "colours.png: the mask has colours: paint it white"),
+        (pano, tmp_path / "clear.png", "clear.png: the mask has transparent pixels: paint it white"),
+        (
+            pano,
+            tmp_path / "text.png",
+            "text.png: the mask is not a readable image (unreadable: not an image of a known",
+        ),
+        (pano, tmp_path / "gone.png", "gone.png: the mask is not a readable image (unreadable: No such file"),
         (tmp_path / "odd.png", tmp_path / "small.png", f"not a usable panorama ({COLUMNS}x{ROWS - 1} is not 2:1"),
         (tmp_path / "gone.png", mask, "gone.png: not a usable panorama (unreadable: No such file"),
         (pano, None, "--panorama: nothing to repaint: no mask is given"),
     ):
         masked = [] if given is None else ["--mask", given]
-        assert words in failure(run(no_model, tmp_path / "out", "--panorama", panorama, *masked))
+        message = failure(run(no_model, tmp_path / "out", "--panorama", panorama, *masked))
+        assert words in message
+        assert (f"--mask {given}: " in message) == ("the mask " in words)
     assert not (tmp_path / "out").exists()
 
 
@@ -238,7 +248,7 @@ def test_errors_of_jobs_name_their_lines(files: Path, tmp_path: Path) -> None:
         ({"panorama": "p.png", "mask": ["m.png"]}, "line 1: mask must be a file name"),
         ({"panorama": "p.png", "format": "webp"}, "line 1: format is webp: an edited panorama is written as png"),
         ({"panorama": "p.png", "height": 64}, "line 1: height is 64: an edited panorama has the size of its input"),
-        ({"panorama": str(files / "pano.jpg"), "mask": "black.png"}, "line 1: panorama: nothing to repaint"),
+        ({"panorama": str(files / "pano.jpg"), "mask": "black.png"}, f"line 1: mask {tmp_path}/black.png: nothing"),
         ({"seed": 1}, "line 1: neither prompt nor image nor panorama"),
     ):
         jobs.write_text(json.dumps(line), encoding="utf-8")

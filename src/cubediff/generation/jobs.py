@@ -24,6 +24,7 @@ from cubediff.generation.options import (
 from cubediff.generation.panoramas import PanoramaFile, read_canvas
 from cubediff.generation.photos import PhotoFile, check_photo, sha256_of
 from cubediff.generation.photos import open_photo as open_photo  # programs import it from here
+from cubediff.images.canvas import MaskError
 from cubediff.pipelines.face_prompts import six_prompts
 from cubediff.utils.json_text import parse_json
 
@@ -157,6 +158,8 @@ def unusable_files(jobs: Sequence[Job]) -> list[str]:
         if job.panorama is not None:
             try:
                 read_canvas(job.panorama)
+            except MaskError as error:
+                errors.append(f"{job.label('mask')} {error}")
             except ValueError as error:
                 errors.append(f"{job.label('panorama')}: {error}")
         for photo in job.photos:

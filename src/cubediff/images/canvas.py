@@ -29,6 +29,13 @@ _COLOURED = 64  # levels between the channels of a mask; JPEG makes less of blac
 log = logging.getLogger(__name__)
 
 
+class MaskError(DataError):
+    """A mask that cannot be used; the message begins with its file, if it is one."""
+
+    def __init__(self, mask: Picture, message: object) -> None:
+        super().__init__(f"{mask}: {message}" if isinstance(mask, str | Path) else str(message))
+
+
 @dataclass(frozen=True, eq=False)
 class Canvas:
     """A panorama of the full sphere, some of whose pixels are to be repainted.
@@ -103,8 +110,9 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
         float_range: The values of black and white in a float array.
 
     Raises:
-        DataError: If the panorama is neither 2:1 nor tagged as a crop, or a file is unreadable.
-        ValueError: If the sizes differ, there is nothing to repaint or nothing to keep, or a value is out of range.
+        MaskError: If the mask is unreadable, has another size or colours, or is black or white everywhere.
+        DataError: If the panorama is neither 2:1 nor tagged as a crop, or its file is unreadable.
+        ValueError: If there is nothing to repaint or nothing to keep, or a value is out of range.
     """
     name = str(picture) if isinstance(picture, str | Path) else "the panorama"
     try:
@@ -126,13 +134,15 @@ def open_canvas(picture: Picture, mask: Picture | None, float_range: tuple[float
     canvas = replace(_on_full_sphere(stored, opaque & ~repaint, area, value_range), pose=pose)
     if canvas.kept.all():
         cause = "no mask is given" if mask is None else "the mask is black everywhere"
-        raise ValueError(
+        message = (
             f"nothing to repaint: {cause}, and the panorama has no transparent or missing pixels; paint the mask white "
             "(255, or 1.0) where to repaint"
         )
+        raise ValueError(message) if mask is None else MaskError(mask, message)
     if not canvas.kept.any():
         cause = "the mask is white everywhere" if repaint.all() else "all other pixels are transparent"
-        raise ValueError(f"nothing to keep: {cause}; paint the mask black where to keep the panorama")
+        message = f"nothing to keep: {cause}; paint the mask black where to keep the panorama"
+        raise ValueError(message) if mask is None else MaskError(mask, message)
     return canvas
 
 
@@ -203,13 +213,20 @@ def open_mask(mask: Picture, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
         size: Width and height of the panorama's image.
 
     Raises:
-        ValueError: If it has another size, colours, transparent pixels, or values out of range.
+        MaskError: If it is unreadable, or has another size, colours, transparent pixels, or values out of range.
     """
+    try:
+        return _white(mask, size)
+    except ValueError as error:
+        raise MaskError(mask, error) from error
+
+
+def _white(mask: Picture, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     if isinstance(mask, str | Path):
         try:
             mask = read_image(Path(mask))
         except (OSError, DataError) as error:
-            raise DataError(f"the mask {mask}: not a readable image ({reason(error)})") from error
+            raise ValueError(f"the mask is not a readable image ({reason(error)})") from error
     if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 3 and mask.shape[2] in (3, 4):
         mask = PIL.Image.fromarray(mask)
     if isinstance(mask, PIL.Image.Image):
