@@ -40,7 +40,7 @@ class CommandHelp(SphinxDirective):
 
 def help_of(*command: str) -> str:
     """The help of a command in plain text of 80 columns."""
-    environment = {**os.environ, "COLUMNS": "80", "TYPER_USE_RICH": "0", "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "cubediff", *command, "--help"]
         done = subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8")

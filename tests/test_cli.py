@@ -91,9 +91,20 @@ def test_usage_names_the_command_as_it_is_typed(script: Path, words: str) -> Non
     assert usage in run("-m", "cubediff", *words.split()).stdout
 
 
+@pytest.mark.parametrize("words", [*TYPER_COMMANDS, "evaluate compare --help"])
+def test_help_in_a_narrow_terminal_has_the_full_names_of_options(
+    script: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for columns in ("80", "400"):
+        monkeypatch.setenv("COLUMNS", columns)
+        names.append(re.findall(r"^  (--[\w-]+)(?= |$)", run(script, *words.split()).stdout, re.MULTILINE))
+    assert names[0] == names[1]
+    assert names[0][-1] == "--help"
+
+
 @pytest.mark.parametrize("words", ["prepare --help", "sweep-report --help", "generate --help"])
 def test_defaults_that_are_not_literals_are_shown(script: Path, words: str) -> None:
-    """Rich takes "[default: …]" in a help text for markup and hides it; `show_default` escapes it."""
     assert "[default: (" in run(script, *words.split()).stdout
 
 

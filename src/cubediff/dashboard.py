@@ -10,7 +10,7 @@ import typer
 
 from cubediff.runs.dashboard import workspace
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cubediff.configs.overrides import command, messages_of_errors
 from cubediff.utils.text import printable
 
-compare_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+compare_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @command("evaluate")

@@ -22,7 +22,7 @@ from cubediff.generation.records import RECORD
 from cubediff.utils.errors import storage_message
 from cubediff.utils.text import error_line
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -13,8 +13,8 @@ import typer
 from cubediff.images.limits import MAX_WIDTH, QUALITY
 from cubediff.utils.text import error_line, printable
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-check_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+check_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Workers = Annotated[int, typer.Option(help="Number of worker processes; 0: one per core.", min=0)]
 

@@ -9,7 +9,7 @@ import typer
 from cubediff.utils.files import write_atomic
 from cubediff.utils.text import error_line
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -281,6 +281,6 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(main)
     app(prog_name="cubediff example")
