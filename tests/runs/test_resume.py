@@ -296,11 +296,15 @@ def test_a_run_resumes_past_damaged_checkpoints_and_finishes(
     assert sorted(steps) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_resume_path_is_used_only_without_own_checkpoints(tmp_path: Path) -> None:
+def test_a_resume_path_is_used_only_without_own_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (other,) = write(tmp_path / "other", 5)
     assert find_checkpoint(str(other), tmp_path / "run") == other
     (own,) = write(tmp_path / "run", 7)
     assert find_checkpoint(str(other), tmp_path / "run") == own
+    assert "WARNING" not in capsys.readouterr().out
+    assert find_checkpoint(str(tmp_path / "nowhere"), tmp_path / "run") == own  # as a scheduler restarts the run
+    words = f"WARNING: resume={tmp_path}/nowhere is not a file: resuming from the checkpoints of {tmp_path}/run"
+    assert words in capsys.readouterr().out
     with pytest.raises(
         CheckpointError, match=r"resume=.*nowhere is not a file: choose a checkpoint file, auto or never"
     ):

@@ -23,6 +23,7 @@ from cubediff.training.loaded_checkpoint import LoadedCheckpoint
 from cubediff.training.module import CubeDiffModule
 from cubediff.utils.errors import check_version
 from cubediff.utils.files import set_aside
+from cubediff.utils.ranks import is_first_rank
 
 # The keys that a checkpoint has at least, and their types.
 _TYPES: dict[str, type] = {
@@ -38,7 +39,8 @@ def find_checkpoint(
 
     Args:
         resume: "auto" for the last undamaged checkpoint of the run, if there is one; "never" to refuse a run that has
-            checkpoints; or a checkpoint file to start from if the run has no checkpoints.
+            checkpoints; or a checkpoint file to start from if the run has no checkpoints. If it has, the file may be
+            missing, with a warning.
         run_dir: The run's folder.
         rename_damaged: Rename the damaged checkpoints that are newer than the one found, so that they are out of the
             run's way. Only rank 0 of a run that holds its folder's lock may do so.
@@ -49,7 +51,7 @@ def find_checkpoint(
 
     Raises:
         CheckpointError: If `resume` is "never" and there are checkpoints, all of them are damaged, one cannot be read,
-            or the file is missing or damaged.
+            or the file to start from is missing or damaged.
     """
     own = list_checkpoints(run_dir / "checkpoints")
     verify = find_damage if loaded is None else loaded.verify
@@ -61,6 +63,9 @@ def find_checkpoint(
             )
         return None
     if own:
+        # No error: a scheduler restarts a run with its first command, when this file may be gone.
+        if resume != "auto" and is_first_rank() and not Path(resume).is_file():
+            print(f"WARNING: resume={resume} is not a file: resuming from the checkpoints of {run_dir} in its place")
         return _last_undamaged(own.values(), verify, rename_damaged)
     if resume == "auto":
         return None
