@@ -13,7 +13,7 @@ from support.runs import composed
 from cubediff import cache, evaluate, plan, train
 from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import error_hint, messages_of_errors, option_message
+from cubediff.configs.overrides import error_hint, messages_of_errors, argument_message
 
 DATA = "data.path=SHARDS"
 
@@ -123,9 +123,15 @@ def test_a_key_that_is_written_as_an_option_is_named(
     assert str(end.value) == f"error: {message} without dashes; --help lists the keys"
 
 
+@pytest.mark.parametrize("empty", ["", "''", '""', "null"])
+def test_an_empty_run_dir_is_refused(empty: str) -> None:
+    message = argument_message([DATA, f"run_dir={empty}"])
+    assert message == f"run_dir={empty}: name the folder of the run, or omit run_dir for a new one"
+
+
 def test_options_of_hydra_pass() -> None:
     accepted = ["--cfg", "job", "--multirun", "--multi", "--config-dir=D", "-m", "--info", "--", "data.path=--a"]
-    assert option_message(accepted) is None
+    assert argument_message(accepted) is None
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])

@@ -42,7 +42,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
         start = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
 
         def main() -> None:
-            if message := option_message(sys.argv[1:]):
+            if message := argument_message(sys.argv[1:]):
                 sys.exit(error_line(message))
             try:
                 with stop_signals(), _errors_in_one_line(), _help_without_unusable_choices():
@@ -134,15 +134,17 @@ def messages_of_errors(when_stopped: str) -> Iterator[None]:
         raise
 
 
-def option_message(arguments: Sequence[str]) -> str | None:
-    """What to write in place of an option that is a config key or group; None if there is none among the arguments.
+def argument_message(arguments: Sequence[str]) -> str | None:
+    """What to write in place of an argument that Hydra takes for something else; None if there is none.
 
-    Hydra takes --experiment for short for its --experimental-rerun.
+    It takes --experiment for short for its --experimental-rerun, and an empty run_dir for the working directory.
     """
     options = get_args_parser()._option_string_actions
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, value = argument.partition("=")
         key = option.removeprefix("--")
+        if key == "run_dir" and equals and value.strip("'\"") in ("", "null"):
+            return f"{argument}: name the folder of the run, or omit run_dir for a new one"
         is_short = any(name.startswith(option) for name in options)
         if option.startswith("--") and option not in options and (key in _groups() or not is_short):
             if not equals:
