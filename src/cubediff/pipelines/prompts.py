@@ -1,5 +1,6 @@
 """Prompts and photos of a pipeline call in one form: six prompts and a list of photos for each panorama."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -81,5 +82,9 @@ def _photo(image: object) -> Photo | Panorama:
     if not isinstance(image, (*_PICTURES, Photo)):
         raise ValueError(f"image is a {type(image).__name__}: {_SPELLINGS}")
     photo = image if isinstance(image, Photo) else Photo(image)
-    _ = photo.image  # raises errors before anything is computed
+    picture = photo.image  # raises errors before anything is computed
+    if isinstance(picture, Tensor):
+        low, high = (float(v) for v in picture.detach().aminmax()) if picture.numel() else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high) and low >= -1.001 and high <= 1.001):
+            raise ValueError(f"image has values from {low:.3g} to {high:.3g}: scale it to [-1, 1]")
     return photo
