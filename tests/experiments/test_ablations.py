@@ -63,6 +63,12 @@ def test_the_page_has_the_values_of_the_screening() -> None:
             assert f"| {run['variant']}, from a {condition} | {cells} |" in page
 
 
+def test_the_figure_of_the_docs_shows_the_screening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["figure.py", str(ABLATIONS / "screening.json"), str(tmp_path / "figure.svg")])
+    runpy.run_path(str(ABLATIONS / "figure.py"), run_name="__main__")
+    assert (tmp_path / "figure.svg").read_bytes() == (ABLATIONS.parents[1] / "docs/images/ablations.svg").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", list(SCREEN["VARIANTS"])[1:])
 def test_variants_differ_from_the_baseline(variant: str) -> None:
