@@ -13,7 +13,7 @@ def main(config: DictConfig) -> None:
     """Caches latents and prints a summary; exits with the message of an error that the user can fix."""
     from cubediff.runs.cache_latents import cache  # here for start-up time
 
-    with messages_of_errors(f"the same command caches the shards that {config.cache.output} lacks"):
+    with messages_of_errors("the same command caches the shards that are left"):
         manifest = cache(config)
     if manifest is not None:
         train, val = manifest["splits"]["train"], manifest["splits"]["val"]

@@ -25,7 +25,7 @@ def evaluate(config: DictConfig) -> None:
     from cubediff.evaluation.results import results_text
     from cubediff.runs.evaluation.run import REPORT, evaluate
 
-    with messages_of_errors(f"the same command resumes in {config.output}"):
+    with messages_of_errors("the same command resumes"):
         results = evaluate(config)
     if results is not None:
         print(f"{results_text(results)}\n\n{printable(str(Path(config.output) / REPORT))}")

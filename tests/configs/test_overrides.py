@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -13,7 +14,7 @@ from support.runs import composed
 from cubediff import cache, evaluate, plan, train
 from cubediff.configs import CONFIG_DIR, build
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import error_hint, messages_of_errors, argument_message
+from cubediff.configs.overrides import argument_message, error_hint, messages_of_errors
 
 DATA = "data.path=SHARDS"
 
@@ -132,6 +133,7 @@ def test_an_empty_run_dir_is_refused(empty: str) -> None:
 def test_options_of_hydra_pass() -> None:
     accepted = ["--cfg", "job", "--multirun", "--multi", "--config-dir=D", "-m", "--info", "--", "data.path=--a"]
     assert argument_message(accepted) is None
+    assert argument_message([]) is None
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan])
@@ -210,3 +212,21 @@ def test_an_error_is_one_line_or_with_the_variable_a_traceback(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(type(error), match=r"^no$"), messages_of_errors("nothing was written"):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("entry", "words", "message"),
+    [
+        (train, [], "error: data.path is missing"),
+        (cache, ["model=tiny_random", DATA], "error: cache.output missing: set cache.output=VALUE"),
+        (evaluate, ["reference=PANORAMAS"], "error: output is missing"),
+    ],
+)
+def test_a_missing_value_is_named_also_without_arguments(
+    entry: Any, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    with pytest.raises(SystemExit) as end:
+        (entry.evaluate if entry is evaluate else entry.main)()
+    assert str(end.value).startswith(message)

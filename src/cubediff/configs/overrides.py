@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 
 import hydra
@@ -140,7 +141,7 @@ def argument_message(arguments: Sequence[str]) -> str | None:
     It takes --experiment for short for its --experimental-rerun, and an empty run_dir for the working directory.
     """
     options = get_args_parser()._option_string_actions
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, equals, value = argument.partition("=")
         key = option.removeprefix("--")
         if key == "run_dir" and equals and value.strip("'\"") in ("", "null"):
