@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -17,6 +16,14 @@ from cubediff.configs.arguments import check_types
 from cubediff.configs.overrides import argument_message, error_hint, messages_of_errors
 
 DATA = "data.path=SHARDS"
+
+
+def refusal(entry: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message that a command ends with."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    return str(end.value)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +82,8 @@ def test_error_of_a_path_with_special_characters_quotes_it(
     entry: ModuleType, value: str, quoted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["command", f"data.path={value}"])
-    with pytest.raises(SystemExit) as end:
-        entry.main()
     remedy = f"quote a value with special characters for Hydra and for the shell: {quoted}"
-    assert str(end.value) == f"error: data.path={value}: {remedy}"
+    assert refusal(entry, [f"data.path={value}"], monkeypatch) == f"error: data.path={value}: {remedy}"
     shell = subprocess.run(["sh", "-c", f"printf %s {quoted.partition(';')[0]}"], capture_output=True, check=True)
     assert composed(shell.stdout.decode()).data.path == value
 
@@ -98,10 +102,7 @@ def test_error_of_an_argument_that_quotes_do_not_repair(
     argument: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["command", argument])
-    with pytest.raises(SystemExit) as end:
-        train.main()
-    assert str(end.value) == f"error: {argument}: {remedy}"
+    assert refusal(train, [argument], monkeypatch) == f"error: {argument}: {remedy}"
 
 
 @pytest.mark.parametrize("entry", [train, cache, plan, evaluate])
@@ -118,10 +119,7 @@ def test_a_key_that_is_written_as_an_option_is_named(
     entry: ModuleType, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as end:
-        entry.main()
-    assert str(end.value) == f"error: {message} without dashes; --help lists the keys"
+    assert refusal(entry, arguments, monkeypatch) == f"error: {message} without dashes; --help lists the keys"
 
 
 @pytest.mark.parametrize("empty", ["", "''", '""', "null"])
@@ -223,10 +221,7 @@ def test_an_error_is_one_line_or_with_the_variable_a_traceback(
     ],
 )
 def test_a_missing_value_is_named_also_without_arguments(
-    entry: Any, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry: ModuleType, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    with pytest.raises(SystemExit) as end:
-        (entry.evaluate if entry is evaluate else entry.main)()
-    assert str(end.value).startswith(message)
+    assert refusal(entry, words, monkeypatch).startswith(message)

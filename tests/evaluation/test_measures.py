@@ -11,6 +11,7 @@ from cubediff.evaluation import measures
 from cubediff.evaluation.distances import frechet_distance, omnifid
 from cubediff.evaluation.intervals import bootstrap
 from cubediff.runs.evaluation.settings import EXTRACTORS
+from cubediff.utils import plugins
 
 DOCS = Path(__file__).parents[2] / "docs/evaluation.md"
 
@@ -69,7 +70,7 @@ def register(monkeypatch: pytest.MonkeyPatch, **entries: str) -> None:
     for table in ("FACES", "PANORAMAS", "DESCRIPTIONS"):
         monkeypatch.setattr(measures, table, {**getattr(measures, table)})
     points = [EntryPoint(name, value, measures.METRICS) for name, value in entries.items()]
-    monkeypatch.setattr(measures, "entry_points", lambda group: [each for each in points if each.group == group])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [each for each in points if each.group == group])
 
 
 def test_metrics_of_other_packages_are_added_once(monkeypatch: pytest.MonkeyPatch) -> None:

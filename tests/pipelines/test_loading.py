@@ -8,6 +8,7 @@ from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.pipelines import loading
 from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.cubediff import CubeDiffPipeline
+from cubediff.utils import plugins
 
 
 class Inheriting(CubeDiffPipeline):
@@ -20,7 +21,7 @@ class Unfinished(CubePipeline):
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     entry = EntryPoint("toy", f"{__name__}:{name}", loading.BACKBONES)
-    monkeypatch.setattr(loading, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
 
 
 def test_a_subclass_may_inherit_its_backbone(monkeypatch: pytest.MonkeyPatch) -> None:

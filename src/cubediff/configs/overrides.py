@@ -71,12 +71,8 @@ def _errors_in_one_line() -> Iterator[None]:
         def act() -> object:
             try:
                 return action()
-            except OSError as error:
-                if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                    raise
-                sys.exit(error_line(error))
-            except (OverrideParseException, ConfigCompositionException) as error:
-                message = override_message(error)
+            except (OSError, OverrideParseException, ConfigCompositionException) as error:
+                message = error if isinstance(error, OSError) else override_message(error)
                 if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
                 sys.exit(error_line(message))

@@ -6,7 +6,6 @@ Legend: P panoramas, V views of each, D features.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from typing import Literal
 
 from jaxtyping import Float
@@ -28,6 +27,7 @@ from cubediff.evaluation.distances import (
     omnifid,
     precision_recall,
 )
+from cubediff.utils.plugins import plugins
 
 INCEPTION_SCORE = "is"
 FAED = "faed"  # the extractor of whole panoramas, and its Fréchet distance
@@ -176,17 +176,12 @@ def add_installed_metrics() -> None:
     Raises:
         ValueError: If one cannot be imported, is no `OwnMetric`, or has the name of another metric.
     """
-    for entry in entry_points(group=METRICS):
-        where = f"the metric {entry.name} = {entry.value}"
-        try:
-            own = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{where} cannot be imported ({error}): repair or remove its package") from error
+    for name, where, own in plugins(METRICS, "metric"):
         if not isinstance(own, OwnMetric):
             raise ValueError(f"{where}: expected an OwnMetric of cubediff.evaluation.measures, got {own!r:.200}")
-        if DESCRIPTIONS.setdefault(entry.name, own.description) is not own.description:
-            raise ValueError(f"{where}: {entry.name} is the name of another metric: choose another one")
-        (FACES if own.of == "faces" else PANORAMAS)[entry.name] = own.metric
+        if DESCRIPTIONS.setdefault(name, own.description) is not own.description:
+            raise ValueError(f"{where}: {name} is the name of another metric: choose another one")
+        (FACES if own.of == "faces" else PANORAMAS)[name] = own.metric
 
 
 def metric(name: str) -> Metric:

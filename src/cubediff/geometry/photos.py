@@ -175,15 +175,13 @@ def paste_photos(
     """
     inside = covered.flatten(0, 1).to(faces)
     reached = F.max_pool2d(inside, 2 * radius + 1, 1, radius)
-    weights = _box(F.pad(reached, (radius,) * 4, mode="replicate"), radius, padding=0)
+    weights = F.avg_pool2d(F.pad(reached, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)
     difference = (pictures - faces).flatten(0, 1) * inside
-    near = _box(_box(difference, 2 * radius), 2 * radius) / _box(_box(inside, 2 * radius), 2 * radius).clamp(min=1e-6)
+    sums = torch.cat([difference, inside], 1)
+    for _ in range(2):  # twice a square, so that the weights of the mean fall with the distance
+        sums = F.avg_pool2d(sums, 4 * radius + 1, 1, 2 * radius)
+    near = sums[:, :3] / sums[:, 3:].clamp(min=1e-6)
     return torch.where(covered, pictures, faces + (weights * near).unflatten(0, (-1, 6)))
-
-
-def _box(images: Float[Tensor, "n c h w"], radius: int, padding: int | None = None) -> Float[Tensor, "n c h2 w2"]:
-    """Means over squares, as if the surroundings were 0."""
-    return F.avg_pool2d(images, 2 * radius + 1, 1, radius if padding is None else padding)
 
 
 def exif_fov(picture: PhotoImage) -> float | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 
 # Errors of the machine, such as a full disk or lost network drive.
 _MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
@@ -35,7 +35,7 @@ def _translated_errors() -> Iterator[None]:
     except Exception as error:  # decoders raise many types; one bad file must not end a build
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise
-        text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0] or type(error).__name__
+        text = (reason(error).splitlines() or [""])[0] or type(error).__name__
         kind = "truncated" if "truncated" in text.lower() else "unreadable"
         raise DataError(f"{kind}: {text}") from error
 

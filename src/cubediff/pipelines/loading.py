@@ -3,7 +3,6 @@
 import inspect
 import reprlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +20,7 @@ from cubediff.pipelines.base import CubePipeline
 from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, stored_settings
 from cubediff.pipelines.folders import find_model, is_file_path, read_index
 from cubediff.pipelines.single_file import check_options
+from cubediff.utils.plugins import plugins
 
 _SAMPLING_SETTINGS = ("photo_encoding", "average_overlap")  # training does not depend on them
 BACKBONES = "cubediff.backbones"  # the entry-point group; each entry is a subclass of CubePipeline
@@ -33,18 +33,12 @@ def pipeline_classes() -> dict[str, type[CubePipeline]]:
         ValueError: If an entry point cannot be imported or is not a subclass of CubePipeline.
     """
     classes: dict[str, type[CubePipeline]] = {CubeDiffPipeline.__name__: CubeDiffPipeline}
-    for entry in entry_points(group=BACKBONES):
-        try:
-            kind = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"the backbone {entry.name} = {entry.value} cannot be imported ({error}): repair or remove its package"
-            ) from error
+    for _, where, kind in plugins(BACKBONES, "backbone"):
         if not (isinstance(kind, type) and issubclass(kind, CubePipeline)):
-            raise ValueError(f"the backbone {entry.name} = {entry.value}: expected a subclass of "
+            raise ValueError(f"{where}: expected a subclass of "
                              f"cubediff.pipelines.base.CubePipeline, got {kind!r}")  # fmt: skip
         if inspect.isabstract(kind):
-            raise ValueError(f"the backbone {entry.name} = {entry.value}: {kind.__name__} has no property `backbone`")
+            raise ValueError(f"{where}: {kind.__name__} has no property `backbone`")
         classes[kind.__name__] = kind
     return classes
 

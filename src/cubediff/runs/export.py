@@ -13,7 +13,7 @@ from cubediff.models.lora import save_lora
 from cubediff.training.fsdp import full_tensor
 from cubediff.training.module import CubeDiffModule
 from cubediff.training.protocols import ExportWeights
-from cubediff.utils.errors import DataError, storage_message
+from cubediff.utils.errors import DataError, message_of
 from cubediff.utils.files import atomic_folder, write_json
 
 
@@ -82,8 +82,7 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        cause = storage_message(error) if isinstance(error, OSError) else str(error)
         raise DataError(
-            f"the export {folder} cannot be written ({cause}): the checkpoints are undamaged, and the same command "
-            "exports again"
+            f"the export {folder} cannot be written ({message_of(error)}): the checkpoints are undamaged, and the "
+            "same command exports again"
         ) from error

@@ -30,6 +30,11 @@ def storage_message(error: OSError) -> str:
     return f"{place}{error.strerror}" + (f": {remedy}" if remedy else "")
 
 
+def message_of(error: object) -> str:
+    """The message of an error; that of a file or a disk with its remedy."""
+    return storage_message(error) if isinstance(error, OSError) else str(error)
+
+
 def reason(error: Exception) -> str:
     """The text of an error, for a message that names the file already.
 

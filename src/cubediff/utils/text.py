@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from cubediff.utils.errors import storage_message
+from cubediff.utils.errors import message_of
 
 # C0 and C1 controls, line separators, marks that change the direction of text, surrogates.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -125,5 +125,4 @@ def error_line(error: object) -> str:
     Args:
         error: The message, or the error; that of a file or a disk is printed with its remedy.
     """
-    text = storage_message(error) if isinstance(error, OSError) else str(error)
-    return "error: " + printable(redact(text), keep="\n\t")
+    return "error: " + printable(redact(message_of(error)), keep="\n\t")
