@@ -12,6 +12,7 @@ from support.examples import EXAMPLES, as_python, documented, entry_points_of
 from support.processes import python
 
 
+@pytest.mark.slow
 def test_the_installed_metric_is_measured_and_compared(checkout: Path, tmp_path: Path) -> None:
     info = tmp_path / "cubediff_examples-1.0.dist-info"
     info.mkdir()
