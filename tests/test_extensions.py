@@ -91,6 +91,7 @@ def trained(package: Path, shards: Path, tmp_path_factory: pytest.TempPathFactor
     return run, losses[0]
 
 
+@pytest.mark.slow
 def test_an_extension_trains_exports_and_generates_in_a_fresh_process(
     package: Path, trained: tuple[Path, list[Loss]], tmp_path: Path
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_photo_with_an_exif_orientation_is_upright(model, photo, tmp_path) -> 
     assert np.array_equal(pixels(tmp_path / "rotated"), pixels(tmp_path / "photo"))
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_script(model, tmp_path) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-m", "cubediff.generate", "--model", model, "--steps", "1"]
     result = subprocess.run(

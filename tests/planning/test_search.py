@@ -14,6 +14,7 @@ from cubediff.planning.search import largest_batch, step_seconds, ways
 FOUR = ("model=tiny_random", "data.path=SHARDS", "trainer=ddp", "data.batch_size=1")
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_does_not() -> None:
     config = composed(*TINY, "model.trainable=full")
     counted = lru_cache(lambda batch: cost(config, batch))  # each is asked for several times

@@ -18,6 +18,7 @@ print(get_verbosity() == logging.WARNING)
 """
 
 
+@pytest.mark.slow
 def test_loading_a_pipeline_names_no_unused_processor_and_leaves_the_verbosity(tmp_path: Path) -> None:
     done = python("-c", LOAD, save_model(tmp_path / "model"), cwd=tmp_path)
     assert "CLIPImageProcessor" not in done.stderr
