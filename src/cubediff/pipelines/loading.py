@@ -17,7 +17,7 @@ from cubediff.models.single_file import SingleFile
 from cubediff.models.stable_diffusion import StableDiffusion
 from cubediff.models.tiny import sd_scheduler, tiny_components
 from cubediff.pipelines.base import CubePipeline
-from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, stored_settings
+from cubediff.pipelines.cubediff import CubeDiffPipeline, Settings, is_opencubediff, is_own, stored_settings
 from cubediff.pipelines.folders import find_model, is_file_path, read_index
 from cubediff.pipelines.single_file import check_options
 from cubediff.utils.plugins import plugins
@@ -49,15 +49,21 @@ def pipeline_class(path: str | Path) -> type[CubePipeline] | None:
     The folder names a class, which is looked up among the installed ones: a folder brings no code.
 
     Raises:
-        ValueError: If the folder's model_index.json is damaged, or was written by a newer version of this package.
+        ValueError: If the folder's model_index.json is damaged, or was written by a newer version of this package, or
+            its class is not installed.
     """
     folder = Path(find_model(path))
     if not (folder / "model_index.json").is_file():
         return None
     if is_opencubediff(folder):
         return CubeDiffPipeline
-    name = read_index(folder).get("_class_name")
-    return pipeline_classes().get(name) if isinstance(name, str) else None
+    name, classes = read_index(folder).get("_class_name"), pipeline_classes()
+    if isinstance(name, str) and name not in classes and is_own(folder):
+        raise ValueError(
+            f"{folder} was saved by {ascii(name)[:80]}, and only {', '.join(classes)} is installed: install the "
+            f"package that has it, and registers it as {BACKBONES}"
+        )
+    return classes.get(name) if isinstance(name, str) else None
 
 
 def _class_of_any(path: str | Path, revision: str | None = None) -> type[CubePipeline] | None:
@@ -81,12 +87,20 @@ def load_for_generation(path: str | Path, **options: object) -> CubePipeline:
     try:
         return (_class_of_any(path) or CubeDiffPipeline).from_pretrained(path, **options)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or Path(path).exists():
-            raise
-        raise OSError(
-            f"{path} is not a local folder, and was not loaded from the Hub ({error.__cause__ or error}): pass the "
-            "folder of a model, such as the `export` of a run, or check the id and the connection"
-        ) from error
+        raise _of_the_hub(path, error) from error
+
+
+def _of_the_hub(path: str | Path, error: OSError) -> OSError:
+    """The error of a Hub id that was not loaded, whose own message may blame a missing file; others as they are."""
+    if isinstance(error, FileNotFoundError) or is_file_path(path) or Path(path).exists():
+        return error
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return OSError(
+        f"{path} is not a local folder, and was not loaded from the Hub ({cause}): pass the folder of a model, such as "
+        "the `export` of a run, or check the id and the connection"
+    )
 
 
 def load_pipeline(
@@ -111,14 +125,18 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
+        OSError: If the Hub does not have the model or cannot be reached, or a file is damaged.
         ValueError: If a 2D model cannot be loaded, see `from_2d`, or a CubeDiff folder was trained with other settings.
     """
     path = find_model(path)
     kind = _class_of_any(path, revision)
     if kind is None:
-        return CubeDiffPipeline.from_2d(
-            path, scheduler=scheduler, variant=variant, revision=revision, config=config, **options
-        )
+        try:
+            return CubeDiffPipeline.from_2d(
+                path, scheduler=scheduler, variant=variant, revision=revision, config=config, **options
+            )
+        except OSError as error:
+            raise _of_the_hub(path, error) from error
     check_options(path, config)
     given = {name: value for name, value in options.items() if value is not None}
     files = {name: value for name, value in {"variant": variant, "revision": revision}.items() if value is not None}

@@ -16,6 +16,7 @@ from cubediff.training.module import CubeDiffModule
 RunIdentity = dict[str, object]
 
 _FINGERPRINTS = ("encoders", "frozen weights")
+_FOLLOWED = {"model.seed": "seed"}  # keys by those that they follow, which a user sets
 _NOISE = "noise schedule"
 # Settings of a scheduler that training depends on; the others are of sampling.
 _NOISE_KEYS = (
@@ -72,11 +73,16 @@ def run_identity(config: DictConfig, module: CubeDiffModule, datasets: Sequence[
 
 
 def differing_settings(saved: RunIdentity, own: RunIdentity) -> list[str]:
-    """What must match on resume and does not, as "KEY SAVED, not OWN"; the name is not compared."""
+    """What must match on resume and does not, as "KEY SAVED, not OWN"; the run's name is not compared."""
     names = (saved.keys() | own.keys()) - {"name", _NOISE, _ANNOUNCED, _DATASETS}
     differing = [name for name in names if not _equal(name, saved.get(name), own.get(name))]
     differing.sort(key=lambda name: (name in _FINGERPRINTS, name))
-    listed = [f"{name} {saved.get(name, ADDED.get(name))}, not {own.get(name, ADDED.get(name))}" for name in differing]
+    listed = [
+        f"other {name} than model.pipeline.path"
+        if name in _FINGERPRINTS
+        else f"{_FOLLOWED.get(name, name)} {saved.get(name, ADDED.get(name))}, not {own.get(name, ADDED.get(name))}"
+        for name in differing
+    ]
     noise, own_noise = saved.get(_NOISE), own.get(_NOISE)
     if isinstance(noise, Mapping) and isinstance(own_noise, Mapping):
         listed += [

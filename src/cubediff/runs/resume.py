@@ -187,9 +187,17 @@ def check_resumable(path: Path, saved: SavedRun, identity: RunIdentity, module: 
     if differing := differing_settings(saved.identity, identity):
         raise CheckpointError(
             f"{path} has {'; '.join(differing[:8])}: a run resumes only with the same settings. Restore them, or start "
-            "another run_dir from the checkpoint's weights, model.pipeline.path=RUN/export"
+            f"another run_dir from its weights, {_as_initial_model(path, saved.step)}"
         )
     _check_weights(path, saved.weights, module.checkpointed)
+
+
+def _as_initial_model(path: Path, step: int) -> str:
+    """How another run starts from a checkpoint's weights: a run that was stopped has no export yet."""
+    export = path.parent.parent / "export"
+    if (export / "model_index.json").is_file():
+        return f"model.pipeline.path={export}"
+    return f"model.pipeline.path={export}, which the run's own command writes with trainer.max_steps={step}"
 
 
 def _check_weights(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
