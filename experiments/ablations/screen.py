@@ -4,7 +4,8 @@
         [--variants NAME …]
 
 Every variant starts from the same 2D weights and trains with one thread on latents that `cubediff cache` encoded. The
-same command again continues; a finished part is not repeated. Writes OUTPUT/metrics.json and prints the table.
+same command again continues; a finished part is not repeated. Adds every finished run to OUTPUT/metrics.json, beside
+those of other calls, and prints the table of all.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # What every variant replaces parts of: the paper's method, on which experiment=cubediff_tiny improves.
@@ -47,6 +50,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 METRICS = ("overlap_rms", "step_beyond_overlap", "sharpness", "retrieval_psnr")
 CONDITIONS = ("text", "photo")
 Measured = dict[str, dict[str, dict[str, float]]]  # by condition, metric and field of metrics.json
+Run = dict[str, Any]  # "variant", "seed", and the values of each condition
 
 
 def main() -> None:
@@ -63,11 +67,29 @@ def main() -> None:
     for name in args.variants:
         cached(args, name)
     runs = [(name, seed) for name in args.variants for seed in args.seeds]
+    results = Results(args.output / "metrics.json", args.steps)
     with ThreadPoolExecutor(args.jobs) as pool:
-        measured = list(pool.map(lambda run: measure(args, *run), runs))
-    rows = [{"variant": name, "seed": seed, **found} for (name, seed), found in zip(runs, measured, strict=True)]
-    (args.output / "metrics.json").write_text(json.dumps({"steps": args.steps, "runs": rows}, indent=1) + "\n")
-    print(table(runs, measured))
+        for (name, seed), found in zip(runs, pool.map(lambda run: measure(args, *run), runs), strict=True):
+            results.add({"variant": name, "seed": seed, **found})
+    print(table(results.runs))
+
+
+class Results:
+    """The runs that metrics.json holds, in the order of the variants and seeds."""
+
+    def __init__(self, file: Path, steps: int) -> None:
+        self.file, self.steps = file, steps
+        content = json.loads(file.read_text()) if file.is_file() else {"steps": steps, "runs": []}
+        if content["steps"] != steps:
+            raise SystemExit(f"{file} holds runs of {content['steps']} steps, not {steps}: choose another OUTPUT")
+        self.runs: list[Run] = content["runs"]
+
+    def add(self, run: Run) -> None:
+        """Adds a run, or replaces the same one, and writes the file."""
+        kept = [each for each in self.runs if (each["variant"], each["seed"]) != (run["variant"], run["seed"])]
+        names = list(VARIANTS)
+        self.runs = sorted([*kept, run], key=lambda each: (names.index(each["variant"]), each["seed"]))
+        self.file.write_text(json.dumps({"steps": self.steps, "runs": self.runs}, indent=1) + "\n")
 
 
 def cached(args: argparse.Namespace, variant: str) -> Path:
@@ -127,14 +149,15 @@ def run(command: str, *words: str) -> None:
     print(f"{command} {' '.join(words)}", file=sys.stderr, flush=True)
 
 
-def table(runs: list[tuple[str, int]], measured: list[Measured]) -> str:
-    """A row for every run."""
-    columns = [(condition, metric) for condition in CONDITIONS for metric in METRICS]
-    titles = " | ".join(f"{metric}, {condition}" for condition, metric in columns)
-    lines = [f"| variant | seed | {titles} |", "|---" * (2 + len(columns)) + "|"]
-    for (variant, seed), found in zip(runs, measured, strict=True):
-        values = " | ".join(cell(found[condition][metric]) for condition, metric in columns)
-        lines.append(f"| {variant} | {seed} | {values} |")
+def table(runs: Sequence[Run]) -> str:
+    """A row for every run and condition."""
+    lines = [f"| variant | {' | '.join(METRICS)} |", "|---" * (1 + len(METRICS)) + "|"]
+    several = len({run["seed"] for run in runs}) > 1
+    for run in runs:
+        seed = f", seed {run['seed']}" if several else ""
+        for condition in CONDITIONS:
+            values = " | ".join(cell(run[condition][metric]) for metric in METRICS)
+            lines.append(f"| {run['variant']}{seed}, from a {condition} | {values} |")
     return "\n".join(lines)
 
 

@@ -35,13 +35,14 @@ def test_results_are_a_table_and_a_figure_with_intervals(tmp_path: Path, monkeyp
     def estimates(value: float) -> dict[str, dict[str, float]]:
         return {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in SCREEN["METRICS"]}
 
-    runs = [("plain", 0), ("a < b", 0)]
-    measured = [{condition: estimates(value) for condition in ("text", "photo")} for value in (0.2, 0.5)]
-    rows = SCREEN["table"](runs, measured).splitlines()
-    assert len(rows) == 4
-    assert rows[3].startswith("| a < b | 0 | 0.500 (0.400 to 0.600) |")
-    content = {"runs": [{"variant": name, "seed": seed, **m} for (name, seed), m in zip(runs, measured, strict=True)]}
-    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    runs = [
+        {"variant": name, "seed": 0, **{condition: estimates(value) for condition in SCREEN["CONDITIONS"]}}
+        for name, value in (("plain", 0.2), ("a < b", 0.5))
+    ]
+    rows = SCREEN["table"](runs).splitlines()
+    assert len(rows) == 6
+    assert rows[4].startswith("| a < b, from a text | 0.500 (0.400 to 0.600) |")
+    (tmp_path / "metrics.json").write_text(json.dumps({"runs": runs}))
     monkeypatch.setattr(sys, "argv", ["figure.py", str(tmp_path / "metrics.json"), str(tmp_path / "figure.svg")])
     runpy.run_path(str(ABLATIONS / "figure.py"), run_name="__main__")
     svg = (tmp_path / "figure.svg").read_text()
@@ -53,14 +54,22 @@ def test_results_are_a_table_and_a_figure_with_intervals(tmp_path: Path, monkeyp
     assert ends[1][1] - ends[0][0] == pytest.approx(170 - 24, abs=0.1)
 
 
-def test_the_page_has_the_values_of_the_screening() -> None:
-    page = (ABLATIONS / "README.md").read_text(encoding="utf-8")
+def test_results_of_several_calls_are_kept_in_the_order_of_the_variants(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    for name, value in (("velocity", 1), ("epsilon, Min-SNR", 2), ("velocity", 3)):
+        SCREEN["Results"](file, 400).add({"variant": name, "seed": 0, "value": value})
+    assert [(run["variant"], run["value"]) for run in json.loads(file.read_text())["runs"]] == [
+        ("epsilon, Min-SNR", 2),
+        ("velocity", 3),
+    ]
+    with pytest.raises(SystemExit, match=r"metrics\.json holds runs of 400 steps, not 1500: choose another OUTPUT"):
+        SCREEN["Results"](file, 1500)
+
+
+def test_the_page_has_the_table_of_the_screening() -> None:
     runs = json.loads((ABLATIONS / "screening.json").read_text())["runs"]
     assert len(runs) >= 2
-    for run in runs:
-        for condition in SCREEN["CONDITIONS"]:
-            cells = " | ".join(SCREEN["cell"](run[condition][name]) for name in SCREEN["METRICS"])
-            assert f"| {run['variant']}, from a {condition} | {cells} |" in page
+    assert SCREEN["table"](runs) in (ABLATIONS / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_figure_of_the_docs_shows_the_screening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
