@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps
+from support.image_files import exr, tiff
 from support.pictures import SAMPLES, picture
 
 from cubediff.images.reading import read_image
@@ -89,11 +90,21 @@ def test_a_foreign_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
 
 def test_unreadable_photos_are_refused_with_the_reason(tmp_path: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
+    tiff(tmp_path / "colours.tif", np.ones((8, 8, 3), np.float32))
+    (tmp_path / "sky.hdr").write_bytes(b"#?RADIANCE\n")
+    exr(tmp_path / "sky.exr", {"Y": np.ones((8, 8))})
+    (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "text.tif").write_bytes(b"II*\0no image")
     picture().save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
     for name, reason in {
         "float.tif": "floating-point radiance: save it with 8 or 16 bits a channel",
+        "colours.tif": "floating-point radiance: save it with 8 or 16 bits a channel",
+        "sky.hdr": "floating-point radiance: save it with 8 or 16 bits a channel",
+        "sky.exr": "radiance: save it with 8 or 16 bits a channel, a panorama by cubediff convert --tone-map",
+        "empty.jpg": "truncated: the file is empty: copy or save it again",
+        "text.tif": r"^(unreadable|truncated): ",
         "text.jpg": "unreadable: not an image of a known kind",
         "cut.jpg": "truncated: image file is truncated",
         "missing.jpg": "unreadable: No such file or directory",

@@ -145,7 +145,8 @@ def test_images_above_pillows_pixel_limit_are_read(tmp_path: Path, monkeypatch: 
 
 
 def test_pillows_settings_are_restored_when_the_last_thread_leaves() -> None:
-    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    limit, filters, log_level = Image.MAX_IMAGE_PIXELS, list(warnings.filters), cv2.utils.logging.getLogLevel()
+    assert log_level != cv2.utils.logging.LOG_LEVEL_SILENT
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -158,10 +159,12 @@ def test_pillows_settings_are_restored_when_the_last_thread_leaves() -> None:
         thread.start()
         assert inside.wait(10)
     assert Image.MAX_IMAGE_PIXELS is None  # the other one still reads
+    assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
     leave.set()
     thread.join()
     assert limit == Image.MAX_IMAGE_PIXELS
     assert warnings.filters == filters
+    assert cv2.utils.logging.getLogLevel() == log_level
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

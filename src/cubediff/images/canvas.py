@@ -1,6 +1,5 @@
 """Panoramas to edit: levels of the full sphere as their file has them, and which pixels are kept."""
 
-import io
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Float32, Shaped, UInt8, UInt16
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import ImageFile
 
 from cubediff.images.decoding import decoding
 from cubediff.images.gpano import Pose, SphereArea, read_pose, sphere_area
@@ -17,7 +16,7 @@ from cubediff.images.levels import StoredImage, decode_stored, fill_transparent,
 from cubediff.images.limits import MIN_WIDTH
 from cubediff.images.png import without_damaged_metadata
 from cubediff.images.profiles import apply_16_bit, convert, srgb_transform
-from cubediff.images.reading import MAX_PHOTO_PIXELS, PHOTO_FORMATS, read_image, xmp_packet
+from cubediff.images.reading import MAX_PHOTO_PIXELS, open_levels, read_image, xmp_packet
 from cubediff.utils.errors import DataError, reason
 from cubediff.utils.files import open_regular
 
@@ -171,13 +170,7 @@ def _of_image(image: PIL.Image.Image) -> tuple[StoredImage, bytes]:
 def _read_stored(path: Path) -> tuple[StoredImage, bytes]:
     with decoding(), open_regular(path) as file:
         data, damage = without_damaged_metadata(file.read())
-        try:
-            opened = PIL.Image.open(io.BytesIO(data), formats=PHOTO_FORMATS)
-        except UnidentifiedImageError:
-            if path.suffix.lower() in (".hdr", ".exr", ".tif", ".tiff"):
-                raise DataError("floating-point radiance: save it with 8 or 16 bits a channel") from None
-            raise
-        with opened:
+        with open_levels(data) as opened:
             if opened.width * opened.height > MAX_PHOTO_PIXELS:
                 raise DataError(f"{opened.width}x{opened.height} is more than {MAX_PHOTO_PIXELS} pixels: shrink it")
             stored = decode_stored(opened, data)

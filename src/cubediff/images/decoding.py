@@ -6,9 +6,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cv2
 from PIL import Image, UnidentifiedImageError
 
 from cubediff.utils.errors import DataError, reason
+
+COPY_AGAIN = "copy or save it again"  # the remedy for damaged files
+EMPTY = f"truncated: the file is empty: {COPY_AGAIN}"
 
 # Errors of the machine, such as a full disk or lost network drive.
 _MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
@@ -16,7 +20,7 @@ _MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.EN
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """A context for decoders: Pillow's limits are off, and their exceptions become DataErrors with a reason.
+    """A context for decoders: Pillow's limits and OpenCV's log are off, and exceptions become DataErrors with a reason.
 
     An OSError that is the machine's fault, not the file's, passes.
     """
@@ -37,21 +41,23 @@ def _translated_errors() -> Iterator[None]:
             raise
         text = (reason(error).splitlines() or [""])[0] or type(error).__name__
         kind = "truncated" if "truncated" in text.lower() else "unreadable"
-        raise DataError(f"{kind}: {text}") from error
+        is_of_system = isinstance(error, OSError) and error.errno is not None  # such as a missing file
+        raise DataError(f"{kind}: {text}" if is_of_system else f"{kind}: {text}: {COPY_AGAIN}") from error
 
 
 class _Limits:
-    """Number of threads inside `without_pillow_limits`, and Pillow's settings before the first; they are global."""
+    """Number of threads inside `without_pillow_limits`, and the global settings of the libraries before the first."""
 
     lock = threading.Lock()
     inside = 0
     pixels: int | None = None
     filters: warnings.catch_warnings | None = None
+    opencv_log: int = 0
 
 
 @contextmanager
 def without_pillow_limits() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels and silences its warnings; the checks of this project apply instead.
+    """Lifts Pillow's limit of pixels, and silences its warnings and OpenCV's log; this project's checks apply instead.
 
     The context may be nested, and entered by several threads at once.
     """
@@ -61,6 +67,7 @@ def without_pillow_limits() -> Iterator[None]:
             _Limits.filters = warnings.catch_warnings()
             _Limits.filters.__enter__()
             warnings.filterwarnings("ignore", module="PIL")
+            _Limits.opencv_log = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         _Limits.inside += 1
     try:
         yield
@@ -70,3 +77,4 @@ def without_pillow_limits() -> Iterator[None]:
             if _Limits.inside == 0 and _Limits.filters is not None:
                 _Limits.filters.__exit__(None, None, None)
                 Image.MAX_IMAGE_PIXELS = _Limits.pixels
+                cv2.utils.logging.setLogLevel(_Limits.opencv_log)

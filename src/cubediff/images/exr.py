@@ -1,7 +1,10 @@
 """OpenEXR images as linear radiance with sRGB's primaries: RGB, luminance, and luminance with subsampled chroma
 (OpenEXR, "Technical Introduction")."""
 
-from collections.abc import Callable, Mapping
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -11,13 +14,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
 from cubediff.images.colour import SRGB, rgb_to_xyz, to_srgb_primaries
+from cubediff.images.decoding import COPY_AGAIN, EMPTY
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, text_path
 
 if TYPE_CHECKING:
     import OpenEXR
 
+EXR_MAGIC = b"v/1\x01"
 _OPAQUE = 0.999
+_printing = threading.Lock()
 
 
 def exr_size(path: Path) -> tuple[int, int]:
@@ -117,16 +123,34 @@ def _library() -> ModuleType:
 
 
 def _open(path: Path, header_only: bool = False, separate: bool = False) -> "OpenEXR.File":
-    library = _library()
-    open_regular(path).close()  # a FIFO would block
-    name = text_path(path)
+    with open_regular(path) as opened:  # a FIFO would block
+        start = opened.read(len(EXR_MAGIC))
+    if not start:
+        raise DataError(EMPTY)
+    if start != EXR_MAGIC:
+        raise DataError("unreadable: not an OpenEXR file: save it as one, or give it the suffix of its own format")
+    library, name = _library(), text_path(path)
     try:
-        file = library.File(name, header_only=header_only, separate_channels=separate)
+        with _without_messages():
+            file = library.File(name, header_only=header_only, separate_channels=separate)
         parts = len(file.parts)
     except Exception as error:
-        raise DataError(
-            f"truncated or unreadable: {str(error).replace(str(path), 'it') or 'not an OpenEXR file'}"
-        ) from error
-    if parts != 1:
-        raise DataError(f"{parts} parts: save the panorama as a separate file" if parts else "truncated or unreadable")
+        raise DataError(f"truncated or unreadable as OpenEXR: {COPY_AGAIN}") from error
+    if parts > 1:
+        raise DataError(f"{parts} parts: save the panorama as a separate file")
+    if not parts:  # pixels that cannot be read
+        raise DataError(f"truncated or unreadable as OpenEXR: {COPY_AGAIN}")
     return file
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Discards what OpenEXR prints about a damaged file, in Python and on the descriptor of standard error."""
+    with _printing, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        descriptor = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(descriptor)

@@ -101,7 +101,10 @@ def check_full_sphere(xmp: bytes, width: int, height: int) -> None:
     if crop is None:
         return
     if crop.width < crop.full_width or crop.height < crop.full_height:
-        raise DataError(f"a part of a panorama: its GPano tags say {crop}; use the full panorama, or {_REMEDY}")
+        raise DataError(
+            f"a part of a panorama: its GPano tags say {crop}; use the full panorama, pad it to the full sphere, "
+            f"{_REMEDY}"
+        )
     if (crop.left, crop.top) != (0, 0) or not _fits(crop):
         raise DataError(f"its GPano tags contradict each other: they say {crop}; {_REMEDY}")
 

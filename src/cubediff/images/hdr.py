@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cubediff.images.colour import encode_srgb
+from cubediff.images.decoding import COPY_AGAIN
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import text_path
 
 _HDR_HEADER = 1 << 16  # bytes; a Radiance header is expected to end within them
-_HDR_MAGIC = (b"#?RADIANCE", b"#?RGBE")
+RADIANCE_MAGIC = (b"#?RADIANCE", b"#?RGBE")
 _MAX_EXPOSED = 1e15  # brighter pixels are white anyway, and the square of a float32 must not overflow
 
 
@@ -39,13 +40,11 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     Raises:
         DataError: If pixels are NaN or infinite, or all are black.
     """
-    if not np.isfinite(radiance).all():
-        bad = int((~np.isfinite(radiance)).any(-1).sum())
-        raise DataError(f"{bad} pixels are NaN or infinite: repair the HDR file")
+    check_finite(radiance)
     radiance = np.maximum(radiance, 0)
     luminance = radiance @ np.array([0.2126, 0.7152, 0.0722], dtype=radiance.dtype)
     if luminance.max() <= 0:
-        raise DataError("all one colour (0, 0, 0): not a photograph")
+        raise DataError("all one colour (0, 0, 0): not a photograph; no pixel has radiance above 0, save it again")
     area = np.cos((0.5 - (np.arange(len(luminance)) + 0.5) / len(luminance)) * np.pi)
     # Floor and ceiling follow from quantiles, which a sun or a few defective pixels do not move.
     seen = luminance if np.median(luminance) else luminance[luminance > 0]  # without a black surrounding
@@ -65,15 +64,25 @@ def tone_map(radiance: Float[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h
     return np.round(encode_srgb(linear) * 255).astype(np.uint8), record
 
 
+def check_finite(radiance: Float[np.ndarray, "h w c"]) -> None:
+    """Raises DataError if pixels are NaN or infinite, with their number."""
+    if not (finite := np.isfinite(radiance).all(-1)).all():
+        bad = finite.size - np.count_nonzero(finite)
+        raise DataError(
+            f"{bad} pixels are NaN or infinite: give them the radiance of their neighbours, and save the file again"
+        )
+
+
 def radiance_size(file: BufferedReader | BytesIO) -> tuple[int, int]:
     """Width and height by a Radiance header, in pixels.
 
     Raises:
-        SyntaxError: If it is not a Radiance header, or has no resolution.
+        DataError: If it is not a Radiance header.
+        SyntaxError: If it has no resolution.
     """
     header = file.read(_HDR_HEADER)
-    if not header.startswith(_HDR_MAGIC):  # OpenCV would try other decoders
-        raise SyntaxError("not a Radiance file")
+    if not header.startswith(RADIANCE_MAGIC):  # OpenCV would try other decoders
+        raise DataError("unreadable: not a Radiance file: save it as one, or give it the suffix of its own format")
     for line in header.split(b"\n"):
         if line.startswith((b"-Y", b"+Y")):
             height, width = line.split()[1::2]
@@ -92,5 +101,5 @@ def read_radiance(path: Path) -> Float[np.ndarray, "h w 3"]:
     except cv2.error:
         image = None
     if image is None or image.dtype != np.float32:
-        raise DataError("truncated or unreadable: OpenCV cannot decode it")
+        raise DataError(f"truncated or unreadable: OpenCV cannot decode it: {COPY_AGAIN}")
     return image

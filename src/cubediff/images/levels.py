@@ -9,6 +9,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from cubediff.images import exif, profiles
 from cubediff.images.colour import levels_of_gamma, to_srgb_primaries
+from cubediff.images.decoding import COPY_AGAIN
 from cubediff.images.tiff import decode_tiff
 from cubediff.utils.errors import DataError
 
@@ -229,7 +230,7 @@ def _levels_16_bit(
     else:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if decoded is None or decoded.ndim != 3:
-            raise DataError("truncated or unreadable: OpenCV cannot decode it")
+            raise DataError(f"truncated or unreadable: OpenCV cannot decode it: {COPY_AGAIN}")
         pixels = decoded[..., [2, 1, 0, 3][: decoded.shape[2]]]
     if pixels.dtype != np.uint16 or pixels.shape[:2] != (image.height, image.width):
         raise DataError(f"unreadable: decoded to {pixels.dtype} {pixels.shape}; save it as PNG with 8 bits a channel")

@@ -7,15 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cubediff.images import exif, hdr
-from cubediff.images.decoding import decoding
-from cubediff.images.exr import exr_size, read_exr
+from cubediff.images.decoding import EMPTY, decoding
+from cubediff.images.exr import EXR_MAGIC, exr_size, read_exr
 from cubediff.images.gpano import check_full_sphere
 from cubediff.images.levels import DecodedImage, decode_levels
 from cubediff.images.png import SIGNATURE, without_damaged_metadata
-from cubediff.images.tiff import decode_tiff, read_tiff_header
+from cubediff.images.tiff import TIFF_MAGIC, decode_tiff, read_tiff_header
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular
 
@@ -26,6 +26,7 @@ MAX_PHOTO_PIXELS = 1 << 28  # sensors have up to 200 million; 800 MB as 8-bit RG
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")
 PHOTO_FORMATS = (*_FORMATS, "BMP", "GIF")
 _TIFF = (".tif", ".tiff")
+_RADIANCE = "floating-point radiance: save it with 8 or 16 bits a channel, a panorama by cubediff convert --tone-map"
 
 OpenFile = io.BufferedReader | io.BytesIO
 SizeCheck = Callable[[int, int], None]  # of width and height in pixels; raises DataError
@@ -67,13 +68,13 @@ def read_photo(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> tuple[Image.Im
     """
     with decoding(), open_regular(path) as file:
         data, damage = without_damaged_metadata(file.read())
-        with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as opened:
+        with open_levels(data) as opened:
             if opened.width * opened.height > max_pixels:
                 raise DataError(f"{opened.width}x{opened.height} is more than {max_pixels} pixels: shrink it")
             decoded = decode_levels(opened, data)
             tags, tags_note = exif.camera_tags(opened)
     if decoded.pixels.dtype != np.uint8:
-        raise DataError("floating-point radiance: save it with 8 or 16 bits a channel")
+        raise DataError(_RADIANCE)
     image = Image.fromarray(decoded.pixels)
     if decoded.opaque is not None and not decoded.opaque.all():
         image.putalpha(Image.fromarray(decoded.opaque.astype(np.uint8) * 255))
@@ -81,6 +82,27 @@ def read_photo(path: Path, max_pixels: int = MAX_PHOTO_PIXELS) -> tuple[Image.Im
         image.info["exif"] = tags
     notes = (*damage, *decoded.notes)
     return image, notes if tags_note is None or notes else (tags_note,)
+
+
+def open_levels(data: bytes) -> ImageFile.ImageFile:
+    """Opens a JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file by Pillow, without decoding its pixels.
+
+    Args:
+        data: The content of the file.
+
+    Raises:
+        DataError: If it is empty, or holds radiance.
+        UnidentifiedImageError: If it is of another format.
+    """
+    if not data:
+        raise DataError(EMPTY)
+    try:
+        return Image.open(io.BytesIO(data), formats=PHOTO_FORMATS)
+    except UnidentifiedImageError:
+        is_float_tiff = data.startswith(TIFF_MAGIC) and read_tiff_header(io.BytesIO(data)).is_float
+        if is_float_tiff or data.startswith((EXR_MAGIC, *hdr.RADIANCE_MAGIC)):
+            raise DataError(_RADIANCE) from None
+        raise
 
 
 def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) -> DecodedImage:
@@ -120,7 +142,7 @@ def decode(file: OpenFile, name: str, check: SizeCheck, sphere: bool = False) ->
             decoded = _decode_float_tiff(data)  # Pillow does not read colour TIFF in floating point
         else:
             with image:
-                _check_frames(image)
+                check_frames(image)
                 decoded = decode_levels(image, data)
                 height, width, _ = decoded.pixels.shape
                 if sphere:  # a PNG may have its tags behind its pixels
@@ -135,19 +157,35 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: If the header cannot be read.
     """
+    header = _header_of(path)
+    return header.width, header.height
+
+
+def check_not_cropped(path: Path) -> None:
+    """Checks that the header of an image file has no GPano tags of a part of a sphere, as `check_full_sphere`.
+
+    Raises:
+        DataError: If it has, or it cannot be read.
+    """
+    header = _header_of(path)
+    check_full_sphere(header.xmp, header.width, header.height)
+
+
+def _header_of(path: Path) -> _Header:
     with decoding():
         if path.suffix.lower() == ".exr":
-            return exr_size(path)
+            return _Header(*exr_size(path))
         with open_regular(path) as file:
-            header = _read_header(_without_damage(file)[0], path.suffix.lower())
-            return header.width, header.height
+            return _read_header(_without_damage(file)[0], path.suffix.lower())
 
 
 def _without_damage(file: OpenFile) -> tuple[OpenFile, tuple[str, ...]]:
     """The file, or the content of a PNG without damaged metadata, and notes on what was removed."""
-    is_png = file.read(len(SIGNATURE)) == SIGNATURE
+    start = file.read(len(SIGNATURE))
     file.seek(0)
-    if not is_png:
+    if not start:
+        raise DataError(EMPTY)
+    if start != SIGNATURE:
         return file, ()
     data, notes = without_damaged_metadata(file.read())
     return io.BytesIO(data), notes
@@ -168,7 +206,7 @@ def _read_header(file: OpenFile, suffix: str) -> _Header:
         if suffix not in _TIFF:
             raise
     file.seek(0)
-    width, height, turned, xmp = read_tiff_header(file)
+    width, height, turned, xmp, _ = read_tiff_header(file)
     return _Header(*((height, width) if turned in (5, 6, 7, 8) else (width, height)), xmp)
 
 
@@ -187,7 +225,8 @@ def _check_header(header: _Header, check: SizeCheck) -> None:
         raise
 
 
-def _check_frames(image: Image.Image) -> None:
+def check_frames(image: Image.Image) -> None:
+    """Raises DataError for an animation, or a file of several pages."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the other frames of an MPO are previews and gain maps of the first
         raise DataError(f"{frames} frames: animations and pages are not supported, save one frame as a separate file")

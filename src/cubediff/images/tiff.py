@@ -9,35 +9,39 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import TiffImagePlugin
 
+from cubediff.images.decoding import COPY_AGAIN
 from cubediff.utils.errors import DataError
 
-_WIDTH, _HEIGHT, _ORIENTATION, _XMP = 256, 257, 274, 700
-_MAGIC = (b"II*\0", b"MM\0*")  # of classic TIFF
+_WIDTH, _HEIGHT, _ORIENTATION, _SAMPLE_FORMAT, _XMP = 256, 257, 274, 339, 700
+_FLOAT = 3  # of the sample format
+TIFF_MAGIC = (b"II*\0", b"MM\0*")  # of classic TIFF
 
 
 class TiffHeader(NamedTuple):
-    """Size in pixels as stored, EXIF orientation and XMP packet of the first page."""
+    """Of the first page: size in pixels as stored, EXIF orientation, XMP packet, whether its pixels are floats."""
 
     width: int
     height: int
     orientation: int
     xmp: bytes
+    is_float: bool
 
 
 def read_tiff_header(file: BufferedReader | BytesIO) -> TiffHeader:
     """Reads the first directory of a TIFF file.
 
     Raises:
-        SyntaxError: If it is not a TIFF file, or its directory has no size.
+        SyntaxError: If it is not a TIFF file.
+        DataError: If its directory has no size.
     """
     start = file.read(8)
-    if not start.startswith(_MAGIC):
+    if not start.startswith(TIFF_MAGIC):
         raise SyntaxError("not a TIFF file")
     directory = TiffImagePlugin.ImageFileDirectory_v2(start)
     file.seek(directory.next)
     directory.load(file)
     if _WIDTH not in directory or _HEIGHT not in directory:
-        raise SyntaxError("truncated: its directory is missing")
+        raise DataError(f"truncated: its directory is missing: {COPY_AGAIN}")
     orientation, xmp = directory.get(_ORIENTATION, 1), directory.get(_XMP, b"")
     xmp = xmp[0] if isinstance(xmp, tuple) and xmp else xmp
     return TiffHeader(
@@ -45,6 +49,7 @@ def read_tiff_header(file: BufferedReader | BytesIO) -> TiffHeader:
         int(directory[_HEIGHT]),
         orientation if orientation in range(1, 9) else 1,
         xmp if isinstance(xmp, bytes) else b"",
+        _FLOAT in directory.get(_SAMPLE_FORMAT, ()),
     )
 
 
@@ -62,7 +67,7 @@ def decode_tiff(data: bytes) -> Shaped[np.ndarray, "h w *c"]:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise DataError("truncated or unreadable: OpenCV cannot decode it")
+        raise DataError(f"truncated or unreadable: OpenCV cannot decode it: {COPY_AGAIN}")
     return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 

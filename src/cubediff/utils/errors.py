@@ -1,6 +1,8 @@
 """Errors that a user can fix."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _REMEDIES = {
     **dict.fromkeys(
@@ -14,6 +16,15 @@ _REMEDIES = {
 
 class DataError(ValueError):
     """Invalid input data. Its message is one line: what was expected, what was found, what to do."""
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """A context that puts the name of a file or folder before the message of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 def storage_message(error: OSError) -> str:
