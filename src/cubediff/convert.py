@@ -48,6 +48,10 @@ def convert(
         str | None,
         typer.Option(help="Format of six faces: png, jpg, webp, tif, exr, hdr.", show_default="png; exr for radiance"),
     ] = None,
+    tone_map: Annotated[
+        bool,
+        typer.Option("--tone-map", help="Write radiance as 8-bit sRGB, exposed as cubediff prepare exposes panoramas."),
+    ] = False,
     fov: Annotated[
         float | None,
         typer.Option(help="Horizontal field of view of the view, read or written, in degrees.", show_default="90"),
@@ -79,10 +83,10 @@ def convert(
 
     try:
         camera = None if fov is None and not (yaw or pitch or roll) else Camera(fov or 90.0, yaw, pitch, roll)
-        target = Target(layout, convention, face_fov, face_size, height, width, format)
+        target = Target(layout, convention, face_fov, face_size, height, width, format, tone_map)
         typer.echo(convert_sphere(source, output, Described(from_layout, from_convention, from_fov), camera, target))
     except (ValueError, OSError) as error:
-        typer.echo(error_line(error), err=True)
+        typer.echo(error_line(error, keep=""), err=True)
         raise typer.Exit(1) from None
 
 

@@ -40,7 +40,7 @@ def view(
     try:
         typer.echo(write_viewer_of(source, output, Described(from_layout, from_convention, from_fov)))
     except (ValueError, OSError) as error:
-        typer.echo(error_line(error), err=True)
+        typer.echo(error_line(error, keep=""), err=True)
         raise typer.Exit(1) from None
 
 

@@ -68,6 +68,7 @@ def test_other_characters_stay() -> None:
 
 
 def test_an_error_keeps_its_lines_only() -> None:
+    assert error_line("two\nlines.jpg", keep="") == "error: two\\x0alines.jpg"
     assert error_line("a\n  b\x1b[2J\r https://u:p@h") == "error: a\n  b\\x1b[2J\\x0d https://***@h"
 
 

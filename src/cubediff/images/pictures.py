@@ -17,7 +17,7 @@ from cubediff.images.exr import encode_exr
 from cubediff.images.gpano import check_full_sphere
 from cubediff.images.levels import decode_stored
 from cubediff.images.png import without_damaged_metadata
-from cubediff.images.reading import PHOTO_FORMATS, SizeCheck, decode, xmp_packet
+from cubediff.images.reading import PHOTO_FORMATS, SizeCheck, check_frames, decode, xmp_packet
 from cubediff.images.writing import encode_png
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import open_regular, write_atomic
@@ -67,7 +67,7 @@ def read_picture(path: Path, check: SizeCheck, *, sphere: bool = False, as_srgb:
         The picture, with alpha if some of its pixels are transparent.
 
     Raises:
-        DataError: If the file cannot be read, or `check` raises it.
+        DataError: If the file cannot be read, has several frames, or `check` raises it.
         OSError: If the machine fails to read it.
     """
     with decoding(), open_regular(path) as file:
@@ -84,6 +84,7 @@ def read_picture(path: Path, check: SizeCheck, *, sphere: bool = False, as_srgb:
             return Picture(_with_alpha(decoded.pixels, decoded.opaque), None, damage + decoded.notes)
         with opened:
             check(*opened.size)
+            check_frames(opened)
             stored = decode_stored(opened, data)
             height, width = stored.levels.shape[:2]
             if sphere:
@@ -115,7 +116,9 @@ def check_writable(suffix: str, picture: Picture) -> None:
         name = suffix or "a file without suffix"
         raise DataError(f"{name} cannot be written: use {', '.join(WRITTEN_SUFFIXES)}")
     if picture.is_radiance and suffix in LEVEL_SUFFIXES:
-        raise DataError(f"{suffix} holds levels, and the input is radiance: write .exr, .hdr or .tif")
+        raise DataError(
+            f"{suffix} holds levels, and the input is radiance: write .exr, .hdr or .tif, or pass --tone-map"
+        )
     if picture.profile is not None and suffix not in LEVEL_SUFFIXES:
         raise DataError(
             f"{suffix} is written without an ICC profile, and the input has one: convert it to sRGB, or write .png"
@@ -125,8 +128,9 @@ def check_writable(suffix: str, picture: Picture) -> None:
 def encode_picture(picture: Picture, suffix: str, xmp: str = "") -> bytes:
     """Encodes a picture.
 
-    PNG keeps 8 and 16 bits, and TIFF floating point, too; OpenEXR and Radiance hold levels as linear radiance; JPEG and
-    WebP have 8 bits and quality 95. Formats without alpha (JPEG, Radiance) show transparent pixels in black.
+    PNG keeps 8 and 16 bits, and TIFF floating point, too; OpenEXR and Radiance hold levels as linear radiance, Radiance
+    values below 0 as 0; JPEG and WebP have 8 bits and quality 95. Formats without alpha (JPEG, Radiance) show
+    transparent pixels in black.
 
     Args:
         picture: The picture.
@@ -147,7 +151,8 @@ def encode_picture(picture: Picture, suffix: str, xmp: str = "") -> bytes:
         return _encode(".tif", pixels, cv2.IMWRITE_TIFF_COMPRESSION, _LZW)  # the default is lossy for radiance
     if suffix in RADIANCE_SUFFIXES:
         radiance = pixels if picture.is_radiance else _as_radiance(pixels)
-        return encode_exr(radiance) if suffix == ".exr" else _encode(".hdr", radiance)
+        # Radiance has no sign: OpenCV would write garbage for a pixel with a channel below 0.
+        return encode_exr(radiance) if suffix == ".exr" else _encode(".hdr", np.maximum(radiance, 0))
     levels = pixels if pixels.dtype == np.uint8 else to_pixels(pixels / np.float32(257), np.dtype(np.uint8))
     buffer = io.BytesIO()
     options = {"icc_profile": picture.profile} if picture.profile is not None else {}

@@ -119,10 +119,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def error_line(error: object) -> str:
+def error_line(error: object, keep: str = "\n\t") -> str:
     """An error as a command prints it: without secrets, and with control characters escaped.
 
     Args:
         error: The message, or the error; that of a file or a disk is printed with its remedy.
+        keep: As in `printable`; empty for an error of one line, in which a line break can only be part of a name.
     """
-    return "error: " + printable(redact(message_of(error)), keep="\n\t")
+    return "error: " + printable(redact(message_of(error)), keep)

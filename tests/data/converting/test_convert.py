@@ -1,23 +1,29 @@
 """`cubediff convert` and `cubediff view`: forms, formats, depths, and what is refused."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 from click.testing import Result
 from PIL import Image
-from support.image_files import DISPLAY_P3, PARTIAL_SPHERE, gpano, icc
-from support.pictures import SAMPLES, psnr
+from support.image_files import DISPLAY_P3, PARTIAL_SPHERE, exr, gpano, icc, tiff
+from support.pictures import SAMPLES, picture, psnr, shown
 from typer.testing import CliRunner
 
 from cubediff import convert, view
 from cubediff.cubemaps.conventions import CONVENTIONS
 from cubediff.geometry import equirect_to_cube
 from cubediff.geometry.conventions import sphere_directions
+from cubediff.images.hdr import read_radiance, tone_map
+from cubediff.images.panorama_jpeg import load_panorama
 
+ROOT = Path(__file__).parents[3]
 HEIGHT = 128
 
 
@@ -30,8 +36,8 @@ def panorama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(convert.app, [str(word) for word in words])
+def run(*words: object, app: typer.Typer = convert.app) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def ran(*words: object) -> Path:
@@ -41,8 +47,8 @@ def ran(*words: object) -> Path:
     return Path(result.stdout.rstrip("\n"))
 
 
-def refused(*words: object) -> str:
-    result = run(*words)
+def refused(*words: object, app: typer.Typer = convert.app) -> str:
+    result = run(*words, app=app)
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith("error: ")
     return result.stderr
@@ -118,7 +124,9 @@ def test_radiance_stays_radiance(tmp_path: Path, suffix: str) -> None:
     assert found.max() > 100
     assert np.abs(found / radiance - 1)[8:-8].mean() < 0.03
     message = refused(source, tmp_path / "x.png", "--fov", 90)
-    assert "holds levels, and the input is radiance: write .exr, .hdr or .tif" in message
+    assert (
+        "x.png: .png holds levels, and the input is radiance: write .exr, .hdr or .tif, or pass --tone-map" in message
+    )
     faces = ran(source, tmp_path / "faces", "--format", suffix[1:])
     assert (faces / f"front{suffix}").is_file()
 
@@ -129,6 +137,63 @@ def test_levels_become_linear_radiance(panorama: Path, tmp_path: Path) -> None:
     blue, green, red = cv2.imread(str(tmp_path / "flat.hdr"), cv2.IMREAD_UNCHANGED)[16, 16]
     assert red == pytest.approx(0.503, abs=0.005)  # 188 is half of white in sRGB
     assert (green, blue) == (0, pytest.approx(1, abs=0.01))
+
+
+def test_radiance_below_0_is_0_in_a_format_without_sign(tmp_path: Path) -> None:
+    radiance = np.ones((32, 64, 3), np.float32)
+    radiance[..., 0] = -0.1
+    tiff(tmp_path / "sky.tif", radiance)
+    for name, red in (("copy.tif", -0.1), ("copy.hdr", 0)):
+        copy = ran(tmp_path / "sky.tif", tmp_path / name, "--layout", "panorama")
+        pixel = cv2.imread(str(copy), cv2.IMREAD_UNCHANGED)[9, 9]
+        np.testing.assert_allclose(pixel, [1, 1, red], atol=0.01)
+
+
+def sky(path: Path) -> np.ndarray:
+    """Writes a panorama of radiance over three decades; returns it."""
+    radiance = np.exp(3 * sphere_directions(64).numpy()).astype(np.float32)
+    if path.suffix == ".tif":
+        tiff(path, radiance)  # OpenCV's are lossy
+    else:
+        cv2.imwrite(str(path), radiance[..., ::-1])
+    return radiance
+
+
+@pytest.mark.parametrize("page", ["docs/faces.md", "data/README.md"])
+def test_the_documented_command_writes_radiance_as_prepare_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    (command,) = [line for line in (ROOT / page).read_text().splitlines() if re.match("cubediff .* --tone-map", line)]
+    monkeypatch.chdir(tmp_path)
+    sky(tmp_path / "sky.hdr")
+    written = ran(*shlex.split(command, comments=True)[2:])
+    expected, _ = tone_map(read_radiance(tmp_path / "sky.hdr"))
+    np.testing.assert_array_equal(levels(written), expected)
+    assert psnr(levels(written), shown(load_panorama(tmp_path / "sky.hdr").jpeg)) > 35  # prepare's JPEG
+
+
+def test_all_forms_of_radiance_are_tone_mapped_alike(tmp_path: Path) -> None:
+    radiance = sky(tmp_path / "sky.tif")
+    faces = ran(tmp_path / "sky.tif", tmp_path / "faces", "--tone-map")
+    tensor = torch.from_numpy(tone_map(radiance)[0]).permute(2, 0, 1)[None]
+    expected = equirect_to_cube(tensor, 32, 90.0, mode="bicubic")[0, 0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(levels(faces / "front.png"), expected)
+    strip = ran(tmp_path / "sky.tif", tmp_path / "strip.tif", "--layout", "strip")
+    back = levels(ran(strip, tmp_path / "back.jpg", "--tone-map"))
+    assert psnr(back, tone_map(radiance)[0]) > 30
+    assert levels(ran(tmp_path / "sky.tif", tmp_path / "view.png", "--fov", 60, "--tone-map")).dtype == np.uint8
+
+
+def test_a_tone_map_needs_the_whole_sphere(tmp_path: Path) -> None:
+    alpha = np.ones((64, 128), np.float32)
+    alpha[:16] = 0
+    tiff(tmp_path / "part.tif", np.dstack([sky(tmp_path / "sky.tif"), alpha]))
+    message = refused(tmp_path / "part.tif", tmp_path / "x.png", "--layout", "panorama", "--tone-map")
+    assert "part.tif: 25.00% of its pixels are transparent: not the whole sphere" in message
+    photo = ran(tmp_path / "sky.tif", tmp_path / "photo.tif", "--fov", 60)
+    message = refused(photo, tmp_path / "x.png", "--fov", 60, "--tone-map")
+    assert "photo.tif: 9" in message
+    assert "% of its pixels are transparent: not the whole sphere" in message
 
 
 def test_views_are_cut_and_placed(panorama: Path, tmp_path: Path) -> None:
@@ -209,9 +274,12 @@ def test_the_same_command_again_replaces_its_faces(panorama: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("IN", "out.png"), "IN is a panorama: say what out.png is with --layout"),
+        (
+            ("IN", "out.png"),
+            "room.png is a panorama: say what out.png is with --layout panorama, cross, cross-vertical, strip, view",
+        ),
         (("IN", "out.png", "--layout", "faces"), "out.png is the name of an image, and six faces are a folder"),
-        (("IN", "out.bmp", "--layout", "cross"), ".bmp cannot be written: use .png, .jpg"),
+        (("IN", "out.bmp", "--layout", "cross"), "out.bmp: .bmp cannot be written: use .png, .jpg"),
         (("IN", "out", "--layout", "cross"), "a file without suffix cannot be written"),
         (("IN", "out", "--layout", "net"), "unknown layout 'net'"),
         (("IN", "out", "--convention", "godot"), "unknown convention 'godot'"),
@@ -228,7 +296,8 @@ def test_the_same_command_again_replaces_its_faces(panorama: Path, tmp_path: Pat
         (("IN", "out.png", "--from-layout", "faces"), "an image: six faces are a folder"),
         (("IN", "out", "--from-fov", 45), "faces with a field of view of 45°"),
         (("IN", "out", "--from-convention", "godot"), "unknown convention 'godot'"),
-        (("IN", "IN"), "is IN itself"),
+        (("IN", "out.png", "--layout", "panorama", "--tone-map"), "room.png: --tone-map has no effect on levels"),
+        (("IN", "IN"), "is the input itself"),
         (("none.png", "out"), "none.png does not exist"),
     ],
 )
@@ -251,15 +320,117 @@ def test_damaged_and_incomplete_input_is_refused(panorama: Path, tmp_path: Path)
     (folder / "faces.json").unlink()
     assert "no file for up" in refused(folder, tmp_path / "out.png")
     (tmp_path / "empty").mkdir()
-    assert "expected the six faces of a cubemap, found 0 cubemaps" in refused(tmp_path / "empty", tmp_path / "out.png")
+    message = refused(tmp_path / "empty", tmp_path / "out.png")
+    assert "empty: expected the six faces of a cubemap, found 0 cubemaps; pass an image, or a folder" in message
     Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
-    assert "for a photo, pass its field of view with --fov" in refused(tmp_path / "photo.png", tmp_path / "out.png")
+    message = refused(tmp_path / "photo.png", tmp_path / "out.png", "--from-layout", "panorama")
+    assert "photo.png: 50x40 is not 2:1: expected the panorama of a full sphere; pad or crop it" in message
+
+
+def refused_by_both(source: Path, *words: object) -> str:
+    """The line with which both commands refuse a file, after its name."""
+    messages = {
+        refused(source, source.parent / "out", *words),
+        refused(source, "--output", source.parent / "out.html", app=view.app),
+    }
+    (message,) = messages
+    assert len(message.splitlines()) == 1
+    assert not (source.parent / "out").exists()
+    name = str(source).replace("\n", "\\x0a")
+    assert message.startswith(f"error: {name}: ")
+    return message
+
+
+def test_only_options_that_a_command_has_are_advised(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
+    message = refused_by_both(tmp_path / "photo.png")
+    assert "50x40: expected a panorama (2:1)" in message
+    assert "for a photo, pass its field of view: cubediff convert PHOTO OUT --fov DEGREES" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("suffix", [".exr", ".tif"])
+def test_radiance_that_is_not_finite_is_refused(tmp_path: Path, value: float, suffix: str) -> None:
+    radiance = sky(tmp_path / "sky.hdr")
+    radiance[3, 5:9, 1] = value
+    if suffix == ".exr":
+        exr(tmp_path / "bad.exr", dict(zip("RGB", np.moveaxis(radiance, -1, 0), strict=True)))
+    else:
+        tiff(tmp_path / "bad.tif", radiance)
+    message = refused_by_both(tmp_path / f"bad{suffix}")
+    assert "4 pixels are NaN or infinite: give them the radiance of their neighbours" in message
+    refused(tmp_path / f"bad{suffix}", tmp_path / "out.hdr", "--layout", "panorama")
+    faces = ran(tmp_path / "sky.hdr", tmp_path / "faces", "--format", "tif")
+    tiff(faces / "left.tif", np.full((32, 32, 3), value, np.float32))
+    assert "left.tif: 1024 pixels are NaN" in refused(faces, tmp_path / "out.hdr")
+
+
+def test_a_black_panorama_of_radiance_has_no_exposure(tmp_path: Path) -> None:
+    tiff(tmp_path / "black.tif", np.full((32, 64, 3), -1, np.float32))
+    for words, app in (
+        ((tmp_path / "out.png", "--layout", "panorama", "--tone-map"), convert.app),
+        (("--output", tmp_path / "out.html"), view.app),
+    ):
+        message = refused(tmp_path / "black.tif", *words, app=app)
+        assert "black.tif: all one colour (0, 0, 0): not a photograph; no pixel has radiance above 0" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "truncated: the file is empty: copy or save it again"),
+        ("empty.exr", b"", "truncated: the file is empty: copy or save it again"),
+        ("junk.exr", b"junk" * 99, "unreadable: not an OpenEXR file: save it as one, or give it the suffix of its own"),
+        ("junk.hdr", b"junk" * 99, "unreadable: not a Radiance file: save it as one, or give it the suffix of its own"),
+        ("junk.png", b"junk" * 99, "unreadable: not an image of a known kind: save it as JPEG or PNG"),
+        ("cut.exr", 0.5, "truncated or unreadable as OpenEXR: copy or save it again"),
+        ("cut.hdr", 0.5, "truncated or unreadable: OpenCV cannot decode it: copy or save it again"),
+        ("cut.jpg", 0.5, "truncated: image file is truncated"),
+        ("two\nlines.jpg", 0.5, "truncated: image file is truncated"),
+        ("flipped.exr", None, "truncated or unreadable as OpenEXR: copy or save it again"),
+    ],
+)
+def test_damaged_files_are_refused_by_name_without_lines_of_libraries(
+    panorama: Path, tmp_path: Path, name: str, content: bytes | float | None, message: str, capfd: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        whole = ran(panorama, tmp_path / f"whole{path.suffix}", "--layout", "panorama").read_bytes()
+        middle = len(whole) // 2
+        damaged = whole[:middle] + (bytes(b ^ 90 for b in whole[middle:]) if content is None else b"")
+        path.write_bytes(damaged)
+    assert message in refused_by_both(path)
+    if path.suffix in (".exr", ".hdr"):  # a camera may be that of a photo, whose size is read first
+        assert refused(path, tmp_path / "out.png", "--fov", 70).startswith(f"error: {path}: ")
+    assert capfd.readouterr() == ("", "")  # the runner captures what the commands write themselves
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_animations_and_pages_are_refused(tmp_path: Path, name: str) -> None:
+    picture(0).save(tmp_path / name, save_all=True, append_images=[picture(1)])
+    assert "2 frames: animations and pages are not supported, save one frame" in refused_by_both(tmp_path / name)
+
+
+def test_names_with_brackets_and_line_breaks_are_read(panorama: Path, tmp_path: Path) -> None:
+    for name in ("a[1]{b}*", "two\nlines"):
+        (tmp_path / f"{name}.png").write_bytes(panorama.read_bytes())
+        assert (ran(tmp_path / f"{name}.png", tmp_path / f"faces {name}") / "front.png").is_file()
+        assert viewed(tmp_path / f"{name}.png") == tmp_path / f"{name}.html"
 
 
 def test_a_part_of_a_panorama_is_not_taken_for_the_sphere(panorama: Path, tmp_path: Path) -> None:
     with Image.open(panorama) as image:
         image.resize((64, 32)).save(tmp_path / "part.jpg", xmp=gpano(PARTIAL_SPHERE))
-    assert "a part of a panorama: its GPano tags say" in refused(tmp_path / "part.jpg", tmp_path / "out")
+        image.resize((90, 32)).save(tmp_path / "wide.jpg", xmp=gpano(PARTIAL_SPHERE))
+        image.resize((64, 48)).save(tmp_path / "cross.jpg", xmp=gpano(PARTIAL_SPHERE))
+    for name in ("part.jpg", "wide.jpg", "cross.jpg"):
+        message = refused_by_both(tmp_path / name)
+        assert "a part of a panorama: its GPano tags say" in message
+        assert "pad it to the full sphere" in message
+        assert "--fov" not in message
+    assert "its GPano tags say" in refused(tmp_path / "wide.jpg", tmp_path / "out", "--from-layout", "panorama")
 
 
 # ---------------------------------------------------------------------------------------------------- cubediff view
@@ -302,11 +473,10 @@ def test_view_tone_maps_radiance_and_limits_the_size_of_its_page(
     assert len(viewed(panorama, "--output", tmp_path / "small.html").read_bytes()) < large - 20_000
 
 
-def test_view_refuses_what_is_no_panorama(tmp_path: Path) -> None:
-    Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
-    result = CliRunner().invoke(view.app, [str(tmp_path / "photo.png")])
-    assert result.exit_code == 1
-    assert "50x40: expected a panorama (2:1)" in result.stderr
+def test_view_does_not_replace_its_input(panorama: Path) -> None:
+    before = panorama.read_bytes()
+    assert "room.png is the input itself" in refused(panorama, "--output", panorama, app=view.app)
+    assert panorama.read_bytes() == before
 
 
 def test_the_faces_are_those_of_the_projection(panorama: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cubediff.data.sources.listing import OTHER_IMAGES
 from cubediff.geometry.faces import FACES
 from cubediff.images.gpano import full_sphere_xmp
 from cubediff.images.hdr import tone_map
+from cubediff.images.panorama_jpeg import check_opaque
 from cubediff.images.pictures import (
     WRITTEN_SUFFIXES,
     Picture,
@@ -35,7 +36,7 @@ from cubediff.images.pictures import (
 )
 from cubediff.images.reading import IMAGE_SUFFIXES, read_size
 from cubediff.pages.viewer import write_viewer
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, naming
 from cubediff.utils.text import printable
 
 _IMAGES = (*IMAGE_SUFFIXES, *OTHER_IMAGES)
@@ -54,6 +55,7 @@ class Target:
         height: Height of a panorama or view, in pixels.
         width: Width of a view, in pixels.
         format: Format of six files, a suffix without its dot.
+        tone_map: Whether radiance becomes 8-bit sRGB, by the tone map of `cubediff prepare`.
 
     Raises:
         DataError: If a value is unknown or out of range.
@@ -66,6 +68,7 @@ class Target:
     height: int | None = None
     width: int | None = None
     format: str | None = None
+    tone_map: bool = False
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in FORMS:
@@ -113,13 +116,17 @@ def convert_sphere(source: Path, output: Path, described: Described, camera: Cam
     if camera is not None and _is_view(source, described, target):
         described, camera = replace(described, layout="view", camera=camera), None
     sphere, profile = open_sphere(source, described)
-    form = target.layout or _default_form(sphere, output, camera)
+    form = target.layout or _default_form(sphere, source, output, camera)
+    if target.tone_map:
+        with naming(source):
+            sphere = _tone_mapped(sphere)
     target = replace(target, layout=form)
     target.check_used(form)
     if camera is not None and form != "view":
         raise DataError(f"--fov, --yaw, --pitch and --roll are those of a view: write --layout view, not {form}")
     suffix = _suffix(output, form, target, example_pixels(sphere))
-    check_writable(suffix, Picture(example_pixels(sphere), profile))
+    with naming(output):
+        check_writable(suffix, Picture(example_pixels(sphere), profile))
     output.parent.mkdir(parents=True, exist_ok=True)
     if form == "panorama":
         pixels = to_panorama(sphere, target.height).pixels
@@ -150,14 +157,25 @@ def write_viewer_of(source: Path, page: Path | None, described: Described) -> Pa
         OSError: If a file cannot be read or written.
     """
     page = page or (source / "viewer.html" if source.is_dir() else source.with_suffix(".html"))
+    _check_paths(source, page)
     sphere, _ = open_sphere(source, described, as_srgb=True)
     if example_pixels(sphere).dtype == np.float32:
-        panorama = to_panorama(sphere).pixels[..., :3]
-        sphere = PanoramaImage(tone_map(panorama)[0])
+        with naming(source):
+            sphere = PanoramaImage(tone_map(to_panorama(sphere).pixels[..., :3])[0])
     fov = sphere.fov if isinstance(sphere, CubeImages) else 90.0
     cube = to_cube(sphere, fov, min(face_size(sphere, fov), _VIEWER_SIZE)).cube
     faces = [Image.fromarray(_on_black(cube[face])) for face in FACES]
     return write_viewer(page, faces, fov=fov, title=printable(source.name))
+
+
+def _tone_mapped(sphere: Sphere) -> PanoramaImage:
+    """The panorama of a sphere of radiance, exposed by all of it."""
+    if example_pixels(sphere).dtype != np.float32:
+        raise DataError("--tone-map has no effect on levels: omit it")
+    pixels = to_panorama(sphere).pixels
+    if pixels.shape[2] == 4:
+        check_opaque(pixels[..., 3] == 1)
+    return PanoramaImage(tone_map(pixels[..., :3])[0])
 
 
 def _on_black(pixels: Pixels) -> Pixels:
@@ -168,7 +186,7 @@ def _on_black(pixels: Pixels) -> Pixels:
 
 def _check_paths(source: Path, output: Path) -> None:
     if source.resolve() == output.resolve():
-        raise DataError(f"{output} is IN itself: write to another file or folder")
+        raise DataError(f"{output} is the input itself: write to another file or folder")
 
 
 def _is_view(source: Path, described: Described, target: Target) -> bool:
@@ -179,17 +197,19 @@ def _is_view(source: Path, described: Described, target: Target) -> bool:
         return True
     if not source.is_file() or record_path(source, "strip").is_file():
         return False
-    width, height = read_size(source)
-    return width != 2 * height and not is_cubemap(source)
+    with naming(source):
+        width, height = read_size(source)
+        return width != 2 * height and not is_cubemap(source)
 
 
-def _default_form(sphere: Sphere, output: Path, camera: Camera | None) -> str:
+def _default_form(sphere: Sphere, source: Path, output: Path, camera: Camera | None) -> str:
     if camera is not None and not isinstance(sphere, ViewImage):
         return "view"
     if output.suffix.lower() not in _IMAGES:
         return "faces"
     if isinstance(sphere, PanoramaImage):
-        raise DataError(f"IN is a panorama: say what {output.name} is with --layout {', '.join(FORMS[2:])}")
+        forms = ", ".join(form for form in FORMS if form != "faces")
+        raise DataError(f"{source} is a panorama: say what {output.name} is with --layout {forms}")
     return "panorama"
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from cubediff.cubemaps.conventions import CONVENTIONS, LAYOUTS, check_layout, engine_images, layout_of
+from cubediff.cubemaps.conventions import CONVENTIONS, CROSSES, LAYOUTS, check_layout, engine_images, layout_of
 from cubediff.cubemaps.conversion import Camera, CubeImages, PanoramaImage, Sphere, ViewImage
 from cubediff.cubemaps.files import CubemapRecord, read_record, record_path
 from cubediff.cubemaps.layouts import Cube, from_layout
@@ -15,9 +15,10 @@ from cubediff.data.sources.cubemap_records import find_scenes
 from cubediff.data.sources.listing import FileTree
 from cubediff.data.sources.readings import check_reading, check_width, in_levels
 from cubediff.data.sources.schemes import SCHEMES, STRIPS, cut
+from cubediff.images.hdr import check_finite
 from cubediff.images.pictures import Picture, Pixels, read_picture
-from cubediff.images.reading import read_size
-from cubediff.utils.errors import DataError
+from cubediff.images.reading import check_not_cropped, read_size
+from cubediff.utils.errors import DataError, naming
 
 FORMS: Final = ("panorama", *LAYOUTS, "view")
 _PIXELS = 1 << 29  # of an image: a panorama of 32768 × 16384
@@ -27,6 +28,7 @@ _BY_NAME = {
     "opengl": "axes",
 }  # conventions whose names are those of a scheme
 
+_PHOTO = "for a photo, pass its field of view: cubediff convert PHOTO OUT --fov DEGREES"
 _FLAT = 16  # levels that the empty cells of a cross may differ by
 
 log = logging.getLogger(__name__)
@@ -82,20 +84,25 @@ def open_sphere(path: Path, described: Described, *, as_srgb: bool = False) -> t
         return _open_faces(path, described, as_srgb)
     if not path.exists():
         raise DataError(f"{path} does not exist: pass an image, or a folder of six faces")
-    try:
+    with naming(path):
         return _open_image(path, described, as_srgb)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def _open_image(path: Path, described: Described, as_srgb: bool) -> tuple[Sphere, bytes | None]:
     record = read_record(record_path(path, "strip"))
     width, height = read_size(path)
     form = described.layout or _form(width, height, described, record)
+    if form is None or (described.layout is None and record is None and form in CROSSES):
+        check_not_cropped(path)
+    if form is None:
+        raise DataError(
+            f"{width}x{height}: expected a panorama (2:1), a cross (4:3 or 3:4) or a strip (6:1) of faces; {_PHOTO}"
+        )
     if form == "faces":
         raise DataError("an image: six faces are a folder")
     if form == "panorama" and width != 2 * height:
-        raise DataError(f"{width}x{height} is not 2:1: expected the panorama of a full sphere")
+        check_not_cropped(path)
+        raise DataError(f"{width}x{height} is not 2:1: expected the panorama of a full sphere; pad or crop it")
     if form not in ("panorama", "view") and layout_of(width, height) != form:
         raise DataError(f"{width}x{height} is no {form}: a cross is 4:3 or 3:4, a strip 6:1 or 1:6")
     picture = _read(path, form == "panorama", as_srgb)
@@ -118,8 +125,7 @@ def _cut(pixels: Pixels, form: str, described: Described, record: CubemapRecord 
     if not _is_empty(empty):
         height, width, _ = pixels.shape
         raise DataError(
-            f"{width}x{height} has the shape of a {form}, but its corners are not empty: expected a cubemap; for a "
-            "photo, pass its field of view with --fov"
+            f"{width}x{height} has the shape of a {form}, but its corners are not empty: expected a cubemap; {_PHOTO}"
         )
     return cube
 
@@ -141,8 +147,8 @@ def _is_flat(cell: Pixels) -> bool:
     return bool(np.ptp(in_levels(cell), axis=(0, 1)).max() <= _FLAT)
 
 
-def _form(width: int, height: int, described: Described, record: CubemapRecord | None) -> str:
-    """What an image is, by its record, a camera or its shape."""
+def _form(width: int, height: int, described: Described, record: CubemapRecord | None) -> str | None:
+    """What an image is, by its record, a camera or its shape; None: unknown."""
     layout = layout_of(width, height)
     if record is not None and layout is not None:
         return layout
@@ -150,11 +156,6 @@ def _form(width: int, height: int, described: Described, record: CubemapRecord |
         return "view"
     if width == 2 * height:
         return "panorama"
-    if layout is None:
-        raise DataError(
-            f"{width}x{height}: expected a panorama (2:1), a cross (4:3 or 3:4) or a strip (6:1) of faces; for a "
-            "photo, pass its field of view with --fov"
-        )
     return layout
 
 
@@ -169,24 +170,23 @@ def _open_faces(path: Path, described: Described, as_srgb: bool) -> tuple[Sphere
     groups, broken, _ = find_scenes(tree, files, scheme)
     if len(groups) != 1:
         found = "; ".join(broken.values()) or f"{len(groups)} cubemaps"
-        raise DataError(f"{path}: expected the six faces of a cubemap, found {found}")
+        raise DataError(
+            f"{path}: expected the six faces of a cubemap, found {found}; pass an image, or a folder with six images "
+            "named by a convention, such as front.png to down.png"
+        )
     (group,) = groups
     pictures: dict[str, Picture] = {}
     for file in next(iter(group.readings.values())).values():
-        try:
+        with naming(path / file):
             pictures[file] = _read(path / file, False, as_srgb)
-        except DataError as error:
-            raise DataError(f"{path / file}: {error}") from None
     if len({(picture.pixels.shape, picture.pixels.dtype) for picture in pictures.values()}) > 1:
         shapes = (f"{f} {'x'.join(map(str, p.pixels.shape))} {p.pixels.dtype}" for f, p in pictures.items())
         raise DataError(f"{path}: its faces differ in size or type: {', '.join(shapes)}")
     readings = group.cubes({file: picture.pixels for file, picture in pictures.items()})
     first = next(iter(readings))
-    try:
+    with naming(path):
         cube = check_reading(first, readings, "--from-convention")
         return _as_cube(cube, described, group.record), next(iter(pictures.values())).profile
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def _as_cube(cube: Cube, described: Described, record: CubemapRecord | None) -> CubeImages:
@@ -204,6 +204,8 @@ def _read(path: Path, sphere: bool, as_srgb: bool) -> Picture:
             raise DataError(f"{width}x{height} is more than {_PIXELS} pixels: shrink it")
 
     picture = read_picture(path, check, sphere=sphere, as_srgb=as_srgb)
+    if picture.is_radiance:
+        check_finite(picture.pixels)
     for note in picture.notes:
         log.warning("%s: %s", path, note)
     return picture
