@@ -103,7 +103,7 @@ def test_unreadable_photos_are_refused_with_the_reason(tmp_path: Path) -> None:
         "colours.tif": "floating-point radiance: save it with 8 or 16 bits a channel",
         "sky.hdr": "floating-point radiance: save it with 8 or 16 bits a channel",
         "sky.exr": "radiance: save it with 8 or 16 bits a channel, a panorama by cubediff convert --tone-map",
-        "empty.jpg": "truncated: the file is empty: copy or save it again",
+        "empty.jpg": "unreadable: the file is empty: copy or save it again",
         "text.tif": r"^(unreadable|truncated): ",
         "text.jpg": "unreadable: not an image of a known kind",
         "cut.jpg": "truncated: image file is truncated",

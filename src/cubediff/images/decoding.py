@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from cubediff.utils.errors import DataError, reason
 
 COPY_AGAIN = "copy or save it again"  # the remedy for damaged files
-EMPTY = f"truncated: the file is empty: {COPY_AGAIN}"
+EMPTY = f"unreadable: the file is empty: {COPY_AGAIN}"
 
 # Errors of the machine, such as a full disk or lost network drive.
 _MACHINE_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}

@@ -378,8 +378,8 @@ def test_a_black_panorama_of_radiance_has_no_exposure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.png", b"", "truncated: the file is empty: copy or save it again"),
-        ("empty.exr", b"", "truncated: the file is empty: copy or save it again"),
+        ("empty.png", b"", "unreadable: the file is empty: copy or save it again"),
+        ("empty.exr", b"", "unreadable: the file is empty: copy or save it again"),
         ("junk.exr", b"junk" * 99, "unreadable: not an OpenEXR file: save it as one, or give it the suffix of its own"),
         ("junk.hdr", b"junk" * 99, "unreadable: not a Radiance file: save it as one, or give it the suffix of its own"),
         ("junk.png", b"junk" * 99, "unreadable: not an image of a known kind: save it as JPEG or PNG"),

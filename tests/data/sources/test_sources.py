@@ -323,7 +323,7 @@ def nasty(source: Path) -> tuple[set[str], dict[str, str]]:
         "pages.tif": "3 frames",
         "frames.gif": ".gif is not supported",
         "gif in a jpg.jpg": "not an image of a known kind",
-        "empty.jpg": "truncated: the file is empty",
+        "empty.jpg": "unreadable: the file is empty",
         "text.jpg": "not an image of a known kind",
         "cut.jpg": "truncated",
         "cut.png": "truncated",
