@@ -336,7 +336,9 @@ def test_latents_that_do_not_match_the_run_are_refused(
     [
         (("cache.dtype=int8",), "must be float16 or float32"),
         (("cache.dtype=bfloat16",), "must be float16 or float32, got bfloat16"),
-        (("cache.turns=0",), "turns must be at least 1"),
+        (("cache.turns=0",), "^cache.turns must be at least 1, an integer, got 0"),
+        (("cache.turns=1.5",), "^cache.turns must be at least 1, an integer, got 1.5"),
+        (("cache.turns=many",), "^cache.turns must be at least 1, an integer, got many"),
         (("data=photos",), "cache with data=panoramas"),
     ],
 )

@@ -4,7 +4,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
@@ -30,7 +30,7 @@ _TYPE_NAMES: dict[Annotation, str] = {
 def check_types(config: DictConfig) -> None:
     """Checks every `_target_` in a config: its module, and the numbers, strings, booleans and nulls of its arguments.
 
-    Lists and nested objects are left to the targets themselves.
+    The numbers, strings, booleans and nulls in a list are checked, too; nested objects are left to their own targets.
 
     Raises:
         ValueError: If a module is not on the Python path, or a value does not fit its annotation; names the key, the
@@ -46,11 +46,22 @@ def check_types(config: DictConfig) -> None:
             expected, key = annotations.get(str(name), object), config._get_full_key(name)
             if value is None and null_means_default(key):
                 continue  # stands for the target's own default, see `build`
-            if isinstance(value, Scalar) and not _accepts(expected, value):
-                raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")
+            _check_value(expected, value, key)
     for value in config.values():
         if isinstance(value, DictConfig):
             check_types(value)
+
+
+def _check_value(expected: Annotation, value: object, key: str) -> None:
+    if isinstance(value, Scalar) and not _accepts(expected, value):
+        raise ValueError(f"{key}={'null' if value is None else value}: expected {_type_name(expected)}")
+    if isinstance(value, ListConfig):
+        origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+        options = arguments if origin in (typing.Union, types.UnionType) else (expected,)
+        items = [typing.get_args(o)[0] for o in options if typing.get_origin(o) in (list, Sequence)]
+        for number, item in enumerate(value):
+            if len(items) == 1:
+                _check_value(items[0], item, f"{key}[{number}]")
 
 
 def check_no_nan(config: DictConfig | ListConfig) -> None:
@@ -109,11 +120,15 @@ def _accepts(expected: Annotation, value: Scalar) -> bool:
         return _is_number_of_type(expected, value)
     if expected is str:
         return not isinstance(value, bool)  # a name may look like a number
-    if origin in (list, tuple, dict, set):
+    if _is_collection(origin):
         return False
     if not isinstance(expected, type) or getattr(expected, "_is_protocol", False):
         return True
     return isinstance(value, expected) or issubclass(expected, PurePath | Enum)  # both are made from strings
+
+
+def _is_collection(origin: Any) -> typing.TypeGuard[type[Iterable[Any]]]:
+    return isinstance(origin, type) and issubclass(origin, Iterable)
 
 
 def _is_number_of_type(expected: Annotation, value: Scalar) -> bool:
@@ -126,7 +141,10 @@ def _is_number_of_type(expected: Annotation, value: Scalar) -> bool:
 def _type_name(annotation: Annotation) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type_name(option) for option in arguments))
+        names = [_type_name(option) for option in arguments]
+        return " or ".join(dict.fromkeys(name for name in names if name != "Tensor"))  # no config holds tensors
     if origin is typing.Literal:
         return " or ".join(str(option) for option in arguments)
+    if _is_collection(origin):
+        return "a mapping" if issubclass(origin, Mapping) else "a list"
     return _TYPE_NAMES.get(annotation) or str(getattr(origin or annotation, "__name__", annotation))

@@ -43,6 +43,8 @@ def cache(config: DictConfig) -> LatentManifest | None:
     """
     check(config)
     check_devices(config)
+    if type(config.cache.turns) is not int or config.cache.turns < 1:
+        raise ValueError(f"cache.turns must be at least 1, an integer, got {config.cache.turns}")
     if config.cache.dtype not in DTYPES:
         raise ValueError(f"cache.dtype must be {' or '.join(DTYPES)}, got {config.cache.dtype}")
     if is_trial(config.trainer):

@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import random
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -438,9 +439,21 @@ def test_options_out_of_range_are_refused(tmp_path: Path, option: dict[str, Any]
         PanoramaDataModule(tmp_path, **{"batch_size": 2, "face_size": 16} | option)
 
 
-@pytest.mark.parametrize("option", [{"share": 1.5}, {"fov": (90.0, 40.0)}, {"fov": (0.0, 40.0)}, {"aspects": (0.0,)}])
-def test_photos_out_of_range_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="share must be in"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"share": 1.5}, "share must be in [0, 1], got 1.5"),
+        ({"fov": (90.0, 40.0)}, "fov must be two angles in (0, 180) degrees in ascending order, got [90.0, 40.0]"),
+        ({"fov": (0.0, 40.0)}, "fov must be two angles in (0, 180) degrees in ascending order, got [0.0, 40.0]"),
+        ({"fov": (40.0,)}, "fov must be two angles in (0, 180) degrees in ascending order, got [40.0]"),
+        ({"pitch": -1.0}, "pitch must be in [0, 90] degrees, got -1.0"),
+        ({"roll": 181.0}, "roll must be in [0, 180] degrees, got 181.0"),
+        ({"aspects": (0.0,)}, "aspects must be a list of positive numbers, got [0.0]"),
+        ({"aspects": ()}, "aspects must be a list of positive numbers, got []"),
+    ],
+)
+def test_photos_out_of_range_are_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         RandomPhotos(**option)
 
 

@@ -44,11 +44,15 @@ class RandomPhotos:
     aspects: Sequence[float] = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.share <= 1 and 0 < self.fov[0] <= self.fov[1] < 180 and min(self.aspects) > 0):
-            raise ValueError(
-                f"{self}: share must be in [0, 1], fov two angles in (0, 180) degrees in ascending order, and aspects "
-                "positive"
-            )
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {self.share}")
+        if len(self.fov) != 2 or not 0 < self.fov[0] <= self.fov[1] < 180:
+            raise ValueError(f"fov must be two angles in (0, 180) degrees in ascending order, got {list(self.fov)}")
+        for name, largest in (("pitch", 90), ("roll", 180)):
+            if not 0 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} must be in [0, {largest}] degrees, got {getattr(self, name)}")
+        if not self.aspects or min(self.aspects) <= 0:
+            raise ValueError(f"aspects must be a list of positive numbers, got {list(self.aspects)}")
 
     def draw(self, rng: random.Random) -> PhotoCamera | None:
         """Draws the camera of one panorama's photo, or None if its condition is the front face."""

@@ -15,7 +15,7 @@ from cubediff.data.batches.decoding import DecodedPanorama, PanoramaDecoder
 from cubediff.data.batches.types import CubeBatch, PanoramaBatch
 from cubediff.data.streaming.data_module import ShardDataModule
 from cubediff.data.streaming.settings import StreamOptions, stream_options
-from cubediff.geometry.conventions import FACE_FOV, rotation_matrix
+from cubediff.geometry.conventions import FACE_FOV, rotation_matrix, tan_half
 from cubediff.geometry.perspective import equirect_to_perspective
 from cubediff.geometry.photos import Photo, project_photos
 from cubediff.geometry.projections import equirect_to_cube
@@ -67,6 +67,7 @@ class PanoramaDataModule(ShardDataModule[DecodedPanorama, PanoramaBatch]):
         super().__init__(path, batch_size, **stream_options(options, PanoramaOptions))
         if face_size < 1:
             raise ValueError(f"face_size must be at least 1 pixel, got {face_size}")
+        tan_half(fov)  # raises for an angle that is no field of view
         self.face_size = face_size
         self.fov = fov
         self.panorama_height = panorama_height or 2 * face_size

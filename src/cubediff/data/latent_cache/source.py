@@ -65,7 +65,7 @@ class CachingDataModule(PanoramaDataModule):
     ) -> None:
         super().__init__(path, batch_size, face_size, fov, panorama_height, jpeg_scaling, **options)
         if turns < 1:
-            raise ValueError(f"cache.turns must be at least 1, got {turns}")
+            raise ValueError(f"turns must be at least 1, got {turns}")
         if self.augmentation.photos is not None:
             raise ValueError("data=photos draws new conditioning photos in every step: cache with data=panoramas")
         if len(self.paths) != 1:

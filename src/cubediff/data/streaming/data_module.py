@@ -68,13 +68,15 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         settings = StreamSettings(**options)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        paths = [path] if isinstance(path, str | Path) else list(path)
+        paths = list(path) if isinstance(path, Sequence) and not isinstance(path, str) else [path]
+        self.paths = [str(p) for p in paths]
+        if not all(self.paths) or not paths:
+            raise ValueError(f"path must name a dataset or a list of datasets, got {path!r}")
         weights = settings.weights
-        if weights is not None and (len(weights) != len(paths) or min(weights) <= 0):
+        if weights is not None and (len(weights) != len(paths) or not all(0 < weight < math.inf for weight in weights)):
             raise ValueError(
                 f"weights must be positive, one for each of the {len(paths)} datasets of path, got {list(weights)}"
             )
-        self.paths = [str(p) for p in paths]
         self.batch_size = batch_size
         self.settings = settings
         self.seed = settings.seed  # a checkpoint's seed replaces it

@@ -74,11 +74,13 @@ class StreamSettings:
             raise ValueError(f"retry_minutes must be at least 0, got {self.retry_minutes}")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share must be in [0, 1], got {self.max_skipped_share}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         for stage in self.stages or ():
             if not callable(stage) and not isinstance(stage, PipelineStage):
                 raise ValueError(
                     "stages must be stages of a webdataset.DataPipeline, such as webdataset.map(function), got "
-                    f"{stage!r}"
+                    f"{stage!r} in {self.stages}"
                 )
 
 
