@@ -320,6 +320,8 @@ def test_latents_of_the_first_form_load_and_those_of_another_scaling_or_tokenize
         (("data=latents", "data.path=LATENTS", "fov=90.0"), "have fov=95.0"),
         (("data=latents", "data.path=SOURCE"), "holds panoramas, not latents: set data=panoramas"),
         (("data.path=LATENTS",), "holds latents, not panoramas: set data=latents"),
+        (("data.path=[SOURCE,LATENTS]",), r"both panoramas and latents: \S+ \(panoramas\), \S+ \(latents\); list only"),
+        (("data=latents", "data.path=[LATENTS,SOURCE]"), r"latents: \S+ \(latents\), \S+ \(panoramas\); list only"),
         (("data=latents", "data.path=LATENTS", "+model.pipeline.seed=1"), "come from other encoders"),
     ],
 )

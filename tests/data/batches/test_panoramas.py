@@ -403,6 +403,16 @@ def test_validation_skips_damaged_samples_and_training_without_readable_ones_is_
 def test_a_folder_without_a_complete_dataset_is_refused_before_training(tmp_path: Path, many: Path) -> None:
     with pytest.raises(DataError, match=r"holds no manifest\.json.*data\.path="):
         data(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    for path, problem in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "notes.txt", "is a file and no tar")):
+        with pytest.raises(DataError, match=rf"^data\.path={path} {problem}: set data\.path to a folder of shards"):
+            data(path)
+    last = len(list(many.glob("train-*.tar")))
+    with pytest.raises(DataError, match=rf"/train-{last:06d}\.tar does not exist: copy it there, or set data\.path to"):
+        data(f"{many}/train-{{000000..{last:06d}}}.tar")
+    (tmp_path / "settings.json").touch()
+    with pytest.raises(DataError, match="caching its latents was interrupted; complete it with the same cubediff cache"):
+        data(tmp_path)
     shutil.copytree(many, tmp_path / "copy")
     shard = tmp_path / "copy" / "train-000001.tar"
     whole = shard.read_bytes()
@@ -410,7 +420,7 @@ def test_a_folder_without_a_complete_dataset_is_refused_before_training(tmp_path
     with pytest.raises(DataError, match=r"train-000001\.tar has \d+ bytes instead of"):
         data(tmp_path / "copy")
     shard.unlink()
-    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
+    with pytest.raises(DataError, match=r"train-000001\.tar is missing although manifest\.json lists it: copy"):
         data(tmp_path / "copy")
     manifest = tmp_path / "copy" / "manifest.json"
     manifest.write_text('{"format": "cubediff-shards", "version": 99}')

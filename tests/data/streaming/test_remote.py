@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from filelock import FileLock
 from support.panoramas import data, keys, shards
@@ -26,6 +27,8 @@ from support.panoramas import data, keys, shards
 from cubediff.data import DataError
 from cubediff.data.format.index import index_tar
 from cubediff.data.streaming import catalog, remote, retrying
+from cubediff.data.streaming.catalog import Shard
+from cubediff.data.streaming.reader import ShardReader
 from cubediff.data.streaming.remote import Cache
 
 
@@ -221,8 +224,32 @@ def test_the_error_for_a_deleted_local_shard_names_it(tmp_path: Path) -> None:
     path = shards(tmp_path, 4)
     module = data(path)
     (path / "train-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"^/.*train-000000\.tar cannot be read \(FileNotF"):
+    with pytest.raises(DataError, match=r"^/.*train-000000\.tar cannot be read \(FileNotFoundError: No such"):
         keys(module.train_dataloader())
+
+
+def test_a_path_of_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
+    for path in ("foo://x", "foo://x/a.tar"):
+        with pytest.raises(DataError, match=r"^foo://x/.* has the unknown protocol foo://: use s3://, .*a local path"):
+            data(path, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("server", [1.0], indirect=True)
+def test_a_transfer_that_ends_early_names_the_file_and_its_bytes(
+    server: Server, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A background fetch leaves the error to the reader that needs the shard."""
+    size = (dataset / "train-000000.tar").stat().st_size
+    shard = Shard(f"{server.url}/train-000000.tar", "000", np.array([0, size]), size)
+    reader = ShardReader([shard], Cache(tmp_path, 1e9, retry_minutes=0.0))
+    message = rf"^{shard.name} cannot be read \(\d+ bytes arrived instead of {size}\): check the network, and upload it"
+    with pytest.raises(DataError, match=message):
+        reader.open(0)
+    reader = ShardReader([shard], Cache(tmp_path, 1e9, retry_minutes=1.0))
+    reader.prefetch(0)
+    fetched()
+    assert server.requests["train-000000.tar"] == 2
+    assert caplog.messages == []
 
 
 class Response:
@@ -300,7 +327,7 @@ def test_a_refused_permission_is_an_error_at_once(
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pipe:exit 3 .*\.tar cannot be read after \d+ attempts \(OSError.*3"):
+    with pytest.raises(DataError, match=r"pipe:exit 3 .* after \d+ attempts \(OSError: the command ended with exit 3\)"):
         data("pipe:exit 3 # x.tar", cache_dir=tmp_path, retry_minutes=0.01)
     with pytest.raises(DataError, match=r"no_such_command .*\.tar cannot be read \(OSError"):
         data("pipe:no_such_command # x.tar", cache_dir=tmp_path)
@@ -311,9 +338,9 @@ def test_a_shard_with_another_size_or_checksum_is_not_used(server: Server, tmp_p
     shard = f"{server.url}/train-000000.tar"
     with pytest.raises(DataError, match=r"larger than expected \(more than 5 bytes\)"):
         cache.open(shard, 5)
-    with pytest.raises(DataError, match="bytes arrived instead of 1000000"):
+    with pytest.raises(DataError, match=r"\d+ bytes arrived instead of the 1000000 of its manifest\): it is incomplete"):
         cache.open(shard, 10**6)
-    with pytest.raises(DataError, match="sha256 differs"):
+    with pytest.raises(DataError, match=r"sha256 differs\)\): .*upload it there again"):
         cache.open(shard, None, "0" * 64)
     assert [*tmp_path.glob("*.tar"), *(tmp_path / "part").iterdir()] == []
     cache.open(shard).close()

@@ -8,6 +8,7 @@ INDEX = "index.jsonl"
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
 REPORT = "report.html"
+SETTINGS = "settings.json"  # in a folder of latents while its caching is not finished
 BUILDING = ".building"  # folder of an unfinished build; holds a manifest while a finished one moves to the dataset
 
 FORMAT = "cubediff-shards"

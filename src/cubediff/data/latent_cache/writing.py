@@ -22,6 +22,7 @@ from cubediff.data.format.manifest import (
     FORMAT,
     INDEX,
     MANIFEST,
+    SETTINGS,
     VERSION,
     IndexLine,
     LatentManifest,
@@ -36,8 +37,6 @@ from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
 from cubediff.utils.files import remove_partial, write_atomic
 from cubediff.utils.json_text import parse_json
-
-SETTINGS = "settings.json"  # in the output of an unfinished run
 
 
 class LatentEncoder(L.LightningModule):

@@ -13,10 +13,10 @@ from jaxtyping import Int64
 from webdataset.shardlists import expand_urls
 
 from cubediff.data.format.index import index_tar, read_sample
-from cubediff.data.format.manifest import BUILDING, INDEX, MANIFEST, LatentsRecord
+from cubediff.data.format.manifest import BUILDING, INDEX, MANIFEST, SETTINGS, LatentsRecord
 from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, ReadableManifest, parse_index, parse_manifest
 from cubediff.data.streaming.remote import Cache, is_remote, read_bytes
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 from cubediff.utils.files import open_regular, read_limited
 from cubediff.utils.json_text import parse_json
 from cubediff.utils.text import printable, redact
@@ -83,11 +83,17 @@ def _index_shard(tar: str, cache: Cache) -> Shard:
         with cache.open(tar) if is_remote(tar) else open_regular(Path(tar)) as file:
             keys, offsets = index_tar(file)
             first = _first_samples(file.fileno(), offsets)
+    except FileNotFoundError:
+        raise DataError(
+            f"{printable(redact(tar))} does not exist: copy it there, or set data.path to tars that exist, a brace range such as "
+            "DIR/train-{000000..000041}.tar"
+        ) from None
     except (OSError, DataError, tarfile.TarError) as error:
         if isinstance(error, DataError) and is_remote(tar):
             raise
         raise DataError(
-            f"{printable(redact(tar))} cannot be read as a tar ({error}): copy it again, or choose another data.path"
+            f"{printable(redact(tar))} cannot be read as a tar ({reason(error)}): copy it again, or choose another "
+            "data.path"
         ) from None
     if first and not any(map(_is_ours, first)):  # one of ours may be damaged
         raise DataError(
@@ -138,6 +144,17 @@ def _read_catalog(folder: str, retry_minutes: float) -> Catalog:
 def _read_manifest(folder: str, retry_minutes: float) -> ReadableManifest:
     """The checked manifest of a folder or URL."""
     if not is_remote(folder) and not (Path(folder) / MANIFEST).exists():
+        if not Path(folder).is_dir():
+            problem = "is a file and no tar" if Path(folder).exists() else "does not exist"
+            raise DataError(
+                f"data.path={folder} {problem}: set data.path to a folder of shards that cubediff prepare SOURCE OUTPUT "
+                "wrote, to its URL, or to tars"
+            )
+        if (Path(folder) / SETTINGS).exists():
+            raise DataError(
+                f"{folder} holds no {MANIFEST} yet: caching its latents was interrupted; complete it with the same "
+                "cubediff cache command"
+            )
         if (Path(folder) / BUILDING / MANIFEST).exists():
             raise DataError(
                 f"{folder} holds no {MANIFEST} yet: the move of its finished shards was interrupted; complete it with "
@@ -164,7 +181,7 @@ def _read_index(
 def _check_size(shard: Path, expected: int) -> None:
     size = shard.stat().st_size if shard.is_file() else None
     if size != expected:
-        found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+        found = f"is missing although {MANIFEST} lists it" if size is None else f"has {size} bytes instead of {expected}"
         raise DataError(f"{shard} {found}: {_REMEDY}")
 
 
@@ -174,4 +191,4 @@ def _read_file(file: str, limit: int, retry_minutes: float) -> bytes:
     try:
         return read_limited(Path(file), limit)
     except (OSError, DataError) as error:
-        raise DataError(f"{file} cannot be read ({error}): {_REMEDY}") from None
+        raise DataError(f"{file} cannot be read ({reason(error)}): {_REMEDY}") from None

@@ -101,8 +101,14 @@ class ShardDataModule(L.LightningDataModule, ABC, Generic[SampleT, BatchT]):
         if self._datasets:
             return
         catalogs = [open_dataset(path, self._cache) for path in self.paths]
-        for path, catalog in zip(self.paths, catalogs, strict=True):
-            content = "panoramas" if catalog.latents is None else "latents"
+        contents = ["panoramas" if catalog.latents is None else "latents" for catalog in catalogs]
+        if len(set(contents)) > 1:
+            listed = ", ".join(f"{path} ({content})" for path, content in zip(self.paths, contents, strict=True))
+            raise DataError(
+                f"data.path lists both panoramas and latents: {listed}; list only panoramas with data=panoramas, or "
+                "only latents with data=latents"
+            )
+        for path, catalog, content in zip(self.paths, catalogs, contents, strict=True):
             if content != self.content:
                 raise DataError(f"{path} holds {content}, not {self.content}: set data={content}")
             if not any(map(len, catalog.splits["train"])):

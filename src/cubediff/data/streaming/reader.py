@@ -75,14 +75,14 @@ class ShardReader:
         return descriptor
 
     def prefetch(self, shard: int) -> None:
-        """Fetches a remote shard in the background, one at a time; an error is left to `open`."""
+        """Fetches a remote shard in the background, one at a time; an error is left to `open`, which retries."""
         remote = self.shards[shard]
         if not is_remote(remote.name) or self._prefetching.is_alive():
             return
 
         def fetch() -> None:
             with suppress(DataError):
-                self.cache.open(remote.name, remote.size, remote.sha256).close()
+                self.cache.open(remote.name, remote.size, remote.sha256, retry=False).close()
 
         self._prefetching = threading.Thread(target=fetch, name="prefetch", daemon=True)
         self._prefetching.start()

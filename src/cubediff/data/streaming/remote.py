@@ -17,7 +17,13 @@ import fsspec
 from filelock import FileLock, Timeout
 from webdataset.gopen import gopen
 
-from cubediff.data.streaming.retrying import RETRY_MINUTES, DamagedTransferError, TooLargeError, retried
+from cubediff.data.streaming.retrying import (
+    RETRY_MINUTES,
+    DamagedTransferError,
+    InterruptedTransferError,
+    TooLargeError,
+    retried,
+)
 from cubediff.utils.errors import DataError, storage_message
 from cubediff.utils.files import sha256_file, write_atomic
 from cubediff.utils.text import redact
@@ -71,13 +77,16 @@ class Cache:
         self._locks, self._parts, self._sums = folder / "locks", folder / "part", folder / "sums"
         self._verified: set[str] = set()
 
-    def open(self, url: str, size: int | None = None, digest: str | None = None) -> BufferedReader:
+    def open(
+        self, url: str, size: int | None = None, digest: str | None = None, *, retry: bool = True
+    ) -> BufferedReader:
         """Opens a remote file for reading; fetches it first if the cache does not hold it undamaged.
 
         Args:
             url: Of the file.
             size: Its expected size in bytes, if known.
             digest: Its expected SHA-256, hexadecimal, if known.
+            retry: Whether an error that may pass is logged and the file fetched again.
 
         Raises:
             DataError: If it cannot be fetched, or differs from what is expected, or the folder cannot be used.
@@ -91,7 +100,7 @@ class Cache:
         with FileLock(self._locks / file.name):
             if (opened := self._open_undamaged(file, size, digest)) is None:
                 self._make_room(file.name, size or 0)
-                opened = self._fetch(url, file, size, digest)
+                opened = self._fetch(url, file, size, digest, self.retry_minutes if retry else 0.0)
         self._verified.add(file.name)
         self._make_room(file.name)
         return opened
@@ -128,10 +137,10 @@ class Cache:
         except FileNotFoundError:
             return None
 
-    def _fetch(self, url: str, file: Path, size: int | None, digest: str | None) -> BufferedReader:
+    def _fetch(self, url: str, file: Path, size: int | None, digest: str | None, minutes: float) -> BufferedReader:
         part = self._parts / file.name
         try:
-            retried(lambda: _fetch(url, part, size, digest), url, self.retry_minutes)
+            retried(lambda: _fetch(url, part, size, digest), url, minutes)
             if digest is None:
                 write_atomic(self._sums / file.name, sha256_file(part))
             opened = part.open("rb")  # before another process can see and evict it
@@ -194,7 +203,7 @@ def _fetch(url: str, part: Path, size: int | None, digest: str | None) -> None:
         _fetch_file(url, part, limit)
     found = part.stat().st_size
     if size is not None and found != size:
-        raise DamagedTransferError(f"{found} bytes arrived instead of {size}")
+        raise DamagedTransferError(f"{found} bytes arrived instead of the {size} of its manifest")
     if digest is not None and sha256_file(part) != digest:
         raise DamagedTransferError("the file arrived damaged (sha256 differs)")
 
@@ -206,16 +215,24 @@ def _fetch_output(url: str, part: Path, limit: int) -> None:
             while size <= limit and (block := stream.read(1 << 20)):
                 file.write(block)
                 size += len(block)
-    except OSError:
-        if size <= limit:
-            raise  # else the command failed because nothing reads it any more
+    except OSError as error:
+        if size <= limit:  # else the command failed because nothing reads it any more
+            status = re.search(r"exit \d+", str(error))
+            raise OSError(f"the command ended with {status[0]}" if status else str(error)) from error
     if size > limit:
         raise TooLargeError(limit)
 
 
 def _fetch_file(url: str, part: Path, limit: int) -> None:
     filesystem, path = _filesystem(url)
-    filesystem.get_file(path, str(part), callback=_Limit(limit))
+    received = _Limit(limit)
+    try:
+        filesystem.get_file(path, str(part), callback=received)
+    except Exception as error:
+        ends_early = type(error).__name__ == "ClientPayloadError" and received.size is not None  # of aiohttp
+        if not ends_early:
+            raise
+        raise InterruptedTransferError(f"{received.value} bytes arrived instead of {received.size}") from error
     if part.stat().st_size > limit:  # of a file system that reports no progress
         raise TooLargeError(limit)
 
@@ -249,5 +266,13 @@ def _filesystem(url: str) -> tuple[_FileSystem, str]:
         # The default limits the whole transfer to five minutes.
         timeout = ClientTimeout(total=None, sock_connect=_READ_TIMEOUT, sock_read=_READ_TIMEOUT)
         options = {"client_kwargs": {"timeout": timeout}}
-    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise DataError(
+            f"{redact(url)} has the unknown protocol {url.partition('://')[0]}://: use s3://, gs://, https://, hf:// or "
+            "a local path, or install the package that adds the protocol to fsspec"
+        ) from error
     return filesystem, path

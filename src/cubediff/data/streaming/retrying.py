@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 from cubediff.utils.text import printable, redact
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,22 @@ class TooLargeError(Exception):
         super().__init__(f"more than {limit} bytes")
 
 
-class DamagedTransferError(OSError):
+class TransferError(OSError):
+    """A file did not arrive as expected."""
+
+    remedy = ""
+
+
+class DamagedTransferError(TransferError):
     """A file arrived with another size or checksum than expected."""
+
+    remedy = "it is incomplete or damaged where it is stored, upload it there again"
+
+
+class InterruptedTransferError(TransferError):
+    """A file's content ended before the length that its server had announced."""
+
+    remedy = "check the network, and upload it to its server again if it stays so"
 
 
 def retried(action: Callable[[], ResultT], source: str, minutes: float = RETRY_MINUTES) -> ResultT:
@@ -66,19 +80,27 @@ def retried(action: Callable[[], ResultT], source: str, minutes: float = RETRY_M
             extra = f"pip install 'cubediff[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
             raise DataError(f"{source} needs another package ({error}): {extra}") from error
         except Exception as error:  # every filesystem has its own exceptions
-            cause = printable(redact(f"{type(error).__name__}: {error}"))
+            cause = printable(redact(_cause(error)))
             delay = min(FIRST_DELAY * 2 ** (attempt - 1), _LONGEST_DELAY) * _jitter.uniform(0.5, 1.0)
             left = began + 60 * minutes - time.monotonic() - delay
             is_damaged = isinstance(error, DamagedTransferError) and attempt == _DAMAGED_ATTEMPTS
             if left < 0 or is_damaged or _is_permanent(error):
-                raise DataError(_final_message(source, attempt, cause)) from error
+                raise DataError(_final_message(source, attempt, cause, error)) from error
             log.warning("%s: attempt %d failed (%s); tries for %.1f minutes more", source, attempt, cause, left / 60)
             time.sleep(delay)
 
 
-def _final_message(source: str, attempts: int, cause: str) -> str:
+def _cause(error: Exception) -> str:
+    if isinstance(error, TransferError):
+        return str(error)
+    return f"{type(error).__name__}: {reason(error)}"
+
+
+def _final_message(source: str, attempts: int, cause: str, error: Exception) -> str:
     tries = f" after {attempts} attempts" if attempts > 1 else ""
-    return f"{source} cannot be read{tries} ({cause}): check that it exists and that this machine may read it"
+    is_transfer = isinstance(error, TransferError)
+    remedy = error.remedy if is_transfer else "check that it exists and that this machine may read it"
+    return f"{source} cannot be read{tries} ({cause}): {remedy}"
 
 
 def _is_permanent(error: Exception) -> bool:
