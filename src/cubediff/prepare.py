@@ -127,19 +127,20 @@ def build(
 
 @check_app.command("check")
 def check(
-    shards: Annotated[Path, typer.Argument(help="Folder written by cubediff prepare SOURCE OUTPUT.")],
+    shards: Annotated[Path, typer.Argument(help="Folder written by cubediff prepare or cubediff cache.")],
     workers: Workers = 0,
 ) -> None:
-    """Verify the manifest, index, checksums and every panorama of finished shards, and summarise the dataset."""
+    """Verify the manifest, index, checksums and every panorama of finished shards, or the checksums of latents, and
+    summarise the dataset."""
     from cubediff.data.building.check import check_shards
     from cubediff.data.building.console import progress_bar
     from cubediff.data.building.engines import usable_cores
-    from cubediff.utils.errors import DataError
+    from cubediff.utils.errors import DataError, message_of
 
     try:
         lines, faults = check_shards(shards, workers or usable_cores(), progress_bar)
     except (DataError, OSError) as error:
-        lines, faults = [], [str(error)]
+        lines, faults = [], [message_of(error)]
     for line in lines:
         typer.echo(line)
     for fault in faults:

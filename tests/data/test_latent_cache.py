@@ -25,6 +25,7 @@ from support.runs import composed
 from cubediff import CubeDiffPipeline
 from cubediff.configs import build
 from cubediff.data import DataError, LatentDataModule, PanoramaDataModule
+from cubediff.data.building.check import check_shards
 from cubediff.data.format.folders import folder_lock
 from cubediff.data.latent_cache.source import CachingDataModule
 from cubediff.data.latent_cache.writing import ShardWriter, check_output
@@ -169,12 +170,43 @@ def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, lat
     assert left
     (tmp_path / f"out/.manifest.json.{'0' * 32}.part").write_bytes(b"{")  # of a process that was killed at its end
     assert not (tmp_path / "out" / "manifest.json").exists()
-    with pytest.raises(DataError, match="were cached with another turns"):
+    with pytest.raises(DataError, match=r"were cached with another turns \(3, now 2\): choose"):
         cached(source, tmp_path / "out", "cache.turns=2", "cache.dtype=float32")
     cached(source, tmp_path / "out", *words)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
-    with pytest.raises(DataError, match="already holds a dataset"):
-        cached(source, tmp_path / "out", *words)
+
+
+def test_a_finished_caching_is_left_as_it_is_by_the_same_command_and_refused_by_another(
+    source: Path, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, output = ("cache.turns=3", "cache.dtype=float32"), tmp_path / "out"
+    shutil.copytree(latents, output)
+    whole = contents(output)
+    manifest = json.loads((latents / "manifest.json").read_text())
+    assert cached(source, output, *words) == manifest
+    assert f"nothing to do: {output} holds the latents of these panoramas already" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"cached with another flip \(0\.0, now 0\.5\), turns \(3, now 2\): choose"):
+        cached(source, output, "cache.turns=2", "cache.dtype=float32", "data.flip=0.5")
+    assert contents(output) == whole
+    changed = json.loads((source / "manifest.json").read_text())
+    changed["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    before = (source / "manifest.json").read_text()
+    try:
+        (source / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(DataError, match=r"of 10 panoramas of other shards than the 10 of data\.path, or of these"):
+            cached(source, output, *words)
+        old = {name: value for name, value in manifest.items() if name != "panoramas"}  # of the first latents
+        (output / "manifest.json").write_text(json.dumps(old))
+        assert cached(source, output, *words) == old
+        (output / "manifest.json").write_text(json.dumps(old | {"samples": 9}))
+        with pytest.raises(DataError, match="of 9 panoramas of other shards than the 10"):
+            cached(source, output, *words)
+    finally:
+        (source / "manifest.json").write_text(before)
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    (output / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000000\.tar is missing although manifest\.json lists it"):
+        cached(source, output, *words)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -289,6 +321,27 @@ def test_damaged_latents_are_skipped_and_counted(source: Path, latents: Path, tm
     data = LatentDataModule(tmp_path / "out", batch_size=1, face_size=64, max_skipped_share=1.0)
     assert len(keys(data.train_dataloader())) == data.samples("train")
     assert data.skipped == 1
+
+
+def test_prepare_check_verifies_a_folder_of_latents(latents: Path, tmp_path: Path) -> None:
+    lines, faults = check_shards(latents)
+    assert faults == []
+    assert lines[0] == "latents of 64-pixel faces of 95°, to train on with data=latents"
+    assert lines[1].startswith("train: 10 panoramas in 4 shards, ")
+    assert lines[2] == "val: no panoramas"
+    output = Path(shutil.copytree(latents, tmp_path / "out"))
+    with (output / "train-000000.tar").open("r+b") as file:
+        file.truncate(4000)
+    key = json.loads((output / "index.jsonl").read_text().splitlines()[1])["keys"][0]
+    spoil(output / "train-000001.tar", f"{key}.safetensors")
+    faults = check_shards(output).faults
+    assert any(fault.startswith("train-000000.tar has 4000 bytes, expected") for fault in faults)
+    assert any(fault.startswith("train-000001.tar is damaged: its sha256 is") for fault in faults)
+    assert f"train-000001.tar, sample {key}: its tensors have changed since they were written (crc32 differs)" in faults
+    (output / "manifest.json").rename(output / "settings.json")
+    assert [fault.partition(": ")[2] for fault in check_shards(output).faults] == [
+        "the dataset is incomplete, complete it with the same cubediff cache command, or build it again"
+    ]
 
 
 def refit(latents: Path, run_dir: Path, encoders: str) -> Path:

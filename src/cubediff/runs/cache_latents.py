@@ -16,11 +16,13 @@ from cubediff.data.latent_cache.writing import (
     ShardWriter,
     begin_or_resume,
     check_output,
+    find_finished,
     write_manifest,
 )
 from cubediff.runs.trainer import build_trainer, is_trial
 from cubediff.training.callbacks.signals import StopOnSignal
 from cubediff.utils.logging import silence
+from cubediff.utils.ranks import is_first_rank
 from cubediff.utils.signals import stop_signals
 from cubediff.utils.text import redact
 
@@ -30,7 +32,8 @@ PRECISION = "32-true"  # of encoding, also where training has another; CUDA may 
 
 
 def cache(config: DictConfig) -> LatentManifest | None:
-    """Encodes the panoramas of `data.path` in float32 into `cache.output`; resumes an interrupted run.
+    """Encodes the panoramas of `data.path` in float32 into `cache.output`; resumes an interrupted run, and leaves a
+    finished one as it is.
 
     Returns:
         The manifest of the latent dataset; None on ranks other than 0.
@@ -56,6 +59,11 @@ def cache(config: DictConfig) -> LatentManifest | None:
     backbone = build(config.model.pipeline).backbone
     record = _record(config, backbone.fingerprint())
     output, shards = Path(config.cache.output), data.shards_to_cache()
+    if (finished := find_finished(output, record, shards)) is not None:
+        if not is_first_rank():
+            return None
+        print(f"nothing to do: {output} holds the latents of these panoramas already")
+        return finished
     check_output(output, record, shards)
     with stop_signals() as signals:
         callbacks = [StopOnSignal(signals), ShardWriter(output)]

@@ -411,7 +411,7 @@ def test_a_folder_without_a_complete_dataset_is_refused_before_training(tmp_path
     with pytest.raises(DataError, match=rf"/train-{last:06d}\.tar does not exist: copy it there, or set data\.path to"):
         data(f"{many}/train-{{000000..{last:06d}}}.tar")
     (tmp_path / "settings.json").touch()
-    with pytest.raises(DataError, match="caching its latents was interrupted; complete it with the same cubediff cache"):
+    with pytest.raises(DataError, match="its latents was interrupted; complete it with the same cubediff cache"):
         data(tmp_path)
     shutil.copytree(many, tmp_path / "copy")
     shard = tmp_path / "copy" / "train-000001.tar"

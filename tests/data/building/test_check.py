@@ -187,8 +187,14 @@ def test_an_invalid_manifest_or_another_version_is_one_fault(shards: Path) -> No
     ):
         manifest.write_text(text)
         assert [words in fault for fault in check_shards(shards).faults] == [True]
+    manifest.write_text(json.dumps(json.loads(old) | {"settings": 3}))
+    assert check_shards(shards).faults[0].startswith(f"{manifest}: settings must be an object, got 3: copy the file")
     manifest.unlink()
     assert "manifest.json is missing: the dataset is incomplete" in check_shards(shards).faults[0]
+    manifest.mkdir()
+    assert check_shards(shards).faults == [
+        f"{manifest} cannot be read (Is a directory): copy the folder again, or build it again"
+    ]
 
 
 def test_the_command_lists_the_faults_and_fails(shards: Path) -> None:
@@ -204,6 +210,9 @@ def test_the_command_lists_the_faults_and_fails(shards: Path) -> None:
     assert bad.exit_code == 1
     assert f"fault: {SHARD} is missing" in bad.stderr
     assert "Traceback" not in bad.output
-    none = CliRunner().invoke(check_app, [str(shards / "nowhere")])
-    assert none.exit_code == 1
-    assert "build it again" in none.stderr
+    for path, problem in ((shards / "nowhere", "does not exist"), (shards / "index.jsonl", "is a file")):
+        none = CliRunner().invoke(check_app, [str(path)])
+        assert none.exit_code == 1
+        assert (
+            f"fault: {path} {problem}: expected the folder that cubediff prepare or cubediff cache wrote" in none.stderr
+        )

@@ -327,7 +327,9 @@ def test_a_refused_permission_is_an_error_at_once(
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pipe:exit 3 .* after \d+ attempts \(OSError: the command ended with exit 3\)"):
+    with pytest.raises(
+        DataError, match=r"pipe:exit 3 .* after \d+ attempts \(OSError: the command ended with exit 3\)"
+    ):
         data("pipe:exit 3 # x.tar", cache_dir=tmp_path, retry_minutes=0.01)
     with pytest.raises(DataError, match=r"no_such_command .*\.tar cannot be read \(OSError"):
         data("pipe:no_such_command # x.tar", cache_dir=tmp_path)
@@ -338,7 +340,9 @@ def test_a_shard_with_another_size_or_checksum_is_not_used(server: Server, tmp_p
     shard = f"{server.url}/train-000000.tar"
     with pytest.raises(DataError, match=r"larger than expected \(more than 5 bytes\)"):
         cache.open(shard, 5)
-    with pytest.raises(DataError, match=r"\d+ bytes arrived instead of the 1000000 of its manifest\): it is incomplete"):
+    with pytest.raises(
+        DataError, match=r"\d+ bytes arrived instead of the 1000000 of its manifest\): it is incomplete"
+    ):
         cache.open(shard, 10**6)
     with pytest.raises(DataError, match=r"sha256 differs\)\): .*upload it there again"):
         cache.open(shard, None, "0" * 64)

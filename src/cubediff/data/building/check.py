@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,18 @@ import numpy as np
 
 from cubediff.data.building.engines import Progress, open_engine
 from cubediff.data.format.index import ShardIndex, index_tar, read_sample
-from cubediff.data.format.manifest import INDEX, MANIFEST, SHARD, Manifest, SampleRecord, ShardSummary
-from cubediff.data.format.validation import MAX_INDEX, MAX_MANIFEST, caption_text, parse_index, parse_manifest
+from cubediff.data.format.manifest import INDEX, MANIFEST, SETTINGS, SHARD, LatentsRecord, SampleRecord, ShardSummary
+from cubediff.data.format.validation import (
+    MAX_INDEX,
+    MAX_MANIFEST,
+    ReadableManifest,
+    caption_text,
+    parse_index,
+    parse_manifest,
+)
 from cubediff.geometry.conventions import FACES
 from cubediff.images.jpeg import decode_jpeg
-from cubediff.utils.errors import DataError
+from cubediff.utils.errors import DataError, reason
 from cubediff.utils.files import open_regular, read_limited, sha256_file
 from cubediff.utils.json_text import parse_json
 
@@ -53,10 +61,11 @@ class DatasetCheck(NamedTuple):
 
 
 def check_shards(folder: Path, workers: int = 1, progress: Progress | None = None) -> DatasetCheck:
-    """Verifies the manifest, the index, and SHA-256, CRC-32, JSON and pixels of every sample.
+    """Verifies the manifest, the index, the shards' SHA-256, and CRC-32, JSON and pixels of every sample; the CRC-32
+    alone of latents.
 
     Args:
-        folder: A folder that `build_shards` wrote.
+        folder: A folder that `cubediff prepare` or `cubediff cache` wrote.
         workers: Number of processes.
         progress: Wraps the shards, called with (shards, total, "checking").
 
@@ -66,25 +75,25 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
     try:
         manifest = _read_manifest(folder)
         expected = {s["file"]: (split, s) for split in ("train", "val") for s in manifest["splits"][split]["shards"]}
-    except FileNotFoundError:
-        return DatasetCheck([], [f"{folder / MANIFEST} is missing: the dataset is incomplete, build it again"])
-    except (OSError, DataError) as error:
-        return DatasetCheck([], [f"{folder / MANIFEST} is invalid ({error}): build it again"])
+    except DataError as error:
+        return DatasetCheck([], [str(error)])
+    latents, settings = manifest.get("latents"), list(manifest.get("settings") or {})
     index, faults = _check_index(folder, manifest)
     faults += [f"{file} is in {INDEX} but not in the manifest" for file in index if file not in expected]
     extra = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in expected)
     faults += [f"{file} is not in the manifest: training does not read it" for file in extra]
     tasks = [(shard, index.get(file)) for file, (_, shard) in expected.items()]
     with open_engine(workers=workers) as mapped:
-        captioned = "captions" not in manifest.get("settings", {})
-        results = mapped(partial(_check_shard, folder, captioned), tasks)
+        captioned = "captions" not in settings
+        check_sample = _check_latents if latents else partial(_check_panorama, captioned)
+        results = mapped(partial(_check_shard, folder, check_sample), tasks)
         shards = list(progress(results, len(tasks), "checking") if progress else results)
     for shard in shards:
         faults += shard.faults
     sides = {split: [s for s in shards if expected[s.file][0] == split] for split in ("train", "val")}
     scenes = {split: {scene for shard in side for scene in shard.scenes} for split, side in sides.items()}
     both = scenes["train"] & scenes["val"]
-    if both and "splits" not in manifest.get("settings", {}):  # a declared split may divide scenes
+    if both and "splits" not in settings:  # a declared split may divide scenes
         faults.append(f"{len(both)} scenes are on both sides of the split")
     if repeated := [key for key, n in Counter(key for s in shards for key in s.keys).items() if n > 1]:
         faults.append(f"{len(repeated)} keys occur more than once, the first is {repeated[0]}")
@@ -92,21 +101,36 @@ def check_shards(folder: Path, workers: int = 1, progress: Progress | None = Non
         number, declared = sum(len(s.keys) for s in side), manifest["splits"][split].get("samples")
         if number != declared:
             faults.append(f"{split} holds {number} samples, expected {declared} by the manifest")
+    if latents:
+        return DatasetCheck([_latents_summary(latents), *(_side(*side) for side in sides.items())], faults)
     lines = [line for split, side in sides.items() for line in _summary(split, side, len(scenes[split]))]
     return DatasetCheck(lines, faults)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> ReadableManifest:
     file = folder / MANIFEST
-    return cast(Manifest, parse_manifest(read_limited(file, MAX_MANIFEST), str(file)))
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {problem}: expected the folder that cubediff prepare or cubediff cache wrote")
+    try:
+        content = read_limited(file, MAX_MANIFEST)
+    except FileNotFoundError:
+        command = "cubediff cache" if (folder / SETTINGS).exists() else "cubediff prepare"
+        raise DataError(
+            f"{file} is missing: the dataset is incomplete, complete it with the same {command} command, or build it "
+            "again"
+        ) from None
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read ({reason(error)}): copy the folder again, or build it again") from None
+    return parse_manifest(content, str(file))
 
 
-def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, ShardIndex], list[str]]:
+def _check_index(folder: Path, manifest: ReadableManifest) -> tuple[dict[str, ShardIndex], list[str]]:
     """The samples of each shard by the index, and the faults of the index."""
     try:
         content = read_limited(folder / INDEX, MAX_INDEX)
     except (OSError, DataError) as error:
-        return {}, [f"{INDEX} cannot be read ({error})"]
+        return {}, [f"{INDEX} cannot be read ({reason(error)})"]
     digest = hashlib.sha256(content).hexdigest()
     faults = []
     if digest != manifest["index"]["sha256"]:
@@ -118,7 +142,11 @@ def _check_index(folder: Path, manifest: Manifest) -> tuple[dict[str, ShardIndex
     return {file: ShardIndex(*samples) for file, samples in index.items()}, faults
 
 
-def _check_shard(folder: Path, captioned: bool, task: tuple[ShardSummary, ShardIndex | None]) -> ShardCheck:
+def _check_shard(
+    folder: Path,
+    check_sample: Callable[[dict[str, bytes]], SampleRecord | None],
+    task: tuple[ShardSummary, ShardIndex | None],
+) -> ShardCheck:
     shard, expected = task
     name, path = shard["file"], folder / shard["file"]
     check = ShardCheck(name, [], set(), Counter(), [], 0, 0, [])
@@ -143,11 +171,13 @@ def _check_shard(folder: Path, captioned: bool, task: tuple[ShardSummary, ShardI
     with open_regular(path) as file:
         for key, (start, end) in zip(index.keys, pairwise(index.offsets), strict=True):
             try:
-                record = _check_sample(read_sample(file.fileno(), start, end), captioned)
+                record = check_sample(read_sample(file.fileno(), start, end))
             except Exception as error:  # a damaged tar, JSON or JPEG raises many types
                 check.faults.append(f"{name}, sample {key}: {str(error) or type(error).__name__}")
                 continue
             check.keys.append(key)
+            if record is None:
+                continue
             check.scenes.add(hashlib.sha256(record["scene"].encode()).digest()[:8])
             check.widths[record["width"]] += 1
             check.caption_words.append(len(record["caption"].split()))
@@ -155,7 +185,14 @@ def _check_shard(folder: Path, captioned: bool, task: tuple[ShardSummary, ShardI
     return check._replace(with_face_captions=with_face_captions, bytes=size)
 
 
-def _check_sample(sample: dict[str, bytes], captioned: bool) -> SampleRecord:
+def _check_latents(sample: dict[str, bytes]) -> None:
+    if set(sample) != {"safetensors", "json"}:
+        raise ValueError(f"has the members {', '.join(sorted(sample))}, expected safetensors and json")
+    if zlib.crc32(sample["safetensors"]) != parse_json(sample["json"])["crc32"]:
+        raise ValueError("its tensors have changed since they were written (crc32 differs)")
+
+
+def _check_panorama(captioned: bool, sample: dict[str, bytes]) -> SampleRecord:
     if set(sample) != {"jpg", "json"}:
         raise ValueError(f"has the members {', '.join(sorted(sample))}, expected jpg and json")
     record = cast(SampleRecord, parse_json(sample["json"]))
@@ -177,15 +214,25 @@ def _check_sample(sample: dict[str, bytes], captioned: bool) -> SampleRecord:
     return record
 
 
+def _latents_summary(latents: LatentsRecord) -> str:
+    return f"latents of {latents['face_size']}-pixel faces of {latents['fov']:g}°, to train on with data=latents"
+
+
+def _side(split: str, shards: list[ShardCheck], scenes: str = "") -> str:
+    number, size = sum(len(s.keys) for s in shards), sum(s.bytes for s in shards) / 1e6
+    if not number:
+        return f"{split}: no panoramas"
+    return f"{split}: {number} panoramas{scenes} in {len(shards)} shards, {size:.1f} MB"
+
+
 def _summary(split: str, shards: list[ShardCheck], scenes: int) -> list[str]:
     number = sum(len(s.keys) for s in shards)
     if not number:
         return [f"{split}: no panoramas"]
     widths = sum((s.widths for s in shards), Counter[int]())
-    size = sum(s.bytes for s in shards) / 1e6
     words = np.concatenate([s.caption_words for s in shards])
     return [
-        f"{split}: {number} panoramas of {scenes} scenes in {len(shards)} shards, {size:.1f} MB",
+        _side(split, shards, f" of {scenes} scenes"),
         f"  widths: {', '.join(f'{width} ({widths[width]})' for width in sorted(widths))}",
         f"  captions: {words.min()} to {words.max()} words, median {np.median(words):g}; "
         f"{sum(s.with_face_captions for s in shards)} panoramas with face captions",

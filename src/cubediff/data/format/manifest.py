@@ -110,12 +110,16 @@ class LatentsRecord(TypedDict):
 
 
 class LatentManifest(TypedDict):
-    """manifest.json of a dataset of latents; `shapes` are those of a sample's tensors without the first dimension."""
+    """manifest.json of a dataset of latents; `shapes` are those of a sample's tensors without the first dimension.
+
+    `panoramas` is the fingerprint of the shards of panoramas; the first latents have none.
+    """
 
     format: str
     version: int
     samples: int
     latents: LatentsRecord
+    panoramas: NotRequired[str]
     shapes: dict[str, list[int]]
     splits: dict[str, SplitManifest]
     index: IndexReference

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import NoReturn, NotRequired, TypedDict, cast
 
-from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, LatentsRecord, SplitManifest
+from cubediff.data.format.manifest import FORMAT, VERSION, IndexReference, LatentsRecord, SettingsRecord, SplitManifest
 from cubediff.utils.errors import DataError, check_version
 from cubediff.utils.files import read_json_lines
 from cubediff.utils.json_text import parse_json
@@ -29,6 +29,7 @@ class ReadableManifest(TypedDict):
 
     splits: dict[str, SplitManifest]
     index: IndexReference
+    settings: NotRequired[SettingsRecord]
     latents: NotRequired[LatentsRecord]
     shapes: NotRequired[dict[str, list[int]]]
 
@@ -73,6 +74,8 @@ def parse_manifest(content: bytes, file: str) -> ReadableManifest:
             shard.count("samples")
             shard.count("bytes")
             shard.sha256("sha256")
+    if checked.get("settings") is not None:
+        checked.inner("settings")
     if checked.get("latents") is not None:
         latents = checked.inner("latents")
         latents.count("face_size")

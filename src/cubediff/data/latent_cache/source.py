@@ -26,10 +26,11 @@ class _Location(NamedTuple):
 
 
 class CachedShard(NamedTuple):
-    """A shard to cache: the keys of its panoramas, and its side of the split."""
+    """A shard to cache: the keys of its panoramas, its side of the split, and its SHA-256 if a manifest has it."""
 
     keys: list[str]
     split: str
+    sha256: str | None = None
 
 
 class CachingDataModule(PanoramaDataModule):
@@ -89,7 +90,7 @@ class CachingDataModule(PanoramaDataModule):
                         f"data.path names several shards {name}, whose latents would overwrite each other: cache the "
                         "folders one after the other"
                     )
-                found[name] = CachedShard(shard.keys.split("\0"), split)
+                found[name] = CachedShard(shard.keys.split("\0"), split, shard.sha256)
         return found
 
     def predict_dataloader(self) -> Loader[_Location, PanoramaBatch]:

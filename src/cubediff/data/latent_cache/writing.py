@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import lightning as L
 import safetensors.torch
@@ -30,12 +30,14 @@ from cubediff.data.format.manifest import (
     SplitManifest,
 )
 from cubediff.data.format.tars import describe_shard, shard_writer, write_sample
+from cubediff.data.format.validation import MAX_MANIFEST, parse_manifest
 from cubediff.data.latent_cache.format import CachedPanorama, find_fault, pack_sample, sample_shapes
+from cubediff.data.latent_cache.reading import LatentDataModule
 from cubediff.data.latent_cache.source import CachedShard, file_name
 from cubediff.models.backbone import Backbone
 from cubediff.models.encoders import same_fingerprint
 from cubediff.utils.errors import DataError
-from cubediff.utils.files import remove_partial, write_atomic
+from cubediff.utils.files import read_limited, remove_partial, write_atomic
 from cubediff.utils.json_text import parse_json
 
 
@@ -168,6 +170,41 @@ def begin_or_resume(
     return done
 
 
+def find_finished(output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard]) -> LatentManifest | None:
+    """The manifest of the latents that an earlier run with the same settings has completed.
+
+    Args:
+        output: The folder, which need not exist.
+        record: The settings of the latents.
+        shards: The shards to cache by file name.
+
+    Returns:
+        The manifest; None if the folder holds no manifest of latents.
+
+    Raises:
+        DataError: If the latents have other settings or are of other shards, or a file is missing or has another size.
+    """
+    file = output / MANIFEST
+    if not file.exists():
+        return None
+    manifest = parse_manifest(read_limited(file, MAX_MANIFEST), str(file))
+    if (latents := manifest.get("latents")) is None:
+        return None
+    _check_settings(output, dict(latents), record)
+    finished = cast(LatentManifest, manifest)
+    count = sum(len(shard.keys) for shard in shards.values())
+    is_same = finished.get("samples") == count
+    if "panoramas" in finished:
+        is_same = finished["panoramas"] == _fingerprint(shards)
+    if not is_same:
+        raise DataError(
+            f"{output} holds the latents of {finished.get('samples')} panoramas of other shards than the {count} of "
+            "data.path, or of these shards before they changed: choose another cache.output, or remove it"
+        )
+    LatentDataModule(output, 1, latents["face_size"], latents["fov"]).setup()  # checks the index and the shards' sizes
+    return finished
+
+
 def check_output(output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard]) -> None:
     """Checks that latents may be written to a folder without losing anything.
 
@@ -186,12 +223,7 @@ def check_output(output: Path, record: LatentsRecord, shards: Mapping[str, Cache
     own = {SETTINGS}
     if (output / SETTINGS).is_file():
         own |= {INDEX, *shards, *(f".{name}.part" for name in shards)}
-        differing = _differing_settings(output / SETTINGS, record)
-        if differing:
-            raise DataError(
-                f"{output} holds shards that were cached with another {', '.join(differing)}: choose another "
-                "cache.output, or remove it"
-            )
+        _check_settings(output, _read_settings(output / SETTINGS), record)
     foreign = foreign_files(output, own)
     if foreign:
         raise DataError(
@@ -200,16 +232,29 @@ def check_output(output: Path, record: LatentsRecord, shards: Mapping[str, Cache
         )
 
 
-def _differing_settings(file: Path, record: LatentsRecord) -> list[str]:
+def _read_settings(file: Path) -> dict[str, object]:
     try:
         earlier: object = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         earlier = None
     if not isinstance(earlier, dict):
         raise DataError(f"{file} does not hold the settings of latents: choose another cache.output, or remove it")
+    return earlier
+
+
+def _check_settings(output: Path, earlier: dict[str, object], record: LatentsRecord) -> None:
     if same_fingerprint(str(earlier.get("encoders")), record["encoders"]):
         earlier["encoders"] = record["encoders"]  # the first ones covered the weights only
-    return sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
+    differing = sorted(name for name in {**record, **earlier} if earlier.get(name) != record.get(name))
+    if differing:
+        values = ", ".join(f"{name} ({earlier.get(name)}, now {record.get(name)})" for name in differing)
+        raise DataError(
+            f"{output} holds shards that were cached with another {values}: choose another cache.output, or remove it"
+        )
+
+
+def _fingerprint(shards: Mapping[str, CachedShard]) -> str:
+    return hashlib.sha256(json.dumps(sorted(shards.items())).encode()).hexdigest()
 
 
 def write_manifest(output: Path, record: LatentsRecord, shards: Mapping[str, CachedShard]) -> LatentManifest:
@@ -235,6 +280,7 @@ def write_manifest(output: Path, record: LatentsRecord, shards: Mapping[str, Cac
         version=VERSION,
         samples=sum(split["samples"] for split in splits.values()),
         latents=record,
+        panoramas=_fingerprint(shards),
         shapes=_shapes(output, [line for _, line in written]),
         splits=splits,
         index={"file": INDEX, "sha256": hashlib.sha256(content.encode()).hexdigest()},

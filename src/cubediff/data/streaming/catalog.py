@@ -85,8 +85,8 @@ def _index_shard(tar: str, cache: Cache) -> Shard:
             first = _first_samples(file.fileno(), offsets)
     except FileNotFoundError:
         raise DataError(
-            f"{printable(redact(tar))} does not exist: copy it there, or set data.path to tars that exist, a brace range such as "
-            "DIR/train-{000000..000041}.tar"
+            f"{printable(redact(tar))} does not exist: copy it there, or set data.path to tars that exist, for "
+            "example a brace range, DIR/train-{000000..000041}.tar"
         ) from None
     except (OSError, DataError, tarfile.TarError) as error:
         if isinstance(error, DataError) and is_remote(tar):
@@ -147,8 +147,8 @@ def _read_manifest(folder: str, retry_minutes: float) -> ReadableManifest:
         if not Path(folder).is_dir():
             problem = "is a file and no tar" if Path(folder).exists() else "does not exist"
             raise DataError(
-                f"data.path={folder} {problem}: set data.path to a folder of shards that cubediff prepare SOURCE OUTPUT "
-                "wrote, to its URL, or to tars"
+                f"data.path={folder} {problem}: set data.path to a folder of shards that cubediff prepare wrote, "
+                "to its URL, or to tars"
             )
         if (Path(folder) / SETTINGS).exists():
             raise DataError(
@@ -181,7 +181,9 @@ def _read_index(
 def _check_size(shard: Path, expected: int) -> None:
     size = shard.stat().st_size if shard.is_file() else None
     if size != expected:
-        found = f"is missing although {MANIFEST} lists it" if size is None else f"has {size} bytes instead of {expected}"
+        found = (
+            f"is missing although {MANIFEST} lists it" if size is None else f"has {size} bytes instead of {expected}"
+        )
         raise DataError(f"{shard} {found}: {_REMEDY}")
 
 

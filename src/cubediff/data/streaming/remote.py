@@ -271,8 +271,9 @@ def _filesystem(url: str) -> tuple[_FileSystem, str]:
     except ValueError as error:
         if "Protocol not known" not in str(error):
             raise
+        protocol = url.partition("://")[0]
         raise DataError(
-            f"{redact(url)} has the unknown protocol {url.partition('://')[0]}://: use s3://, gs://, https://, hf:// or "
+            f"{redact(url)} has the unknown protocol {protocol}://: use s3://, gs://, https://, hf:// or "
             "a local path, or install the package that adds the protocol to fsspec"
         ) from error
     return filesystem, path

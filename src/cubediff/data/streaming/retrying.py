@@ -98,8 +98,9 @@ def _cause(error: Exception) -> str:
 
 def _final_message(source: str, attempts: int, cause: str, error: Exception) -> str:
     tries = f" after {attempts} attempts" if attempts > 1 else ""
-    is_transfer = isinstance(error, TransferError)
-    remedy = error.remedy if is_transfer else "check that it exists and that this machine may read it"
+    remedy = "check that it exists and that this machine may read it"
+    if isinstance(error, TransferError):
+        remedy = error.remedy
     return f"{source} cannot be read{tries} ({cause}): {remedy}"
 
 
