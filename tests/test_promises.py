@@ -445,8 +445,9 @@ def test_generate_makes_faces_of_the_trained_size(folder: Path) -> None:
 
 @promise(
     "docs/training.md",
-    "Augmentations were drawn when the latents were cached; other values in the training command, also those of an "
-    "experiment, are ignored with a warning.",
+    "Augmentations were drawn when the latents were cached: `data=latents` has no keys `data.yaw`, `data.flip`, "
+    "`data.face_caption_probability` and `data.face_caption_jitter`, so the command line refuses them, and other values "
+    "of an experiment are ignored with a warning.",
 )
 def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentations(folder: Path) -> None:
     tiny = ("experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "cache.turns=2")
@@ -454,6 +455,10 @@ def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentatio
     words = ("experiment=cubediff_tiny", "model=tiny_random", "fov=95.0", "data=latents", "data.path=latents")
     output = run("train", *words, "data.batch_size=2", "run_dir=cached", "trainer.max_steps=1", cwd=folder)
     assert "data.face_caption_probability=0.3 has no effect: the latents of latents were cached with 0.5" in output
+    latents = ("model=tiny_random", "data=latents", "data.path=latents", "run_dir=refused")
+    for key in ("yaw=none", "flip=0.5", "face_caption_probability=0.3", "face_caption_jitter=3.0"):
+        output = run("train", *latents, f"data.{key}", cwd=folder, code=1)
+        assert f"Could not override 'data.{key.partition('=')[0]}'" in output
 
 
 # ---- docs/security.md ------------------------------------------------------------------------------------------

@@ -130,8 +130,7 @@ def check(
     shards: Annotated[Path, typer.Argument(help="Folder written by cubediff prepare or cubediff cache.")],
     workers: Workers = 0,
 ) -> None:
-    """Verify the manifest, index, checksums and every panorama of finished shards, or the checksums of latents, and
-    summarise the dataset."""
+    """Verify manifest, index, checksums and samples of finished shards or latents, and summarise the dataset."""
     from cubediff.data.building.check import check_shards
     from cubediff.data.building.console import progress_bar
     from cubediff.data.building.engines import usable_cores
