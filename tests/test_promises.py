@@ -446,8 +446,8 @@ def test_generate_makes_faces_of_the_trained_size(folder: Path) -> None:
 @promise(
     "docs/training.md",
     "Augmentations were drawn when the latents were cached: `data=latents` has no keys `data.yaw`, `data.flip`, "
-    "`data.face_caption_probability` and `data.face_caption_jitter`, so the command line refuses them, and other values "
-    "of an experiment are ignored with a warning.",
+    "`data.face_caption_probability` and `data.face_caption_jitter`, so the command line refuses them, and other "
+    "values of an experiment are ignored with a warning.",
 )
 def test_an_experiment_trains_on_latents_that_were_cached_with_other_augmentations(folder: Path) -> None:
     tiny = ("experiment=tiny_cpu", "model=tiny_random", "data.path=shards", "cache.turns=2")

@@ -323,9 +323,12 @@ def test_missing_weights_are_an_error_with_a_remedy(
 def test_missing_or_invalid_data_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data.path=SHARDS" in ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu")
     (tmp_path / "photos").mkdir()
-    for path in ("photos", "nowhere"):
+    for path, message in (
+        ("photos", "photos holds no manifest.json: build shards with cubediff prepare"),
+        ("nowhere", "data.path=nowhere does not exist: set data.path to a folder of shards that cubediff prepare"),
+    ):
         output = ended(monkeypatch, tmp_path, "model=tiny_random", "trainer=cpu", f"data.path={path}")
-        assert output.startswith(f"error: {path} holds no manifest.json: build shards with cubediff prepare")
+        assert output.startswith(f"error: {message}")
         assert len(output.splitlines()) == 1
 
 
