@@ -85,7 +85,7 @@ def test_old_targets_are_renamed_wherever_they_are_in_a_config() -> None:
 def test_every_added_key_is_in_the_configs_at_its_default() -> None:
     """Otherwise the defaults of the table and of conf/ differ, and fingerprints change."""
     groups = [composed("data.path=x", f"data={data}") for data in ("panoramas", "photos", "latents")]
-    for key, default in ADDED.items():
+    for key, default in (ADDED | targets._ADDED_TO_LATENTS).items():
         containers = [OmegaConf.to_container(config) for config in groups]
         assert any(targets._has_default(container, key.split("."), default) for container in containers), key
 

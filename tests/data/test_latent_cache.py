@@ -119,6 +119,14 @@ def test_training_shows_all_cached_rotations_at_random(latents: Path) -> None:
     assert len(set().union(*yaws_by_key.values())) == 3 * len(yaws_by_key)
 
 
+def test_the_order_and_rotations_follow_the_seed_of_the_run(latents: Path) -> None:
+    def drawn(seed: int) -> list[tuple[str, float]]:
+        config = composed(*WORDS, "data=latents", f"data.path={latents}", "data.batch_size=1", f"seed={seed}")
+        return [(batch["key"][0], batch["yaw"].item()) for batch in build(config.data).train_dataloader()]
+
+    assert drawn(5) == drawn(5) != drawn(6)
+
+
 def test_a_run_on_latents_needs_no_encoders_and_exports_a_complete_model(
     latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

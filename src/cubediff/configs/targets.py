@@ -73,6 +73,18 @@ ADDED: dict[str, object] = {
     },
 }
 
+# The same of data=latents alone: those of panoramas had these keys first.
+_LATENTS = "cubediff.data.LatentDataModule"
+_ADDED_TO_LATENTS: dict[str, object] = {
+    "data.cache_dir": None,
+    "data.cache_gb": 100.0,
+    "data.limit_val": None,
+    "data.max_skipped_share": 0.01,
+    "data.seed": "${seed}",
+    "data.shuffle_buffer": 1024,
+    "data.weights": None,
+}
+
 # Dotted key → the value that the first configs had, of keys that are null now: the model folder says it, or this value
 # holds. They are compared by the value that a run has (see `cubediff.runs.fit`), and fingerprints have the first one.
 UNSET: dict[str, object] = {
@@ -143,7 +155,8 @@ def without_added_nulls(config: DictConfig) -> DictConfig:
 
 def added_at_default(config: dict[str, object]) -> list[str]:
     """The keys of `ADDED` that a config has at their default, dotted; `config` is a plain container, unresolved."""
-    return [key for key, default in ADDED.items() if _has_default(config, key.split("."), default)]
+    added = ADDED | (_ADDED_TO_LATENTS if _has_default(config, ["data", "_target_"], _LATENTS) else {})
+    return [key for key, default in added.items() if _has_default(config, key.split("."), default)]
 
 
 def first_form(config: dict[str, object]) -> dict[str, object]:
