@@ -166,7 +166,7 @@ def test_error_of_a_missing_plugin_names_the_pip_command() -> None:
         ("data.batch_size=true", "data.batch_size=True: expected an integer"),
         ("data.batch_size=null", "data.batch_size=null: expected an integer"),
         ("data.num_workers=some", "data.num_workers=some: expected an integer"),  # of the class's base
-        ("data.yaw=any", "data.yaw=any: expected uniform or none"),
+        ("data.yaw=any", "data.yaw=any: expected uniform or quarters or none"),
         ("data.stages=foo", "data.stages=foo: expected a list or null"),
         ("data.weights=1", "data.weights=1: expected a list or null"),
         ("data.weights=[a]", "data.weights[0]=a: expected a number or an integer"),

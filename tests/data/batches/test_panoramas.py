@@ -10,7 +10,7 @@ import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from support.panoramas import COLOURS, data, fit, keys, shards, spoil
 
 from cubediff.data import DataError, PanoramaDataModule, RandomPhotos, build_shards
-from cubediff.data.batches.augmentation import Augmentation
+from cubediff.data.batches.augmentation import Augmentation, Yaw
 from cubediff.data.batches.decoding import resize_panorama
 from cubediff.geometry import FACES, equirect_to_cube
 from cubediff.images import jpeg as jpeg_files
@@ -109,18 +109,16 @@ def test_every_caption_describes_its_face_after_the_rotation(tmp_path: Path, sho
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 45), st.booleans())
-def test_captions_of_the_faces_move_with_the_rotation(
-    seed: int, probability: float, jitter: float, rotate: bool
-) -> None:
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 45), st.sampled_from(get_args(Yaw)))
+def test_captions_of_the_faces_move_with_the_rotation(seed: int, probability: float, jitter: float, yaw: Yaw) -> None:
     faces = {face: face for face in FACES}
-    augmentation = Augmentation("uniform" if rotate else "none", probability, jitter)
+    augmentation = Augmentation(yaw, probability, jitter)
     view = augmentation.draw("all", faces, random.Random(seed))
     if view.prompts != ["all"] * 6:
         quarter = round(view.yaw / 90) if jitter < 45 else FACES.index(view.prompts[0])
         assert view.prompts == [FACES[(i + quarter) % 4] for i in range(4)] + ["up", "down"]
         assert abs(view.yaw - 90 * quarter) <= jitter
-    assert rotate or view.yaw == 0
+    assert view.yaw in {"uniform": [view.yaw], "quarters": [0, 90, 180, 270], "none": [0]}[yaw]
     assert augmentation.draw("all", None, random.Random(seed)).prompts == ["all"] * 6
 
 

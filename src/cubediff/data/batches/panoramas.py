@@ -4,12 +4,11 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cubediff.data.batches.augmentation import Augmentation
+from cubediff.data.batches.augmentation import Augmentation, Yaw
 from cubediff.data.batches.conditioning_photos import PhotoCamera, RandomPhotos
 from cubediff.data.batches.decoding import DecodedPanorama, PanoramaDecoder
 from cubediff.data.batches.types import CubeBatch, PanoramaBatch
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 class PanoramaOptions(StreamOptions, total=False):
     """The fields of `Augmentation` and `StreamSettings` as keyword arguments of `PanoramaDataModule`."""
 
-    yaw: Literal["uniform", "none"]
+    yaw: Yaw
     face_caption_probability: float
     face_caption_jitter: float
     photos: RandomPhotos | None

@@ -4,13 +4,14 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
+from cubediff.data.batches.augmentation import Yaw
 from cubediff.data.batches.decoding import read_record, verify_member
 from cubediff.data.batches.types import LatentBatch
 from cubediff.data.latent_cache.format import sample_shapes, unpack_sample
@@ -74,7 +75,7 @@ class LatentDecoder:
 class LatentOptions(StreamOptions, total=False):
     """The keyword arguments of `LatentDataModule`: those of panoramas, so that an experiment may set them for both."""
 
-    yaw: Literal["uniform", "none"]
+    yaw: Yaw
     face_caption_probability: float
     face_caption_jitter: float
     flip: float
