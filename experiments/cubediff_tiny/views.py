@@ -21,7 +21,7 @@ from cubediff.evaluation.fidelity import psnr
 from cubediff.evaluation.opened_sets import open_set
 from cubediff.evaluation.sets import Sized
 from cubediff.geometry import cube_to_equirect, equirect_to_cube, equirect_to_perspective
-from cubediff.geometry.photos import Photo, feather, project_photos
+from cubediff.geometry.photos import Photo, paste_photos, project_photos
 from cubediff.models.inputs import latent_mask
 from cubediff.utils.files import write_json
 
@@ -76,7 +76,7 @@ def main() -> None:
     compared = {
         "psnr": generated,
         "psnr_of_the_autoencoder": pipeline.backbone.decode(pipeline.backbone.encode(faces.to(args.device))).cpu(),
-        "psnr_pasted": torch.lerp(generated, pictures, feather(covered, 8)),  # as paste_image=True does
+        "psnr_pasted": paste_photos(generated, pictures, covered, 8),
     }
     blended = {name: cube_to_equirect(each, 2 * size, fov, mode="bicubic") for name, each in compared.items()}
     report: dict[str, object] = {}
