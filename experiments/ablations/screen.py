@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "faces of 118°": (ZERO_SNR, "fov=118.0"),
 }
 METRICS = ("overlap_rms", "step_beyond_overlap", "sharpness", "retrieval_psnr")
+FIELDS = ("value", "low", "high", "n")  # of a metric, the interval and the number of panoramas
 CONDITIONS = ("text", "photo")
 Measured = dict[str, dict[str, dict[str, float]]]  # by condition, metric and field of metrics.json
 Run = dict[str, Any]  # "variant", "seed", and the values of each condition
@@ -125,7 +126,8 @@ def measure(args: argparse.Namespace, variant: str, seed: int) -> Measured:
                 *(f"condition={condition}", f"metrics=[{','.join(METRICS)}]", f"cache={args.output}/cache"),
                 *("generate.steps=25", "generate.batch=5", "generate.average_overlap=false"),
             )
-        found[condition] = json.loads((output / "metrics.json").read_text())["metrics"]
+        measured = json.loads((output / "metrics.json").read_text())["metrics"]
+        found[condition] = {name: {field: measured[name][field] for field in FIELDS} for name in METRICS}
     return found
 
 
