@@ -9,11 +9,12 @@ import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from support.promises import promised
 from support.runs import composed
+from torch import Tensor
 
 from cubediff import cache, evaluate, plan, train
-from cubediff.configs import CONFIG_DIR, build
+from cubediff.configs import CONFIG_DIR, build, check
 from cubediff.configs.arguments import check_types
-from cubediff.configs.overrides import argument_message, error_hint, messages_of_errors
+from cubediff.configs.overrides import argument_message, error_hint, messages_of_errors, options_first
 
 DATA = "data.path=SHARDS"
 
@@ -128,6 +129,34 @@ def test_an_empty_run_dir_is_refused(empty: str) -> None:
     assert message == f"run_dir={empty}: name the folder of the run, or omit run_dir for a new one"
 
 
+def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options_first(["a=1", "-m", "b=1,2", "--config-dir", "D", "c=3", "--cfg=job"]) == [
+        *("-m", "--config-dir", "D", "--cfg=job"), *("a=1", "b=1,2", "c=3"),
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", DATA, "--cfg", "job", "seed=7"])
+        train.main()
+    assert "\nseed: 7\n" in capsys.readouterr().out
+
+
+def test_the_config_of_a_group_at_the_root_is_refused() -> None:
+    """As that of an own objective whose file does not begin with the package."""
+    config = composed(DATA, "+objective={weighting: {_target_: module.Ramp}}")
+    with pytest.raises(ValueError, match=r"^objective: nothing reads this key .* begin .* `# @package model`, as "):
+        check(config)
+
+
+def constant(losses: Tensor, timesteps: Tensor, process: object) -> Tensor:
+    return losses
+
+
+def test_a_function_that_lacks_arguments_is_told_to_be_partial() -> None:
+    weighting = f"model.objective.weighting={{_target_: {__name__}.{constant.__name__}}}"
+    config = composed("model=tiny_random", DATA, weighting)
+    with pytest.raises(ValueError, match=r"a function that is called later needs model\.objective\.\S*_partial_=true"):
+        build(config.model)
+
+
 def test_options_of_hydra_pass() -> None:
     accepted = ["--cfg", "job", "--multirun", "--multi", "--config-dir=D", "-m", "--info", "--", "data.path=--a"]
     assert argument_message(accepted) is None
@@ -165,6 +194,9 @@ def test_error_of_a_missing_plugin_names_the_pip_command() -> None:
         ("data.batch_size=2.5", "data.batch_size=2.5: expected an integer"),
         ("data.batch_size=true", "data.batch_size=True: expected an integer"),
         ("data.batch_size=null", "data.batch_size=null: expected an integer"),
+        ("data.batch_size=[1,2]", "data.batch_size=[1, 2]: expected an integer"),
+        ("data.fov=[95]", "data.fov=[95]: expected a number"),
+        ("data.yaw=[none]", "data.yaw=['none']: expected uniform or quarters or none"),
         ("data.num_workers=some", "data.num_workers=some: expected an integer"),  # of the class's base
         ("data.yaw=any", "data.yaw=any: expected uniform or quarters or none"),
         ("data.stages=foo", "data.stages=foo: expected a list or null"),
@@ -181,6 +213,7 @@ def test_error_of_a_missing_plugin_names_the_pip_command() -> None:
         ("model.gradient_checkpointing=some", "model.gradient_checkpointing=some: expected true or false or selective"),
         ("model.compile=max", "model.compile=max: expected regional or null"),
         ("model.optimizer.lr=fast", "model.optimizer.lr=fast: expected a number"),
+        ("model.optimizer.lr=[1e-3]", "model.optimizer.lr=[0.001]: expected a number"),
         ("trainer.max_steps=many", "trainer.max_steps=many: expected an integer"),
         ("trainer.limit_val_batches=none", "trainer.limit_val_batches=none: expected an integer or a number or null"),
         ("callbacks.ema.decay=high", "callbacks.ema.decay=high: expected a number"),

@@ -25,6 +25,11 @@ def _find_config_dir() -> str:
 
 
 CONFIG_DIR = _find_config_dir()
+# Config groups whose files write into other keys, and the package that such a file begins with.
+PACKAGES = {
+    "experiment": "_global_", "objective": "model", "optimizer": "model.optimizer", "sweep": "_global_",
+    "variant": "_global_",
+}  # fmt: skip
 
 
 def check(config: DictConfig) -> None:
@@ -40,6 +45,12 @@ def check(config: DictConfig) -> None:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: set {' '.join(f'{key}=VALUE' for key in missing)}")
     check_no_nan(config)
+    for group, package in PACKAGES.items():
+        if group in config:
+            raise ValueError(
+                f"{group}: nothing reads this key of the config: begin the file of {group}=NAME with the line "
+                f"`# @package {package}`, as examples/conf/objective/p2.yaml begins"
+            )
     if "model" in config:
         check_model(config.model)
     seed = config.get("seed", 0)
@@ -150,4 +161,6 @@ def build(config: DictConfig, **options: object) -> Any:
             ) from error
         extra = next((e for package, e in EXTRAS.items() if f"No module named '{package}'" in str(cause)), None)
         remedy = f"\ninstall it: pip install 'cubediff[{extra}]'" if extra else ""
+        if isinstance(cause, TypeError) and re.search(r"missing \d+ required positional argument", str(cause)):
+            remedy = f"\na function that is called later needs {where}._partial_=true"
         raise ValueError(f"{where}: {cause}{remedy}") from error

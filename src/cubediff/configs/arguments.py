@@ -58,10 +58,16 @@ def _check_value(expected: Annotation, value: object, key: str) -> None:
     if isinstance(value, ListConfig):
         origin, arguments = typing.get_origin(expected), typing.get_args(expected)
         options = arguments if origin in (typing.Union, types.UnionType) else (expected,)
+        if all(option in _TYPE_NAMES or _is_literal_or_tensor(option) for option in options):
+            raise ValueError(f"{key}={value}: expected {_type_name(expected)}")
         items = [typing.get_args(o)[0] for o in options if typing.get_origin(o) in (list, Sequence)]
         for number, item in enumerate(value):
             if len(items) == 1:
                 _check_value(items[0], item, f"{key}[{number}]")
+
+
+def _is_literal_or_tensor(annotation: Annotation) -> bool:
+    return typing.get_origin(annotation) is typing.Literal or getattr(annotation, "__name__", "") == "Tensor"
 
 
 def check_no_nan(config: DictConfig | ListConfig) -> None:

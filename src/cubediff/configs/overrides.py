@@ -43,6 +43,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], object]], Call
         start = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
 
         def main() -> None:
+            sys.argv[1:] = options_first(sys.argv[1:])
             if message := argument_message(sys.argv[1:]):
                 sys.exit(error_line(message))
             try:
@@ -129,6 +130,18 @@ def messages_of_errors(when_stopped: str) -> Iterator[None]:
         if is_first_rank():
             print(f"stopped by a signal: {when_stopped}", file=sys.stderr)
         raise
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options, such as -m, before the overrides: Hydra's parser reads them in one place only."""
+    options = get_args_parser()._option_string_actions
+    first, others, left = list[str](), list[str](), list(arguments)
+    while left:
+        argument = left.pop(0)
+        (first if argument.startswith("-") else others).append(argument)
+        if argument in options and options[argument].nargs is None and left:
+            first.append(left.pop(0))
+    return first + others
 
 
 def argument_message(arguments: Sequence[str]) -> str | None:

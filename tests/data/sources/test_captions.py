@@ -27,7 +27,7 @@ def read(path: Path, captions: Path | None = None, **options: bool) -> tuple[dic
 
 
 def test_json_lines_and_files_that_do_not_match_are_listed(tmp_path: Path) -> None:
-    source = panoramas(tmp_path, *(f"pano {i}.jpg" for i in range(7)))
+    source = panoramas(tmp_path, *(f"pano {i}.jpg" for i in range(8)))
     lines = [
         {"file": "pano 0.jpg", "caption": " first ", "faces": FACE_CAPTIONS, "asset": "hall", "light": "day"},
         {"file": "./pano 0.jpg", "caption": "again"},
@@ -43,6 +43,7 @@ def test_json_lines_and_files_that_do_not_match_are_listed(tmp_path: Path) -> No
         {"file": "nul\0.jpg", "caption": "c"},
         {"file": "long" * 999, "caption": "c"},
         {"file": "pano 6.jpg", "caption": ["a", "list"]},
+        {"file": "pano 7.jpg", "capton": "c"},
     ]
     text = "\ufeff" + "".join(json.dumps(line) + "\n" for line in lines)
     text += (
@@ -65,11 +66,12 @@ def test_json_lines_and_files_that_do_not_match_are_listed(tmp_path: Path) -> No
         "nul\0.jpg": "the file is missing",
         "long" * 999: "the file is missing",
         "pano 6.jpg": "empty caption",
-        "captions.jsonl:16": "not a JSON object",
-        "captions.jsonl:17": "expected an object",
-        "captions.jsonl:18": "half a surrogate pair",
-        "captions.jsonl:19": "NaN is not a finite number",
-        "captions.jsonl:20": "not a JSON object",
+        "pano 7.jpg": "empty caption; is 'capton' meant as caption?",
+        "captions.jsonl:17": "not a JSON object",
+        "captions.jsonl:18": "expected an object",
+        "captions.jsonl:19": "half a surrogate pair",
+        "captions.jsonl:20": "NaN is not a finite number",
+        "captions.jsonl:21": "not a JSON object",
         "pano 5.jpg": "has no caption in captions.jsonl",
     }.items():
         assert words in reasons.pop(file), file

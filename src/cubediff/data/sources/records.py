@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from difflib import get_close_matches
 from pathlib import Path
 
 from cubediff.data.sources.base import Entry
@@ -45,7 +46,8 @@ def entry_from(file: str, record: dict[str, object], captioned: bool = True) -> 
     caption, faces, asset = (record.pop(key, None) for key in ("caption", "faces", "asset"))
     text = _clean(caption)
     if not text and captioned:
-        raise DataError("empty caption")
+        near = [] if caption is not None else get_close_matches("caption", record, 1)
+        raise DataError(f"empty caption; is {near[0]!a} meant as caption?" if near else "empty caption")
     captions = None if faces is None else face_captions(faces)
     if asset is not None and (not isinstance(asset, str) or not asset):
         raise DataError(f"asset must be the scene's name, not {asset!r}")
