@@ -332,6 +332,7 @@ def test_missing_or_invalid_data_is_an_error_with_a_remedy(tmp_path: Path, monke
         assert len(output.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_config_plan_and_data_and_trains_nothing(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

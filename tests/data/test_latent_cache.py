@@ -178,7 +178,7 @@ def test_interrupted_caching_resumes_and_writes_the_same_files(source: Path, lat
     assert left
     (tmp_path / f"out/.manifest.json.{'0' * 32}.part").write_bytes(b"{")  # of a process that was killed at its end
     assert not (tmp_path / "out" / "manifest.json").exists()
-    with pytest.raises(DataError, match=r"were cached with another turns \(3, now 2\): choose"):
+    with pytest.raises(DataError, match=r"were cached with other settings, turns \(3, now 2\): choose"):
         cached(source, tmp_path / "out", "cache.turns=2", "cache.dtype=float32")
     cached(source, tmp_path / "out", *words)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
@@ -193,7 +193,9 @@ def test_a_finished_caching_is_left_as_it_is_by_the_same_command_and_refused_by_
     manifest = json.loads((latents / "manifest.json").read_text())
     assert cached(source, output, *words) == manifest
     assert f"nothing to do: {output} holds the latents of these panoramas already" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"cached with another flip \(0\.0, now 0\.5\), turns \(3, now 2\): choose"):
+    with pytest.raises(
+        DataError, match=r"cached with other settings, flip \(0\.0, now 0\.5\), turns \(3, now 2\): choose"
+    ):
         cached(source, output, "cache.turns=2", "cache.dtype=float32", "data.flip=0.5")
     assert contents(output) == whole
     changed = json.loads((source / "manifest.json").read_text())
@@ -285,7 +287,7 @@ def test_stages_choose_what_is_cached_and_an_interrupted_run_resumes_only_with_t
     assert manifest["latents"]["stages"][0]["_target_"] == "webdataset.select"
     (tmp_path / "out" / "manifest.json").unlink()
     (tmp_path / "out" / "settings.json").write_text(json.dumps(manifest["latents"]))
-    with pytest.raises(DataError, match="were cached with another stages"):
+    with pytest.raises(DataError, match="were cached with other settings, stages"):
         cached(source, tmp_path / "out", "cache.turns=1")
     assert cached(source, tmp_path / "out", *words) == manifest
     data = LatentDataModule(tmp_path / "out", batch_size=1, face_size=64)
@@ -302,7 +304,7 @@ def test_caching_resumes_only_with_the_same_decoding(source: Path, tmp_path: Pat
         for file in ("manifest.json", "train-000000.tar"):
             (output / file).unlink()
         (output / "settings.json").write_text(json.dumps(manifest["latents"]))
-        with pytest.raises(DataError, match="were cached with another jpeg_scaling"):
+        with pytest.raises(DataError, match="were cached with other settings, jpeg_scaling"):
             cached(source, output, "cache.turns=1", other)
         assert cached(source, output, "cache.turns=1", own) == manifest
 

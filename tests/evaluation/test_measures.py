@@ -10,6 +10,8 @@ import torch
 from cubediff.evaluation import measures
 from cubediff.evaluation.distances import frechet_distance, omnifid
 from cubediff.evaluation.intervals import bootstrap
+from cubediff.evaluation.measuring import measure_consistency
+from cubediff.evaluation.opened_sets import open_set
 from cubediff.runs.evaluation.settings import EXTRACTORS
 from cubediff.utils import plugins
 
@@ -97,6 +99,16 @@ def test_invalid_metrics_of_other_packages_are_named(
     register(monkeypatch, **{name: value})
     with pytest.raises(ValueError, match=message):
         measures.add_installed_metrics()
+
+
+def test_terms_of_another_shape_name_the_metric_and_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, own=f"{__name__}:OWN")
+    measures.add_installed_metrics()
+    samples = open_set(Path(__file__).parents[2] / "data/samples")
+    with pytest.raises(
+        ValueError, match=r"the metric own: expected .* a tensor \(1, K\), got a tensor \(1, 6, 3, 8, 8\)"
+    ):
+        measure_consistency(samples, 8, {"own"}, lambda items, count, title: items)
 
 
 def test_a_metric_that_is_not_installed_has_no_value() -> None:

@@ -14,6 +14,8 @@ from support.examples import run_documented
 
 from cubediff.pipelines.loading import tiny_random
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, str]]
 
 
@@ -41,7 +43,6 @@ def test_callback_writes_the_loss_of_every_panorama(checkout: Path, rows: Rows) 
     assert [fmean(each) for each in losses.values()] == pytest.approx(logged, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_weighting_multiplies_the_losses_by_its_formula(checkout: Path, rows: Rows) -> None:
     """The first step of both runs has the same weights, noise and timesteps."""
     target, folder = "panorama_losses.PanoramaLosses", "experiments/runs/p2"
@@ -56,7 +57,6 @@ def test_weighting_multiplies_the_losses_by_its_formula(checkout: Path, rows: Ro
         assert float(after["loss"]) == pytest.approx(weight * float(before["loss"]), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_backbone_trains_and_generates(checkout: Path) -> None:
     run_documented("toy_backbone.py", checkout)
     runs = checkout / "experiments/runs"

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 from support.examples import ROOT, as_python, documented
 
+pytestmark = pytest.mark.slow
+
 PHOTO = (ROOT / "data/photo.jpg").read_bytes()
 
 

@@ -82,6 +82,7 @@ def test_sharding_copies_weights_twice_and_gradients_once_in_each_micro_batch() 
     assert seconds[1] - seconds[0] == pytest.approx(3 * 2 * copied / (gpu.bandwidth * 0.75), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lora_is_not_sharded() -> None:
     config = composed(*FOUR, "model.trainable=lora")
     assert {way.strategy for way in ways(config, GPUS["A100-80"], 70 * GIB)} == {"ddp"}

@@ -180,6 +180,7 @@ def test_ctrl_c_and_hangup_stop_a_run_too(run: Run, tmp_path: Path, action: str,
     assert checkpoints(tmp_path / "run") == ["step00000001.ckpt"]
 
 
+@pytest.mark.slow
 def test_epochs_are_counted_when_each_is_interrupted_after_its_last_batch(
     run: Run, tiny_shards: Path, tmp_path: Path
 ) -> None:

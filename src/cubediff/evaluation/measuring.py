@@ -63,6 +63,14 @@ def check_faces(panoramas: PanoramaSet) -> bool:
     return not without
 
 
+def _checked(name: str, terms: object) -> Tensor:
+    """The terms of one panorama, which a metric of another package may give in another form."""
+    if not isinstance(terms, Tensor) or terms.ndim != 2 or len(terms) != 1:
+        found = f"a tensor {tuple(terms.shape)}" if isinstance(terms, Tensor) else f"{type(terms).__name__}"
+        raise ValueError(f"the metric {name}: expected the terms of one panorama as a tensor (1, K), got {found}")
+    return terms
+
+
 @torch.inference_mode()
 def measure_consistency(
     panoramas: PanoramaSet, size: int | None, wanted: Collection[str], progress: Progress
@@ -80,6 +88,7 @@ def measure_consistency(
 
     Raises:
         DataError: If a panorama is damaged.
+        ValueError: If a metric of another package gives no terms (B, K).
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in (*measures.FACES, *measures.PANORAMAS) if name in wanted}
     measured = Measured()
@@ -96,7 +105,7 @@ def measure_consistency(
             except ValueError as error:
                 measured.left_out[name] = f"{panoramas.names[index]}: {error}"
             else:
-                rows[name].append(terms[0].double())
+                rows[name].append(_checked(name, terms)[0].double())
     measured.terms = {name: torch.stack(each) for name, each in rows.items() if name not in measured.left_out}
     return measured
 

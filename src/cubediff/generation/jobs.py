@@ -211,8 +211,9 @@ def _parse_line(value: object, folder: Path, job: Job, count: int) -> list[Job]:
         or name.casefold() == GALLERY
     ):
         raise ValueError(
-            f"{where}: name {name!r:.200} is not a folder name on every system: use up to 200 letters, digits, '.', "
-            f"'-' and '_', and neither a device name of Windows nor {GALLERY}, which is written beside it"
+            f"{where}: name {name!r:.200} is not a folder name on every system: use up to 200 letters without "
+            f"accents, digits, '.', '-' and '_', and neither a device name of Windows nor {GALLERY}, which is written "
+            "beside it"
         )
     seed = cast(int, check_value(job.label("seed"), value.get("seed", job.seed), integer(0, MAX_SEED)))
     count = cast(int, check_value(job.label("count"), value.get("count", count), integer(1, MAX_COUNT)))

@@ -106,6 +106,7 @@ def test_a_thousand_equal_panoramas_are_not_a_million_pairs() -> None:
     assert len(near_duplicates(hashes[:0]).first) == 0
 
 
+@pytest.mark.slow
 def test_twenty_thousand_panoramas_are_compared_in_seconds() -> None:
     """A double loop in Python would take minutes; 50 000 take six times as long as this."""
     hashes = np.random.default_rng(0).integers(0, 256, (20_000, 32), np.uint8)

@@ -249,7 +249,8 @@ def _check_settings(output: Path, earlier: dict[str, object], record: LatentsRec
     if differing:
         values = ", ".join(f"{name} ({earlier.get(name)}, now {record.get(name)})" for name in differing)
         raise DataError(
-            f"{output} holds shards that were cached with another {values}: choose another cache.output, or remove it"
+            f"{output} holds shards that were cached with other settings, {values}: choose another cache.output, or "
+            "remove it"
         )
 
 
